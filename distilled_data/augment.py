@@ -1,0 +1,201 @@
+"""Augmentation of whole batches on their own device, differentiable in the images.
+
+Differentiable Siamese Augmentation (Zhao and Bilen 2021, arXiv 2102.08259): every operation is a function of
+the images and of a few uniform numbers. "Siamese" is to give the real and the synthetic images of a matching
+step the same numbers. Images are normalised, so that zero, which fills what comes in from outside, is the
+mean of the data set.
+
+A strategy is text: operations joined by "_", applied in that order. An operation may be alternatives joined
+by "|", of which one is drawn per call: "flip_color_crop|scale|rotate" flips, changes the colour, and then
+does one of three things.
+"""
+
+import math
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import UnknownNameError
+
+__all__ = ["DSA", "OPERATIONS", "augment", "cutmix"]
+
+DSA = "flip_color_crop|scale|rotate"  # the recipe of evaluation; the strategy "dsa" means this one
+
+BRIGHTNESS = 1.0  # width of the range of the shift, in standard deviations of the data set
+SATURATION = 2.0  # largest gain; the smallest is 0
+CONTRAST = 0.5  # smallest gain; the largest is 1 more
+CROP = 0.125  # largest shift, as a share of the side
+CUTOUT = 0.5  # side of the hole, as a share of the side
+SCALE = 1.2  # largest factor; the smallest is its inverse
+ROTATE = 15.0  # largest angle either way, in degrees
+
+
+def augment(images: Tensor, strategy: str, generator: torch.Generator, *, shared: bool = False) -> Tensor:
+    """Applies a strategy to normalised floating `images` [N, channels, height, width].
+
+    The random numbers come from `generator`, which lives on the CPU, so that every device sees the same
+    ones: per image, or, if `shared`, once for all, so that generators in the same state do the same to
+    batches of any size. Raises UnknownNameError for an operation that does not exist.
+    """
+    operations, uniforms = draw(strategy, 1 if shared else len(images), generator)
+    return apply(images, operations, uniforms)
+
+
+def draw(strategy: str, count: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
+    """Returns the operations to apply, and `count` rows of the uniform numbers they take, side by side."""
+    slots = [slot.split("|") for slot in (DSA if strategy == "dsa" else strategy).split("_")]
+    for name in (name for slot in slots for name in slot):
+        if name not in OPERATIONS:
+            raise UnknownNameError("augmentation", name, [*OPERATIONS, "dsa"])
+    choices = torch.rand(len(slots), generator=generator).tolist()
+    operations = [slot[int(choice * len(slot))] for slot, choice in zip(slots, choices, strict=True)]
+    uniforms = sum(OPERATIONS[name].uniforms for name in operations)
+    return operations, torch.rand(count, uniforms, generator=generator)
+
+
+def apply(images: Tensor, operations: list[str], uniforms: Tensor) -> Tensor:
+    """Applies what `draw` returned; a single row of `uniforms` serves all images."""
+    dtype = torch.promote_types(images.dtype, torch.float32)  # half precision is too coarse for positions
+    result = images.to(dtype)
+    uniforms = uniforms.to(dtype).to(images.device, non_blocking=True)[..., None, None]
+    parts = uniforms.split([OPERATIONS[name].uniforms for name in operations], dim=1)
+    for name, part in zip(operations, parts, strict=True):
+        result = OPERATIONS[name].function(result, *part.unbind(1))
+    return result.to(images.dtype)
+
+
+def cutmix(
+    images: Tensor, targets: Tensor, generator: torch.Generator, alpha: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """CutMix (Yun et al. 2019, arXiv 1905.04899): pastes one box of each image's partner into the image.
+
+    `images` [N, channels, height, width], `targets` [N, classes] probabilities. Box and partners are drawn
+    once per batch from the CPU `generator`. The box has 1 - lambda of the area, lambda ~ Beta(alpha, alpha),
+    before the parts outside the image are cut off; targets are mixed by the share of pixels it then has.
+    """
+    height, width = images.shape[-2:]
+    partners = torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)
+    # torch draws no Beta from a generator; the standard library does, from a seed
+    numbers = random.Random(int(torch.randint(2**63 - 1, (), generator=generator)))
+    half = 0.5 * math.sqrt(1 - numbers.betavariate(alpha, alpha))
+    rows, columns = (span(numbers.randrange(side), int(half * side), side) for side in (height, width))
+    mixed = images.clone()
+    mixed[..., rows, columns] = images[..., rows, columns][partners]
+    share = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+    return mixed, torch.lerp(targets, targets[partners], share)
+
+
+# An operation takes images [N, channels, height, width] and uniform numbers in [0, 1), each [N or 1, 1, 1].
+
+
+def color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
+    """Shifts, then scales the distance from the grey of each pixel, then from the mean of the image.
+
+    All three are affine and scaling keeps the mean of the image, so together they are one multiply-add.
+    """
+    shift = (brightness[:, None] - 0.5) * BRIGHTNESS
+    gain = saturation[:, None] * SATURATION
+    spread = contrast[:, None] + CONTRAST
+    grey = images.mean(1, keepdim=True)
+    mean = grey.mean((2, 3), keepdim=True)
+    return torch.addcmul(grey * (spread * (1 - gain)) + mean * (1 - spread) + shift, images, spread * gain)
+
+
+def crop(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """Shifts by whole pixels; as the nearest pixel is read, nothing is interpolated."""
+    height, width = images.shape[-2:]
+    rows, columns = positions(images)
+    rows = rows - shift_of(down, height) * (2 / height)
+    columns = columns - shift_of(right, width) * (2 / width)
+    return sample(images, rows, columns, "nearest")
+
+
+def cutout(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Sets a box to zero whose centre is anywhere in the image."""
+    rows, columns = hole(row, images.shape[2]), hole(column, images.shape[3])
+    return images * ~(rows.mT & columns)[:, None]
+
+
+def flip(images: Tensor, side: Tensor) -> Tensor:
+    """Mirrors left and right where the number is below one half."""
+    columns = torch.arange(images.shape[3], device=images.device)
+    columns = torch.where(side < 0.5, columns.flip(0), columns)
+    return images.gather(3, columns[:, None].expand_as(images))
+
+
+def scale(images: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
+    """Scales each axis about the centre."""
+    rows, columns = positions(images)
+    vertical, horizontal = (1 / SCALE + (SCALE - 1 / SCALE) * number for number in (vertical, horizontal))
+    return sample(images, rows / vertical, columns / horizontal, "bilinear")
+
+
+def rotate(images: Tensor, angle: Tensor) -> Tensor:
+    """Turns about the centre, clockwise for numbers above one half."""
+    height, width = images.shape[-2:]
+    rows, columns = positions(images)
+    radians = (2 * angle - 1) * math.radians(ROTATE)
+    sine, cosine = radians.sin(), radians.cos()
+    return sample(
+        images,
+        rows * cosine - columns * sine * (width / height),
+        columns * cosine + rows * sine * (height / width),
+        "bilinear",
+    )
+
+
+class Operation(NamedTuple):
+    function: Callable[..., Tensor]
+    uniforms: int  # how many numbers it takes per image
+
+
+OPERATIONS = {
+    "color": Operation(color, 3),
+    "crop": Operation(crop, 2),
+    "cutout": Operation(cutout, 2),
+    "flip": Operation(flip, 1),
+    "rotate": Operation(rotate, 1),
+    "scale": Operation(scale, 2),
+}
+
+
+def whole(uniform: Tensor, low: int, high: int) -> Tensor:
+    """A whole number from `low` to `high`, both included."""
+    return low + (uniform * (high - low + 1)).floor()
+
+
+def shift_of(uniform: Tensor, side: int) -> Tensor:
+    reach = int(side * CROP + 0.5)
+    return whole(uniform, -reach, reach)
+
+
+def hole(uniform: Tensor, side: int) -> Tensor:
+    """True where the hole is, [N or 1, 1, side]."""
+    length = int(side * CUTOUT + 0.5)
+    # an even hole has its centre between two pixels, and one place more to be
+    start = whole(uniform, 0, side - length % 2) - length // 2
+    offset = torch.arange(side, device=uniform.device) - start
+    return (offset >= 0) & (offset < length)
+
+
+def span(centre: int, half: int, side: int) -> slice:
+    return slice(max(centre - half, 0), min(centre + half, side))
+
+
+def positions(images: Tensor) -> tuple[Tensor, Tensor]:
+    """The centres of the rows [height, 1] and columns [width], where the edges of the image are -1 and 1."""
+    rows, columns = (
+        torch.arange(1, 2 * side, 2, device=images.device, dtype=images.dtype) / side - 1
+        for side in images.shape[-2:]
+    )
+    return rows[:, None], columns
+
+
+def sample(images: Tensor, rows: Tensor, columns: Tensor, mode: str) -> Tensor:
+    """Reads the images at positions that broadcast to [N, height, width]; outside is zero."""
+    grid = torch.stack(torch.broadcast_tensors(columns, rows), dim=-1).expand(len(images), -1, -1, -1)
+    return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)

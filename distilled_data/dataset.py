@@ -1,0 +1,241 @@
+"""`DistilledDataset`: a distilled set as a torch dataset."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from . import format
+from .augment import DSA
+from .decode import enlarge, tiles
+from .errors import MissingExtraError, UsageError
+from .format import ARTIFACT_FILE, Artifact, Metadata
+from .loader import Loader
+
+LABELS = ("soft", "logits", "hard")
+
+
+class DistilledDataset(Dataset):
+    """Distilled images and their labels, decoded on demand.
+
+    A sample is one decoded view: float32 [channels, height, width], normalised by `mean` and `std`, and
+    its target by `labels`: "soft" probabilities [classes] (one-hot where the artifact has no teacher
+    labels), "logits" [classes] or "hard" int. Samples are ordered by (rank, class, view), so a smaller
+    `ipc` is a prefix. With `transform` set, it is given a PIL image in the place of the tensor.
+    """
+
+    def __init__(self, artifact: Artifact, labels: str = "soft", folder: Path | None = None):
+        if labels not in LABELS:
+            raise UsageError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
+        if labels == "logits" and artifact.logits is None:
+            raise UsageError("labels='logits' was asked for; this artifact has no teacher logits")
+        self.artifact, self.labels, self.folder = artifact, labels, folder
+        self.transform: Callable[[Any], Any] | None = None
+        self.target_transform: Callable[[Any], Any] | None = None
+        m, views = artifact.metadata, artifact.metadata.factor**2
+        self._tiles = tiles(artifact.images.flatten(0, 1), m.factor).flatten(0, 1)
+        classes = torch.arange(len(m.classes))
+        self.targets: Tensor = classes.repeat(m.ipc).repeat_interleave(views)  # int64 [N]
+        if labels == "hard":
+            self._labels = self.targets
+        else:
+            self._labels = self.soft_targets if labels == "soft" else self._logits()
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: str | Path,
+        *,
+        ipc: int | None = None,
+        classes: Sequence[str | int] | None = None,
+        labels: str = "soft",
+    ) -> Self:
+        """Load an artifact folder, whole or only its first `ipc` images of the given `classes`.
+
+        The artifact is compared with the folder's manifest first. Raises `FormatError`, `IntegrityError`
+        for a file that cannot be trusted and `UsageError` for a subset that is not there.
+        """
+        path = Path(path)
+        format.verify_folder(path, [ARTIFACT_FILE])
+        return cls(format.read_artifact(path / ARTIFACT_FILE, ipc=ipc, classes=classes), labels, path)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        images: Tensor,
+        classes: Sequence[str],
+        logits: Tensor | None = None,
+        factor: int = 1,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        temperature: float = 1.0,
+        labels: str = "soft",
+    ) -> Self:
+        """A set in memory from uint8 images [ipc, classes, channels, height, width].
+
+        `logits` is [ipc, classes, factor**2, classes]; `mean` and `std` (of pixels in [0, 1]) default to
+        those of the images themselves.
+        """
+        if images.ndim != 5 or images.dtype != torch.uint8:
+            raise UsageError(
+                "images must be uint8 [ipc, classes, channels, height, width], got "
+                f"{images.dtype} {list(images.shape)}"
+            )
+        pixels = images.double() / 255
+        metadata = Metadata(
+            dataset="tensors",
+            classes=tuple(classes),
+            channels=images.shape[2],
+            height=images.shape[3],
+            width=images.shape[4],
+            mean=tuple(pixels.mean((0, 1, 3, 4)).tolist() if mean is None else mean),
+            std=tuple(pixels.std((0, 1, 3, 4)).tolist() if std is None else std),
+            ipc=images.shape[0],
+            factor=factor,
+            labels={"temperature": temperature},
+        )
+        return cls(Artifact(images, metadata, None if logits is None else logits.half()), labels)
+
+    @property
+    def info(self) -> Metadata:
+        return self.artifact.metadata
+
+    @property
+    def ipc(self) -> int:
+        """Packed images per class; each is `info.factor ** 2` samples."""
+        return self.info.ipc
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.info.classes
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.classes)}
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return self.info.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return self.info.std
+
+    @property
+    def content_hash(self) -> str:
+        return self.artifact.content_hash
+
+    @property
+    def images(self) -> Tensor:
+        """All samples decoded, uint8 [N, channels, height, width]."""
+        return self._decode(slice(None)).round().to(torch.uint8)
+
+    @property
+    def soft_targets(self) -> Tensor:
+        """Class probabilities, float32 [N, classes]: softmax of the teacher logits at their temperature."""
+        if self.artifact.logits is None:
+            return torch.nn.functional.one_hot(self.targets, len(self.classes)).float()
+        return (self._logits() / self.info.labels.get("temperature", 1.0)).softmax(1)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is outside the {len(self)} samples")
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Any, Any]]:
+        """Samples of a batch, decoded together; `DataLoader` calls this."""
+        images, targets = self._decode(indices), self._labels[indices]
+        if self.transform is None:
+            mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (self.mean, self.std))
+            samples = list((images / 255 - mean) / std)
+        else:
+            samples = [self.transform(_to_pil(image)) for image in images]
+        labels = targets.tolist() if self.labels == "hard" else list(targets)
+        if self.target_transform is not None:
+            labels = [self.target_transform(label) for label in labels]
+        return list(zip(samples, labels, strict=True))
+
+    def __repr__(self) -> str:
+        m = self.info
+        return (
+            f"DistilledDataset({m.dataset}: {len(self)} images of {m.channels}x{m.height}x{m.width}, "
+            f"{len(m.classes)} classes, ipc={m.ipc}, factor={m.factor}, labels={self.labels!r})"
+        )
+
+    def select(self, ipc: int | None = None, classes: Sequence[str | int] | None = None) -> Self:
+        """The first `ipc` images per class, of `classes` (names or indices, renumbered in that order)."""
+        ranks = format.resolve_ipc(ipc, self.ipc)
+        logits = None if self.artifact.logits is None else self.artifact.logits[:ranks]
+        artifact = Artifact(self.artifact.images[:ranks], dataclasses.replace(self.info, ipc=ranks), logits)
+        if classes is not None:
+            artifact = format.select_classes(artifact, classes)
+        return self._derived(artifact, self.labels)
+
+    def with_labels(self, labels: str) -> Self:
+        """The same images with "soft", "logits" or "hard" targets."""
+        return self._derived(self.artifact, labels)
+
+    def loader(
+        self,
+        batch_size: int = 256,
+        *,
+        device: torch.device | str = "cpu",
+        augment: str | Callable[[Tensor], Tensor] | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        seed: int = 0,
+    ) -> Loader:
+        """Device-resident batches of (normalised images, targets), see `Loader`.
+
+        `augment="dsa"` is the strategy that the set was evaluated with, where the artifact names one:
+        digits, for instance, must not be flipped.
+        """
+        if augment == "dsa":
+            augment = self.info.recipe.get("augment", DSA)
+        return Loader(
+            self._tiles,
+            self._labels,
+            size=(self.info.height, self.info.width),
+            mean=self.mean,
+            std=self.std,
+            batch_size=batch_size,
+            device=device,
+            augment=augment,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            seed=seed,
+        )
+
+    def verify(self) -> None:
+        """Compare every file of the folder with its manifest. Raises `IntegrityError`."""
+        if self.folder is None:
+            raise UsageError("this set was made in memory; there is no folder to verify")
+        format.verify_folder(self.folder)
+
+    def _derived(self, artifact: Artifact, labels: str) -> Self:
+        derived = type(self)(artifact, labels, self.folder)
+        derived.transform, derived.target_transform = self.transform, self.target_transform
+        return derived
+
+    def _logits(self) -> Tensor:
+        assert self.artifact.logits is not None
+        return self.artifact.logits.flatten(0, 2).float()
+
+    def _decode(self, index: slice | list[int]) -> Tensor:
+        return enlarge(self._tiles[index].float(), (self.info.height, self.info.width))
+
+
+def _to_pil(image: Tensor) -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtraError("pillow", "engine", "a transform on PIL images") from error
+    array = image.round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array)

@@ -1,0 +1,84 @@
+"""Every error this project raises on purpose.
+
+    DistilledDataError
+    ├── UsageError (ValueError)        an argument, flag or setting is wrong
+    │   └── UnknownNameError           a name that is not in a fixed list; the close ones are named
+    ├── MissingExtraError (ImportError)  an optional package is needed for this and is not installed
+    ├── SourceError                    the real data is missing, damaged or unfit
+    ├── OutputError (OSError)          the output cannot be written: occupied, no space, no permission
+    ├── ArtifactError                  a distilled artifact cannot be used
+    │   ├── FormatError                the file is not a distilled artifact, or breaks the format
+    │   │   └── NewerFormatError       it was written by a later version of this package
+    │   └── IntegrityError             the bytes are not the ones that were published
+    ├── CheckpointError                saved progress cannot be continued
+    └── DivergenceError                training produced a loss that is not finite
+
+A message says what happened, where, what was expected, what was found, and what to do next.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DistilledDataError(Exception):
+    """Base of all errors raised on purpose. `exit_code` is what a command line ends with."""
+
+    exit_code = 1
+
+
+class UsageError(DistilledDataError, ValueError):
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """`kind` names what was looked up ("dataset"), `known` all names that exist."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]):
+        known = sorted(known)
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
+        super().__init__(f"unknown {kind} {name!r}. {hint}Known: {', '.join(known)}.")
+
+
+class MissingExtraError(DistilledDataError, ImportError):
+    """`package` could not be imported; installing the extra of that name brings it."""
+
+    exit_code = 2
+
+    def __init__(self, package: str, extra: str, purpose: str):
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed. "
+            f"Install it with: pip install 'distilled-data[{extra}]'"
+        )
+
+
+class SourceError(DistilledDataError):
+    exit_code = 2
+
+
+class OutputError(DistilledDataError, OSError):
+    exit_code = 2
+
+
+class ArtifactError(DistilledDataError):
+    exit_code = 2
+
+
+class FormatError(ArtifactError):
+    pass
+
+
+class NewerFormatError(FormatError):
+    pass
+
+
+class IntegrityError(ArtifactError):
+    pass
+
+
+class CheckpointError(DistilledDataError):
+    exit_code = 2
+
+
+class DivergenceError(DistilledDataError):
+    pass

@@ -1,0 +1,366 @@
+"""Artifact format, version 1: the only module that knows names, shapes, dtypes and rules of the files.
+
+A folder holds `distilled.safetensors` (the only source of truth), `README.md`, `data/train.parquet`,
+`preview.png` and `manifest.json`. The artifact has two tensors and one metadata key:
+
+    images  uint8   [ipc, classes, channels, height, width]   packed: factor f holds f x f tiles each
+    logits  float16 [ipc, classes, factor**2, classes]        optional, raw teacher logits per decoded view
+    metadata["distilled_data"]                                sorted JSON, see `Metadata`
+
+Axis 0 is the rank, so `images[:k]` is the IPC-k set; axis 1 is the class, so labels are implied.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .errors import FormatError, IntegrityError, NewerFormatError, OutputError, UnknownNameError, UsageError
+
+FORMAT_VERSION = 1
+METADATA_KEY = "distilled_data"
+ARTIFACT_FILE = "distilled.safetensors"
+CARD_FILE = "README.md"
+PARQUET_FILE = "data/train.parquet"
+PREVIEW_FILE = "preview.png"
+MANIFEST_FILE = "manifest.json"
+FOLDER_FILES = (ARTIFACT_FILE, CARD_FILE, PARQUET_FILE, PREVIEW_FILE, MANIFEST_FILE)
+
+_DECODE = {"interpolation": "bilinear", "align_corners": False, "view_order": "row-major"}
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a user of the images has to know; stored as one sorted JSON text.
+
+    `source`, `labels` and `recipe` are plain JSON objects and `results` a list of them, so that a new
+    field there needs no new format version. Raises `FormatError` on construction when a value is unusable.
+    """
+
+    dataset: str  # name of the dataset that was distilled
+    classes: tuple[str, ...]  # in label order
+    channels: int  # 1 or 3
+    height: int  # pixels, of a packed image and of every decoded view
+    width: int
+    mean: tuple[float, ...]  # per channel, of the real images in [0, 1]
+    std: tuple[float, ...]
+    ipc: int  # packed images per class
+    factor: int = 1  # each packed image holds factor x factor tiles
+    labels: dict[str, Any] = field(default_factory=dict)  # kind, temperature, teacher
+    source: dict[str, Any] = field(default_factory=dict)  # id, fingerprint, size, licence, citation
+    recipe: dict[str, Any] = field(default_factory=dict)  # complete resolved configuration, versions
+    results: tuple[dict[str, Any], ...] = ()  # rows of an evaluation, see `ncfm_engine.evaluate`
+
+    def __post_init__(self):
+        def check(condition: bool, what: str, got: object):
+            if not condition:
+                raise FormatError(f"artifact metadata: {what}, got {got!r}")
+
+        for name in ("classes", "mean", "std", "results"):
+            value = getattr(self, name)
+            check(isinstance(value, (list, tuple)), f"{name} must be a list", value)
+            object.__setattr__(self, name, tuple(value))
+        for name in ("channels", "height", "width", "ipc", "factor"):
+            value = getattr(self, name)
+            check(type(value) is int and value > 0, f"{name} must be a positive integer", value)
+        check(isinstance(self.dataset, str) and self.dataset != "", "dataset must be a name", self.dataset)
+        check(all(isinstance(c, str) and c for c in self.classes), "classes must be names", self.classes)
+        check(len(self.classes) > 1, "there must be two classes or more", self.classes)
+        check(len(set(self.classes)) == len(self.classes), "class names must differ", self.classes)
+        check(self.channels in (1, 3), "channels must be 1 or 3", self.channels)
+        for name in ("height", "width"):
+            pixels = getattr(self, name)
+            check(pixels % self.factor == 0, f"{name} must be a multiple of factor {self.factor}", pixels)
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            finite = all(isinstance(x, (int, float)) and math.isfinite(x) for x in value)
+            check(len(value) == self.channels and finite, f"{name} must be one number per channel", value)
+        check(all(x > 0 for x in self.std), "std must be positive", self.std)
+        for name in ("labels", "source", "recipe"):
+            check(isinstance(getattr(self, name), dict), f"{name} must be an object", getattr(self, name))
+        check(all(isinstance(r, dict) for r in self.results), "results must be objects", self.results)
+
+    def to_json(self) -> str:
+        """Sorted, compact JSON: equal metadata gives equal bytes in any process."""
+        content = {"format_version": FORMAT_VERSION, "decode": _DECODE, "value_range": [0, 255]}
+        content |= dataclasses.asdict(self)
+        try:
+            return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise FormatError(f"artifact metadata cannot be written as JSON: {error}") from error
+
+    @classmethod
+    def from_json(cls, text: str) -> "Metadata":
+        try:
+            content = json.loads(text, object_pairs_hook=_unique_keys)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"artifact metadata is not valid JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise FormatError("artifact metadata is not a JSON object")
+        version = content.pop("format_version", None)
+        if type(version) is int and version > FORMAT_VERSION:
+            raise NewerFormatError(
+                f"the artifact has format version {version}, this package reads up to {FORMAT_VERSION}. "
+                "Upgrade it: pip install -U distilled-data"
+            )
+        if version != FORMAT_VERSION:
+            raise FormatError(f"artifact metadata: expected format_version {FORMAT_VERSION}, got {version!r}")
+        decode, value_range = content.pop("decode", None), content.pop("value_range", None)
+        if decode != _DECODE or value_range != [0, 255]:
+            raise FormatError(f"artifact metadata: unknown decode rule {decode!r} or range {value_range!r}")
+        expected = {f.name for f in dataclasses.fields(cls)}
+        if set(content) != expected:
+            raise FormatError(
+                f"artifact metadata: fields missing {sorted(expected - set(content))}, "
+                f"unknown {sorted(set(content) - expected)}"
+            )
+        return cls(**content)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Tensors and metadata of one distilled set, checked against each other on construction."""
+
+    images: Tensor  # uint8 [ipc, classes, channels, height, width]
+    metadata: Metadata
+    logits: Tensor | None = None  # float16 [ipc, classes, factor**2, classes]
+
+    def __post_init__(self):
+        m = self.metadata
+        expected = {"images": (torch.uint8, (m.ipc, len(m.classes), m.channels, m.height, m.width))}
+        if self.logits is not None:
+            expected["logits"] = (torch.float16, (m.ipc, len(m.classes), m.factor**2, len(m.classes)))
+        for name, (dtype, shape) in expected.items():
+            tensor = getattr(self, name)
+            if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+                raise FormatError(
+                    f"artifact tensor {name!r}: expected {dtype} {list(shape)} by the metadata, "
+                    f"got {tensor.dtype} {list(tensor.shape)}"
+                )
+        if self.logits is not None and not torch.isfinite(self.logits).all():
+            raise FormatError("artifact tensor 'logits' holds values that are not finite")
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        pairs = {"images": self.images, "logits": self.logits}
+        return {name: tensor.contiguous() for name, tensor in pairs.items() if tensor is not None}
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 over name, dtype, shape and bytes of the tensors in name order; metadata is left out."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            head = f"{name}:{str(tensor.dtype).removeprefix('torch.')}:{list(tensor.shape)}:"
+            digest.update(head.encode())
+            digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def write_artifact(path: str | Path, artifact: Artifact) -> None:
+    """Write `artifact` to `path`: all of it or, on any error or kill, none of it."""
+    tensors = {name: tensor.cpu() for name, tensor in artifact.tensors.items()}
+    write_file(path, save(tensors, {METADATA_KEY: artifact.metadata.to_json()}))
+
+
+def read_artifact(
+    path: str | Path, *, ipc: int | None = None, classes: Sequence[str | int] | None = None
+) -> Artifact:
+    """Read an artifact, or only its first `ipc` ranks and the given `classes` (names or indices).
+
+    A class subset is renumbered in the order given, in the images and in both class axes of the logits.
+    Raises `FormatError` for anything that is not a whole artifact of this format, `UsageError` for a
+    subset that it does not have.
+    """
+    with _open(path) as file:
+        metadata = _metadata(path, file)
+        # Parts of the file may lie about shapes; the full shapes are checked before anything is taken.
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        if set(shapes) not in ({"images"}, {"images", "logits"}):
+            raise FormatError(f"{path}: expected the tensors images and logits, got {sorted(shapes)}")
+        if shapes["images"][:2] != [metadata.ipc, len(metadata.classes)]:
+            raise FormatError(
+                f"{path}: the metadata says {metadata.ipc} images of {len(metadata.classes)} classes, "
+                f"the tensor has the shape {shapes['images']}"
+            )
+        ranks = slice(0, resolve_ipc(ipc, metadata.ipc))
+        images = file.get_slice("images")[ranks]
+        logits = file.get_slice("logits")[ranks] if "logits" in shapes else None
+    whole = Artifact(images.clone(), dataclasses.replace(metadata, ipc=ranks.stop), _clone(logits))
+    return whole if classes is None else select_classes(whole, classes)
+
+
+def read_metadata(path: str | Path) -> Metadata:
+    """Read only the header of an artifact."""
+    with _open(path) as file:
+        return _metadata(path, file)
+
+
+def resolve_ipc(ipc: int | None, stored: int) -> int:
+    """The number of ranks to take: all `stored` for None; `UsageError` outside 1..stored."""
+    if ipc is None:
+        return stored
+    if not 1 <= ipc <= stored:
+        raise UsageError(f"ipc={ipc} was asked for; the artifact holds {stored} images per class (1..{stored})")
+    return ipc
+
+
+def select_classes(artifact: Artifact, classes: Sequence[str | int]) -> Artifact:
+    """The artifact restricted to `classes` (names or indices), renumbered in that order."""
+    names = artifact.metadata.classes
+    for wanted in classes:
+        if isinstance(wanted, str) and wanted not in names:
+            raise UnknownNameError("class", wanted, names)
+        if isinstance(wanted, int) and not 0 <= wanted < len(names):
+            raise UsageError(f"class index {wanted} is outside 0..{len(names) - 1}")
+    index = [names.index(c) if isinstance(c, str) else int(c) for c in classes]
+    if len(set(index)) != len(index) or len(index) < 2:
+        raise UsageError(f"classes must be two or more different ones, got {list(classes)}")
+    logits = None if artifact.logits is None else artifact.logits[:, index][..., index]
+    metadata = dataclasses.replace(artifact.metadata, classes=tuple(names[i] for i in index))
+    return Artifact(artifact.images[:, index], metadata, logits)
+
+
+def write_manifest(folder: str | Path) -> dict[str, Any]:
+    """Write `manifest.json` over every file of the format that is in `folder`, and return its content.
+
+    The card is left out, because people edit it.
+    """
+    folder = Path(folder)
+    files = {}
+    for name in FOLDER_FILES:
+        if name not in (CARD_FILE, MANIFEST_FILE) and (folder / name).exists():
+            content = (folder / name).read_bytes()
+            files[name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "content_hash": read_artifact(folder / ARTIFACT_FILE).content_hash,
+        "files": files,
+    }
+    write_file(folder / MANIFEST_FILE, json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n")
+    return manifest
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """`{"format_version", "content_hash", "files": {name: {"sha256", "size"}}}`, validated."""
+    path = Path(folder) / MANIFEST_FILE
+    try:
+        manifest = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys)
+        files = {str(name): (str(row["sha256"]), int(row["size"])) for name, row in manifest["files"].items()}
+        version, _ = manifest["format_version"], manifest["content_hash"]
+    except FileNotFoundError as error:
+        raise FormatError(
+            f"{path} is missing, so nothing in this folder can be verified. Expected a folder written by "
+            "distill_and_push.py or downloaded whole."
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FormatError(f"{path} is not a manifest of this format: {error!r}") from error
+    if type(version) is int and version > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{path} has format version {version}, this package reads up to {FORMAT_VERSION}. "
+            "Upgrade it: pip install -U distilled-data"
+        )
+    if version != FORMAT_VERSION or ARTIFACT_FILE not in files or set(files) - set(FOLDER_FILES):
+        raise FormatError(f"{path} is not a manifest of format version {FORMAT_VERSION}")
+    return manifest
+
+
+def verify_folder(folder: str | Path, files: Sequence[str] | None = None) -> None:
+    """Compare the bytes of `files` (default: all in the manifest) with `manifest.json`.
+
+    Raises `IntegrityError` for a file that is missing or differs.
+    """
+    folder = Path(folder)
+    rows = read_manifest(folder)["files"]
+    for name in rows if files is None else files:
+        path, row = folder / name, rows[name]
+        if not path.is_file():
+            raise IntegrityError(f"{path} is missing; the manifest names it. Get the folder again.")
+        with path.open("rb") as file:
+            found, size = hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
+        if (found, size) != (row["sha256"], row["size"]):
+            raise IntegrityError(
+                f"{path} is not the file that was published: expected sha256 {row['sha256']} "
+                f"({row['size']} bytes), got {found} ({size} bytes). Get the folder again."
+            )
+
+
+def write_file(path: str | Path, content: bytes) -> None:
+    """Replace `path` by `content` atomically and durably, mode 0644. Raises `OutputError`."""
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must survive a power cut
+        finally:
+            os.close(folder)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        hint = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the folder"
+        raise OutputError(
+            f"could not write {path} ({len(content)} bytes): {error.strerror}. The old file, if there was "
+            f"one, is untouched. {hint} and run again."
+        ) from error
+
+
+def _open(path: str | Path) -> Any:
+    path = Path(path)
+    try:
+        if path.stat().st_size == 0:
+            raise FormatError(f"{path} is empty; expected a safetensors file")
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise FormatError(
+            f"{path} is not a whole safetensors file ({error}). It may be cut off or another kind of file; "
+            "get it again."
+        ) from error
+    except FileNotFoundError as error:
+        raise FormatError(f"{path} does not exist; expected a {ARTIFACT_FILE}") from error
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _metadata(path: str | Path, file: Any) -> Metadata:
+    text = (file.metadata() or {}).get(METADATA_KEY)
+    if text is None:
+        raise FormatError(
+            f"{path} is a safetensors file of another kind: its metadata has no key {METADATA_KEY!r}"
+        )
+    try:
+        return Metadata.from_json(text)
+    except FormatError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return content
+
+
+def _clone(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()

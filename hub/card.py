@@ -1,0 +1,230 @@
+"""The dataset card: `card_template.md` and YAML front matter, filled from an artifact's metadata.
+
+Metadata is free text to a great extent. Prose gets it escaped (`_plain`); code blocks get it in a form in
+which no line can end the block or look like one of our markers, which stand at the start of a line.
+"""
+
+import html
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from textwrap import indent
+from typing import Any
+
+import yaml
+
+from distilled_data import Artifact, Metadata, UsageError
+from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, PARQUET_FILE, PREVIEW_FILE
+
+TEMPLATE = Path(__file__).with_name("card_template.md")
+TAGS = ("dataset-distillation", "ncfm", "distilled-data")
+# The Hub refuses a card with an identifier it does not know (huggingface.co/docs/hub/repositories-licenses);
+# these are the ones that data is usually under.
+HUB_LICENCES = {
+    "apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "cc", "cc0-1.0",
+    "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0",
+    "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
+    "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cdla-sharing-1.0", "cdla-permissive-1.0",
+    "cdla-permissive-2.0", "odc-by", "odbl", "pddl", "other", "unknown",
+}  # fmt: skip
+
+_HOW_MEASURED = (
+    "Test accuracy in percent after the last epoch, mean ± standard deviation over runs that differ in their "
+    "seed. The random images are as many real ones, with the same kind of labels and the same training "
+    "budget. The best epoch is chosen on the test set: that column is there only to compare with papers."
+)
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
+_SECTION = re.compile(
+    r"^<!-- distilled-data:begin (\w+).*?^<!-- distilled-data:end \1 -->$", re.DOTALL | re.MULTILINE
+)
+_URL = re.compile(r"https?://[\w./~%?=+:#-]+")
+
+
+def render_card(artifact: Artifact, existing: str | None = None, *, repo_id: str | None = None) -> str:
+    """The card of `artifact`, as Markdown.
+
+    Of an `existing` card everything is kept but the marked sections and the YAML keys written here; marked
+    sections that it lacks are appended. Without `repo_id` the example loads from the current folder.
+    Raises `UsageError` when the YAML of `existing` cannot be read.
+    """
+    front, body = _split(existing or "")
+    tags = front.get("tags") or []
+    front = {"license": "unknown"} | front | _front_matter(artifact.metadata)
+    front["tags"] = list(dict.fromkeys([*TAGS, *([tags] if isinstance(tags, str) else tags)]))
+    text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(_fields(artifact, repo_id))
+    header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    return f"---\n{header}---\n\n{_merge(body, text)}"
+
+
+def _split(card: str) -> tuple[dict[str, Any], str]:
+    match = _FRONT_MATTER.match(card)
+    if match is None:
+        return {}, card
+    try:
+        front = yaml.safe_load(match[1]) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(
+            f"the front matter of the existing card is not valid YAML, correct it: {error}"
+        ) from error
+    if not isinstance(front, dict):
+        raise UsageError(f"the front matter of the existing card must be keys and values, got {front!r}")
+    return front, card[match.end() :]
+
+
+def _merge(body: str, text: str) -> str:
+    fresh = {match[1]: match[0] for match in _SECTION.finditer(text)}
+    kept = _SECTION.sub(lambda match: fresh.pop(match[1], ""), body).strip("\n")
+    return "\n\n".join([kept, *fresh.values()]).lstrip("\n") + "\n"
+
+
+def _front_matter(metadata: Metadata) -> dict[str, Any]:
+    views = metadata.ipc * len(metadata.classes) * metadata.factor**2
+    sizes = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
+    front = {
+        "pretty_name": f"{metadata.dataset}, distilled to {metadata.ipc} images per class",
+        "task_categories": ["image-classification"],
+        "size_categories": [next((name for limit, name in sizes.items() if views < limit), "1M<n<10M")],
+        "source_datasets": [str(metadata.source.get("id") or metadata.dataset)],
+        "library_name": "distilled-data",
+        "configs": [
+            {
+                "config_name": "default",
+                "default": True,
+                "data_files": [{"split": "train", "path": PARQUET_FILE}],
+            }
+        ],
+    }
+    if licence := metadata.source.get("license"):
+        name = "-".join(str(licence).lower().split())
+        front["license"] = name if name in HUB_LICENCES else "other"
+    return front
+
+
+def _fields(artifact: Artifact, repo_id: str | None) -> dict[str, object]:
+    metadata = artifact.metadata
+    tensors = artifact.tensors
+    stored = json.loads(metadata.to_json())
+    classes = stored.pop("classes")
+    return {
+        "title": f"{_plain(metadata.dataset)}, distilled to {metadata.ipc} images per class",
+        "dataset": _plain(metadata.dataset),
+        "ipc": metadata.ipc,
+        "packed": metadata.ipc * len(classes),
+        "classes": len(classes),
+        "channels": metadata.channels,
+        "height": metadata.height,
+        "width": metadata.width,
+        "load": _load(repo_id),
+        "repository": repo_id or ".",
+        "results": _results(metadata),
+        "tensors": " and ".join(
+            f"`{name}` {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+            for name, tensor in tensors.items()
+        ),
+        "bytes": f"{sum(tensor.nbytes for tensor in tensors.values()):,}",
+        "mean": _numbers(metadata.mean),
+        "std": _numbers(metadata.std),
+        "packing": _packing(metadata),
+        "labels": _labels(artifact),
+        "content_hash": artifact.content_hash,
+        "class_names": json.dumps(dict(enumerate(classes)), indent=1, ensure_ascii=False),
+        "recipe": _facts(metadata.recipe) or "The recipe was not recorded.",
+        "configuration": json.dumps(stored, indent=1, sort_keys=True, ensure_ascii=False),
+        "source": _source(metadata),
+        "artifact": ARTIFACT_FILE,
+        "parquet": PARQUET_FILE,
+        "preview": PREVIEW_FILE,
+        "manifest": MANIFEST_FILE,
+    }
+
+
+def _load(repo_id: str | None) -> str:
+    folder = 'train = DistilledDataset.from_folder(".")'
+    hub = f'train = DistilledDataset.from_hub("{repo_id or "owner/name"}")'
+    return f"{hub}\n# or: {folder}" if repo_id else f"{folder}\n# or: {hub}"
+
+
+def _results(metadata: Metadata) -> str:
+    if not metadata.results:
+        return "No evaluation was recorded."
+    header = (
+        "Network", "Protocol", "Images per class", "Labels", "Runs", "Distilled", "Random real images",
+        "Full dataset", "Distilled, best epoch", "Measured on",
+    )  # fmt: skip
+    lines = [header, ["---"] * len(header)]
+    for row in metadata.results:
+        names = [_plain(row.get(name, "-")) for name in ("network", "protocol", "ipc", "labels", "n")]
+        scores = [_score(row, kind) for kind in ("last", "random", "full", "best")]
+        lines.append([*names, *scores, _plain(row.get("device", "-"))])
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"{table}\n\n{_HOW_MEASURED}"
+
+
+def _score(row: Mapping[str, Any], kind: str) -> str:
+    mean, std = row.get(f"{kind}_mean"), row.get(f"{kind}_std")
+    if not isinstance(mean, (int, float)):
+        return "-"
+    return f"{mean:.1f} ± {std:.1f}" if isinstance(std, (int, float)) else f"{mean:.1f}"
+
+
+def _packing(metadata: Metadata) -> str:
+    if metadata.factor == 1:
+        return "Factor 1: every stored image is one training image."
+    factor, training = metadata.factor, metadata.ipc * metadata.factor**2
+    return (
+        f"Factor {factor}: every stored image is a grid of {factor} x {factor} tiles. Each tile, enlarged to "
+        f"{metadata.height} x {metadata.width} pixels (bilinear, `align_corners=False`), is one training "
+        f"image; tiles go row by row. {metadata.ipc} stored images per class are {training} training images."
+    )
+
+
+def _labels(artifact: Artifact) -> str:
+    if artifact.logits is None:
+        return "The class alone; there are no soft labels."
+    labels = artifact.metadata.labels
+    teacher = _plain(_listed(labels.get("teacher") or "not recorded"))
+    return (
+        "Raw teacher logits for every training image; soft labels are softmax(logits / temperature) with the "
+        f"temperature {_plain(labels.get('temperature', 1.0))}. Teacher: {teacher}."
+    )
+
+
+def _source(metadata: Metadata) -> str:
+    source = dict(metadata.source)
+    licence, citation = source.pop("license", None) or "not recorded", source.pop("citation", None)
+    parts = [
+        f"Made from {_plain(metadata.dataset)}. Its licence: {_plain(licence)}. The images are derived from "
+        "it, so what that licence asks holds for them too.",
+        _facts(source),
+    ]
+    if citation:
+        parts += ["Please cite the source:", indent(str(citation).strip(), "    ", lambda line: True)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _facts(content: Mapping[str, Any]) -> str:
+    """One line for each entry."""
+    return "\n".join(f"- **{_plain(name)}**: {_plain(_listed(content[name]))}" for name in sorted(content))
+
+
+def _listed(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    return str(value)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
+
+
+def _plain(value: object) -> str:
+    """`value` on one line of Markdown that shows its characters as they are; web addresses become links."""
+    words = []
+    for word in str(value).split():
+        if _URL.fullmatch(word):
+            words.append(f"<{word}>")
+        else:
+            words.append(re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(word, quote=False)))
+    return " ".join(words)

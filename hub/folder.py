@@ -1,0 +1,35 @@
+"""Everything in an artifact folder that is derived from the artifact."""
+
+from pathlib import Path
+
+from distilled_data.format import (
+    ARTIFACT_FILE,
+    CARD_FILE,
+    MANIFEST_FILE,
+    PARQUET_FILE,
+    PREVIEW_FILE,
+    read_artifact,
+    write_file,
+    write_manifest,
+)
+
+from .card import render_card
+from .mirror import parquet_bytes
+from .preview import preview_png
+
+
+def complete_folder(folder: str | Path) -> list[Path]:
+    """Write card, parquet mirror, preview and, last, the manifest beside the artifact; return their paths.
+
+    The same artifact gives the same bytes. A card that is there keeps what people wrote, see `render_card`.
+    Raises `FormatError` when the artifact cannot be read and `OutputError` when a file cannot be written.
+    """
+    folder = Path(folder)
+    artifact = read_artifact(folder / ARTIFACT_FILE)
+    card = folder / CARD_FILE
+    existing = card.read_text(encoding="utf-8") if card.exists() else None
+    write_file(folder / PARQUET_FILE, parquet_bytes(artifact))
+    write_file(folder / PREVIEW_FILE, preview_png(artifact))
+    write_file(card, render_card(artifact, existing).encode())
+    write_manifest(folder)
+    return [folder / name for name in (CARD_FILE, PARQUET_FILE, PREVIEW_FILE, MANIFEST_FILE)]

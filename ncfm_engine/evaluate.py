@@ -1,0 +1,159 @@
+"""How well a network trained on the artifact does on real test images, beside random images and all images."""
+
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from distilled_data import DistilledDataset, UsageError
+from distilled_data.loader import Loader
+from distilled_data.randomness import generator_at, seed_at
+
+from .config import EvaluateConfig, NetworkConfig
+from .label import label
+from .pretrain import FeaturePool, build, real_loader
+from .report import Report, silent
+from .sampling import ClassSampler
+from .sources import Source
+from .train import accuracy, logits_of, train
+
+CHECKS = 20  # evenly spaced tests during a training, for the best-over-epochs column
+
+
+
+@dataclass
+class Scores:
+    """Percent on the test images, one value per repeat."""
+
+    last: list[float] = field(default_factory=list)
+    best: list[float] = field(default_factory=list)
+
+
+def evaluate(
+    dataset: DistilledDataset,
+    source: Source,
+    config: EvaluateConfig,
+    network: NetworkConfig,
+    *,
+    seed: int,
+    device: str,
+    pool: FeaturePool | None = None,
+    report: Report = silent,
+) -> list[dict[str, Any]]:
+    """Rows of `results.json` (accuracies in percent), one for each label kind of `config.labels`.
+
+    Distilled and random images share labels, optimiser steps and augmentation; every repeat has a network
+    and a random subset of its own. `pool` labels the random subset and is needed for soft labels only.
+    """
+    full = Scores()
+    for repeat in range(config.full_repeats):
+        loader = real_loader(source, source.train, config.batch_size, device, augment=config.augment)
+        _train_fresh(loader, config.full_epochs, source, config, network, seed_at(seed, repeat), full)
+        report("evaluate (all real images)", repeat + 1, config.full_repeats)
+    return [
+        _row(dataset, source, config, network, labels, seed, device, pool, full, report)
+        for labels in config.labels
+    ]
+
+
+def random_subset(
+    source: Source, *, ipc: int, seed: int, pool: FeaturePool | None, labels: str, device: str
+) -> DistilledDataset:
+    """`ipc` random real images per class as a `DistilledDataset`, with the same teacher's labels if soft."""
+    index = ClassSampler(source.train).draw(ipc, generator_at(seed, "random subset"))
+    images = source.train.images[index.T]
+    logits = None
+    if labels == "soft":
+        if pool is None:
+            raise UsageError("soft labels for the random subset need the pool that labelled the artifact")
+        logits = label(images, pool, source, factor=1, device=device)
+    return DistilledDataset.from_tensors(
+        images, source.classes, logits, mean=source.mean, std=source.std, labels=labels
+    )
+
+
+def _row(
+    dataset: DistilledDataset,
+    source: Source,
+    config: EvaluateConfig,
+    network: NetworkConfig,
+    labels: str,
+    seed: int,
+    device: str,
+    pool: FeaturePool | None,
+    full: Scores,
+    report: Report,
+) -> dict[str, Any]:
+    start, distilled, random = time.monotonic(), Scores(), Scores()
+    options = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
+    for repeat in range(config.repeats):
+        here = seed_at(seed, repeat)
+        loader = dataset.with_labels(labels).loader(**options, seed=here)
+        _train_fresh(loader, config.epochs, source, config, network, here, distilled)
+        subset = random_subset(
+            source, ipc=dataset.ipc, seed=here, pool=pool, labels=labels, device=device
+        ).loader(**options, seed=here)
+        epochs = round(config.epochs * len(loader) / len(subset))  # as many optimiser steps
+        _train_fresh(subset, epochs, source, config, network, here, random)
+        report(f"evaluate ({labels} labels)", repeat + 1, config.repeats)
+    return {
+        "dataset": source.name,
+        "ipc": dataset.ipc,
+        "network": network.name,
+        "protocol": "ncfm",
+        "labels": labels,
+        "n": config.repeats,
+        **_mean_std("last", distilled.last),
+        **_mean_std("best", distilled.best),
+        **_mean_std("random", random.last),
+        **_mean_std("full", full.last),
+        "full_n": len(full.last),
+        "seconds": round(time.monotonic() - start, 1),
+        "seed": seed,
+        "content_hash": dataset.content_hash,
+    }
+
+
+def _train_fresh(
+    loader: Loader,
+    epochs: int,
+    source: Source,
+    config: EvaluateConfig,
+    network: NetworkConfig,
+    seed: int,
+    scores: Scores,
+) -> None:
+    """Train a new network for `epochs` and append its test accuracy to `scores`."""
+    device = str(loader.device)
+    model = build(network, source, seed).to(device)
+    optimiser = torch.optim.AdamW(model.parameters(), config.learning_rate)
+    test = real_loader(source, source.test, 512, device, shuffle=False)
+    checks = {round(epochs * (k + 1) / CHECKS) for k in range(CHECKS)}
+    found = []
+
+    def after_epoch(done: int) -> None:
+        if done in checks:
+            found.append(accuracy(logits_of(model, test), source.test.targets))
+
+    train(
+        model,
+        loader,
+        classes=source.num_classes,
+        epochs=epochs,
+        optimiser=optimiser,
+        schedule=torch.optim.lr_scheduler.MultiStepLR(optimiser, [epochs * k // 5 for k in range(1, 5)], 0.5),
+        cutmix_probability=config.cutmix,
+        seed=seed,
+        after_epoch=after_epoch,
+    )
+    scores.last.append(found[-1])
+    scores.best.append(max(found))
+
+
+def _mean_std(name: str, values: list[float]) -> dict[str, float | None]:
+    return {
+        f"{name}_mean": round(statistics.fmean(values), 2) if values else None,
+        f"{name}_std": round(statistics.stdev(values), 2) if len(values) > 1 else None,
+    }

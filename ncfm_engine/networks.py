@@ -1,0 +1,169 @@
+"""Image classifiers for small images, split where distillation needs it.
+
+`network.features(images)` is the last feature map [N, channels, height, width], and `network(images)`, the
+logits [N, classes], is `network.classifier` of it.
+
+The convolutional ones are those of the dataset condensation literature (Zhao, Mopuri and Bilen 2021,
+arXiv 2006.05929): ConvNet is its standard network, the others are the known ones adapted to small images.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+from torchvision.models.vision_transformer import Encoder
+
+from distilled_data.errors import UnknownNameError, UsageError
+
+__all__ = ["NETWORKS", "build_network"]
+
+NETWORKS = ("convnet", "resnet18", "vgg11", "alexnet", "vit")
+NORMS: Mapping[str, Callable[[int], nn.Module]] = {
+    "none": nn.Identity,
+    "batch": nn.BatchNorm2d,
+    "layer": lambda width: nn.GroupNorm(1, width),
+    "instance": lambda width: nn.GroupNorm(width, width),
+    "group": lambda width: nn.GroupNorm(4, width),
+}
+ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "leakyrelu": nn.LeakyReLU}
+POOLINGS = {"none": nn.Identity, "max": nn.MaxPool2d, "avg": nn.AvgPool2d}
+
+Block = tuple[int, int, bool]  # width, side of the kernel, whether pooling follows
+PLANS: Mapping[str, list[Block]] = {
+    "vgg11": [
+        (64, 3, True),
+        (128, 3, True),
+        (256, 3, False),
+        (256, 3, True),
+        *[(512, 3, False), (512, 3, True)] * 2,
+    ],
+    "alexnet": [(128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True)],
+}
+
+
+class Network(nn.Module):
+    def __init__(self, features: nn.Module, classifier: nn.Module):
+        super().__init__()
+        self.features = features
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features(images))
+
+
+def build_network(
+    name: str,
+    *,
+    channels: int,
+    size: int | tuple[int, int],
+    classes: int,
+    width: int = 128,
+    depth: int = 3,
+    norm: str = "instance",
+    activation: str = "relu",
+    pooling: str = "avg",
+    seed: int = 0,
+) -> Network:
+    """Returns a network on the CPU, with the initial weights that `seed` gives.
+
+    `size` is the side of the images in pixels, or (height, width). `width`, `depth`, `activation` and
+    `pooling` shape the "convnet" only, `norm` all but "vit". Raises UnknownNameError for a name that does not
+    exist and UsageError for a ConvNet that is too deep for the size.
+    """
+    for kind, choice, known in (
+        ("network", name, NETWORKS),
+        ("norm", norm, NORMS),
+        ("activation", activation, ACTIVATIONS),
+        ("pooling", pooling, POOLINGS),
+    ):
+        if choice not in known:
+            raise UnknownNameError(kind, choice, known)
+    size = (size, size) if isinstance(size, int) else size
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs too
+        if name == "vit":
+            return vit(channels, size, classes)
+        if name == "resnet18":
+            return resnet18(channels, size, classes, NORMS[norm])
+        if name in PLANS:
+            return convnet(PLANS[name], channels, size, classes, NORMS[norm], nn.ReLU, nn.MaxPool2d)
+        largest = min(size).bit_length() - 1
+        if pooling != "none" and depth > largest:
+            raise UsageError(
+                f"a ConvNet of depth {depth} halves images of {size[0]}x{size[1]} pixels to nothing. "
+                f"The largest depth for this size is {largest}."
+            )
+        plan: list[Block] = [(width, 3, pooling != "none")] * depth
+        return convnet(plan, channels, size, classes, NORMS[norm], ACTIVATIONS[activation], POOLINGS[pooling])
+
+
+def convnet(
+    plan: list[Block],
+    channels: int,
+    size: tuple[int, int],
+    classes: int,
+    norm: Callable[[int], nn.Module],
+    activation: Callable[[], nn.Module],
+    pooling: Callable[[int], nn.Module],
+) -> Network:
+    """Blocks of convolution, norm, activation and pooling, then a linear classifier of the whole map."""
+    height, width = size
+    layers = []
+    for index, (filters, kernel, pooled) in enumerate(plan, start=1):
+        layers += [nn.Conv2d(channels, filters, kernel, padding=kernel // 2), norm(filters), activation()]
+        if pooled and (index == len(plan) or can_halve(height, width)):
+            layers.append(pooling(2))
+            height, width = height // 2, width // 2
+        channels = filters
+    return Network(
+        nn.Sequential(*layers), nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, classes))
+    )
+
+
+def resnet18(channels: int, size: tuple[int, int], classes: int, norm: Callable[[int], nn.Module]) -> Network:
+    """ResNet-18 (He et al. 2016, arXiv 1512.03385) with its stem for small images: 3x3, no pooling."""
+    height, width = size
+    layers = [nn.Conv2d(channels, 64, 3, padding=1, bias=False), norm(64), nn.ReLU()]
+    inputs = 64
+    for filters in (64, 128, 256, 512):
+        stride, shortcut = 1, None
+        if filters != inputs:
+            if can_halve(height, width):
+                stride, height, width = 2, -(-height // 2), -(-width // 2)
+            shortcut = nn.Sequential(nn.Conv2d(inputs, filters, 1, stride, bias=False), norm(filters))
+        layers.append(BasicBlock(inputs, filters, stride, shortcut, norm_layer=norm))
+        layers.append(BasicBlock(filters, filters, norm_layer=norm))
+        inputs = filters
+    return Network(nn.Sequential(*layers), pooled_classifier(512, classes))
+
+
+def vit(channels: int, size: tuple[int, int], classes: int) -> Network:
+    """Small ViT whose map is pooled, in place of a class token (Beyer et al. 2022, arXiv 2205.01580)."""
+    return Network(PatchEncoder(channels, size, dim=192, layers=6, heads=3), pooled_classifier(192, classes))
+
+
+class PatchEncoder(nn.Module):
+    """Cuts images into about 8x8 patches and encodes them to a map [N, dim, rows, columns]."""
+
+    def __init__(self, channels: int, size: tuple[int, int], *, dim: int, layers: int, heads: int):
+        super().__init__()
+        height, width = size
+        patch = -(-min(size) // 8)
+        rows, columns = -(-height // patch), -(-width // patch)
+        padding = (rows * patch - height + 1) // 2, (columns * patch - width + 1) // 2
+        self.patches = nn.Conv2d(channels, dim, patch, stride=patch, padding=padding)
+        self.encoder = Encoder(rows * columns, layers, heads, dim, 4 * dim, dropout=0, attention_dropout=0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.patches(images)
+        return self.encoder(patches.flatten(2).mT).mT.reshape(patches.shape)
+
+
+def pooled_classifier(width: int, classes: int) -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+
+
+def can_halve(height: int, width: int) -> bool:
+    """Whether more than one pixel is left; norms over space would turn a single one into a constant."""
+    return min(height, width) >= 4

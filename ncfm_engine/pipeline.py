@@ -1,0 +1,253 @@
+"""The main job: pretrain, distil, label, save, evaluate what was saved."""
+
+import dataclasses
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distilled_data import Artifact, DistilledDataset, Metadata, SourceError
+from distilled_data.format import ARTIFACT_FILE, read_artifact, write_artifact, write_file, write_manifest
+
+from .config import Recipe
+from .distill import METRICS_FILE, Distilled, distill
+from .evaluate import evaluate
+from .label import label, teacher
+from .plan import LOSS_PLOT_FILE, RESULTS_FILE, Plan, check_output, classes_per_chunk, recipe_key
+from .pretrain import FeaturePool, pretrain
+from .report import Report, plot_losses, silent
+from .sources import Source, hold_out, load_source
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to. `rows` is empty and `finished` false when the time budget ended it first."""
+
+    finished: bool
+    step: int
+    rows: list[dict[str, Any]]
+    seconds: dict[str, float]  # per stage
+
+
+def open_source(plan: Plan) -> Source:
+    """The real data of a plan, with the test set replaced by a part of train if the recipe says so."""
+    source = load_source(plan.dataset, data=plan.data, size=plan.size, skip_damaged=plan.skip_damaged)
+    return hold_out(source, plan.recipe.validation) if plan.recipe.validation else source
+
+
+def run(plan: Plan, report: Report = silent) -> Outcome:
+    """Do everything but publishing. The artifact is written before it is evaluated, and again with results.
+
+    Raises the errors of its stages; whatever was finished before (networks, checkpoint, artifact) stays.
+    """
+    check_output(plan)
+    seconds: dict[str, float] = {}
+    recipe, start = plan.recipe, time.monotonic()
+    source = open_source(plan)
+    chunk = classes_per_chunk(plan, source)
+    start = _lap(seconds, "loading", start)
+    pool = pretrain(
+        recipe.pretrain,
+        recipe.network,
+        source,
+        seed=recipe.seed,
+        device=plan.device,
+        cache=plan.cache,
+        report=report,
+    )
+    start = _lap(seconds, "pretraining", start)
+    distilled = distill(
+        recipe.distill,
+        source,
+        pool,
+        ipc=recipe.ipc,
+        seed=recipe.seed,
+        device=plan.device,
+        folder=plan.run_folder,
+        recipe_key=recipe_key(recipe, source),
+        resume=plan.resume,
+        deadline=None if plan.time_budget is None else time.monotonic() + plan.time_budget,
+        classes_per_chunk=chunk,
+        report=report,
+    )
+    start = _lap(seconds, "distilling", start)
+    plot_losses(plan.run_folder / METRICS_FILE, plan.run_folder / LOSS_PLOT_FILE)
+    if distilled.step < recipe.distill.iterations:
+        return Outcome(False, distilled.step, [], seconds)
+
+    artifact = make_artifact(plan, source, pool, distilled)
+    write_artifact(plan.output / ARTIFACT_FILE, artifact)
+    write_manifest(plan.output)
+    start = _lap(seconds, "labelling", start)
+    rows = evaluate(
+        DistilledDataset.from_folder(plan.output),
+        source,
+        recipe.evaluate,
+        recipe.network,
+        seed=recipe.seed,
+        device=plan.device,
+        pool=pool,
+        report=report,
+    )
+    _lap(seconds, "evaluating", start)
+    record_results(plan.output, rows)
+    write_results(plan.run_folder / RESULTS_FILE, rows, plan.device, seconds)
+    return Outcome(True, distilled.step, rows, seconds)
+
+
+def make_artifact(plan: Plan, source: Source, pool: FeaturePool, distilled: Distilled) -> Artifact:
+    """Quantised images, teacher logits and everything a user has to know about them.
+
+    No wall-clock time goes in: equal runs give equal bytes. Times are in the run folder's results.json.
+    """
+    recipe, images = plan.recipe, distilled.quantised()
+    metadata = Metadata(
+        dataset=source.name,
+        classes=source.classes,
+        channels=source.channels,
+        height=source.height,
+        width=source.width,
+        mean=source.mean,
+        std=source.std,
+        ipc=recipe.ipc,
+        factor=recipe.distill.factor,
+        labels=teacher(recipe.label, recipe.network, pool, source, plan.device),
+        source={
+            "id": source.id,
+            "revision": source.revision,
+            "fingerprint": source.fingerprint,
+            "images": len(source.train),
+            "license": source.license,
+            "citation": source.citation,
+        },
+        recipe={
+            "preset": plan.preset,
+            "seed": recipe.seed,
+            "iterations": distilled.step,
+            "augment": recipe.evaluate.augment,
+            "settings": dataclasses.asdict(recipe),
+            **provenance(plan.device),
+        },
+    )
+    logits = label(images, pool, source, factor=recipe.distill.factor, device=plan.device)
+    return Artifact(images, metadata, logits)
+
+
+def evaluate_folder(
+    folder: Path,
+    *,
+    changes: dict[str, Any],
+    cache: Path,
+    device: str,
+    dataset: str | None = None,
+    data: Path | None = None,
+    ipc: int | None = None,
+    report: Report = silent,
+) -> list[dict[str, Any]]:
+    """Evaluate a saved artifact under its own recipe with `changes`, and add the rows to its metadata.
+
+    `dataset` names the real data where the artifact's own name is not enough (folder:PATH). Raises
+    `SourceError` when that data is not what the artifact was distilled from.
+    """
+    chosen = DistilledDataset.from_folder(folder, ipc=ipc)
+    info = chosen.info
+    recipe = Recipe.from_dict(info.recipe["settings"]).replace(changes)
+    source = load_source(dataset or info.dataset, data=data, size=info.height)
+    if recipe.validation:
+        source = hold_out(source, recipe.validation)
+    if source.fingerprint != info.source["fingerprint"]:
+        raise SourceError(
+            f"{dataset or info.dataset} is not the data that {folder} was distilled from: expected "
+            f"fingerprint {info.source['fingerprint']}, got {source.fingerprint}."
+        )
+    original = Recipe.from_dict(info.recipe["settings"])  # the labels come from its own pool, whatever is tested
+    pool = None
+    if "soft" in recipe.evaluate.labels:
+        pool = pretrain(
+            original.pretrain,
+            original.network,
+            source,
+            seed=original.seed,
+            device=device,
+            cache=cache,
+            report=report,
+        )
+    rows = evaluate(
+        chosen,
+        source,
+        recipe.evaluate,
+        recipe.network,
+        seed=recipe.seed,
+        device=device,
+        pool=pool,
+        report=report,
+    )
+    record_results(folder, rows)
+    return rows
+
+
+def record_results(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Put result rows into the artifact's metadata, in the place of older rows of the same setting."""
+    artifact = read_artifact(folder / ARTIFACT_FILE)
+    untimed = [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    metadata = dataclasses.replace(artifact.metadata, results=_merged(artifact.metadata.results, untimed))
+    write_artifact(folder / ARTIFACT_FILE, dataclasses.replace(artifact, metadata=metadata))
+    write_manifest(folder)
+
+
+def write_results(path: Path, rows: list[dict[str, Any]], device: str, seconds: dict[str, float]) -> None:
+    """Merge rows into `results.json`, each with where and by what command it was measured.
+
+    `seconds` is the time of each stage of the run that measured them.
+    """
+    origin = {**provenance(device), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
+    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    merged = _merged(known, [row | origin | {"stages": seconds} for row in rows])
+    write_file(path, json.dumps({"rows": merged}, indent=1).encode() + b"\n")
+
+
+def _merged(known: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    setting = ("ipc", "network", "protocol", "labels")
+    rows = {tuple(row.get(name) for name in setting): row for row in [*known, *new]}
+    return tuple(rows.values())
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """Hardware, versions and code revision."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
+    try:
+        package = version("distilled-data")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        package = "unknown"
+    return {
+        "device": f"{device} ({name})",
+        "versions": {"distilled-data": package, "torch": torch.__version__, "python": platform.python_version()},
+        "code_revision": _code_revision(),
+    }
+
+
+def _code_revision() -> str:
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _lap(seconds: dict[str, float], name: str, start: float) -> float:
+    now = time.monotonic()
+    seconds[name] = round(now - start, 1)
+    return now

@@ -1,0 +1,247 @@
+"""What a run is going to do, before it does anything: the resolved recipe and what it will cost."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from distilled_data import OutputError, UsageError
+from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES
+
+from .config import Recipe
+from .distill import CHECKPOINT_FILE, METRICS_FILE
+from .pretrain import build
+from .presets import find_preset
+from .sources import Source
+
+RESULTS_FILE = "results.json"
+LOSS_PLOT_FILE = "losses.png"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run needs besides the real images. Nothing here is read from the environment."""
+
+    dataset: str  # as `load_source` takes it
+    preset: str
+    recipe: Recipe
+    output: Path  # artifact folder
+    cache: Path  # feature networks, downloads
+    data: Path | None = None
+    size: int | None = None  # pixels, for sources of other sizes
+    device: str = "cpu"
+    memory: int | None = None  # bytes that one matching step may take
+    time_budget: float | None = None  # seconds for matching, then a checkpoint
+    skip_damaged: bool = False
+    resume: bool = False
+    overwrite: bool = False
+
+    @property
+    def run_folder(self) -> Path:
+        """Metrics, plots, checkpoint and results.json, beside the artifact folder."""
+        return self.output.with_name(self.output.name + ".run")
+
+
+def make_plan(
+    *,
+    dataset: str | None = None,
+    ipc: int | None = None,
+    preset: str | None = None,
+    changes: dict[str, str] | None = None,
+    iterations: int | None = None,
+    seed: int | None = None,
+    output: Path | None = None,
+    cache: Path,
+    device: str = "auto",
+    **options,
+) -> Plan:
+    """Resolve flags: defaults of the recipe, then the preset, then `changes`, then the flags with a name."""
+    if dataset is None and preset is None:
+        raise UsageError("name a --dataset or a --preset")
+    name, row = find_preset(preset, (dataset or "").partition(":")[0], ipc)
+    flags = {"ipc": ipc, "distill.iterations": iterations, "seed": seed}
+    recipe = row.recipe().replace(changes or {})
+    recipe = recipe.replace({field: value for field, value in flags.items() if value is not None})
+    spec = dataset or row.dataset
+    if spec == "folder":
+        raise UsageError(f"preset {name!r} needs the images: add --dataset folder:PATH")
+    if output is None:
+        stem = Path(spec.partition(":")[2]).name if spec.startswith("folder:") else spec
+        output = Path("distilled") / f"{stem}-ipc{recipe.ipc}"
+    options.setdefault("size", None)
+    options["size"] = options["size"] or row.size
+    return Plan(
+        dataset=spec, preset=name, recipe=recipe, output=output, cache=cache, device=resolve_device(device), **options
+    )
+
+
+def resolve_device(name: str) -> str:
+    """ "auto" is the GPU where there is one. Raises `UsageError` for a device that torch does not see."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def recipe_key(recipe: Recipe, source: Source) -> str:
+    """A name for everything that decides the distilled images; a checkpoint of another key is refused.
+
+    The number of iterations is left out, because a finished run may be continued.
+    """
+    content = dataclasses.asdict(recipe)
+    del content["distill"]["iterations"], content["distill"]["checkpoint_every"]
+    del content["label"], content["evaluate"]
+    text = json.dumps(content | {"fingerprint": source.fingerprint}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def check_output(plan: Plan) -> None:
+    """Raise `OutputError` when the run would replace something that was not asked to be replaced."""
+    for folder in (plan.output, plan.run_folder):
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder} is a file; expected a folder, or nothing. Choose another --output.")
+    if plan.overwrite or plan.resume:
+        return
+    held = [p for folder in (plan.output, plan.run_folder) if folder.is_dir() for p in sorted(folder.iterdir())]
+    if held:
+        ours = any(p.name in (ARTIFACT_FILE, CHECKPOINT_FILE) for p in held)
+        raise OutputError(
+            f"{held[0].parent} is not empty: it holds {held[0].name}"
+            f"{f' and {len(held) - 1} more' if len(held) > 1 else ''}. "
+            + ("Continue that run with --resume, replace it with --overwrite, or" if ours else "Use --overwrite, or")
+            + " choose another --output."
+        )
+
+
+def step_bytes(recipe: Recipe, source: Source, classes: int) -> int:
+    """Bytes that one matching step takes on the device with `classes` classes at once, by count.
+
+    Real images pass without gradients, so only the largest neighbouring activations are alive; synthetic
+    ones keep all activations of two networks; both meet T frequencies as an angle, a sine and a cosine.
+    """
+    config = recipe.distill
+    sizes = _activations(recipe, source)
+    pixels = source.channels * source.height * source.width
+    real = classes * min(config.real_batch, int(source.train.counts.min()))
+    synthetic = classes * recipe.ipc * config.factor**2
+    networks = 2 if config.calibration else 1
+    peak = max(a + b for a, b in zip(sizes, sizes[1:], strict=False))
+    alive_real = real * max(4 * pixels + peak, 3 * config.frequencies + sizes[-2])
+    alive_synthetic = synthetic * (networks * sum(sizes) + 6 * pixels + 4 * config.frequencies)
+    return 4 * (alive_real + alive_synthetic)
+
+
+def classes_per_chunk(plan: Plan, source: Source) -> int | None:
+    """The most classes that fit the memory budget, or None for all. Raises `UsageError` when not one fits."""
+    if plan.memory is None:
+        return None
+    one, two = (step_bytes(plan.recipe, source, classes) for classes in (1, 2))
+    fixed = _fixed_bytes(plan.recipe, source)
+    fit = int((plan.memory - fixed) // (two - one))
+    if fit < 1:
+        raise UsageError(
+            f"--memory {plan.memory / 2**20:.0f}MiB is below the minimum of {(fixed + one) / 2**20:.0f}MiB: "
+            f"{fixed / 2**20:.0f}MiB for the real images, networks and optimiser, {one / 2**20:.0f}MiB for "
+            "one class. Raise it, or lower distill.real_batch, distill.frequencies or network.width."
+        )
+    return min(fit, source.num_classes)
+
+
+def describe(plan: Plan, source: Source) -> str:
+    """The plan as text: shapes, steps, memory, a time estimate from a short probe, and the files."""
+    recipe, config = plan.recipe, plan.recipe.distill
+    chunk = classes_per_chunk(plan, source) or source.num_classes
+    memory = _fixed_bytes(recipe, source) + step_bytes(recipe, source, chunk)
+    real = min(config.real_batch, int(source.train.counts.min()))
+    views = recipe.ipc * config.factor**2
+    times = estimate_seconds(plan, source)
+    files = [plan.output / name for name in FOLDER_FILES]
+    files += [plan.run_folder / n for n in (METRICS_FILE, CHECKPOINT_FILE, LOSS_PLOT_FILE, RESULTS_FILE)]
+    changed = _differences(dataclasses.asdict(Recipe()), dataclasses.asdict(recipe))
+    lines = [
+        f"dataset      {source.name}: {len(source.train)} images of {source.channels}x{source.height}x"
+        f"{source.width}, {source.num_classes} classes, tested on {len(source.test)}",
+        f"preset       {plan.preset}" + "".join(f"\n             {row}" for row in changed),
+        f"images       uint8 {[recipe.ipc, source.num_classes, source.channels, source.height, source.width]}"
+        f", {views} views per class, {recipe.ipc * source.num_classes * source.channels * source.height * source.width} bytes",
+        f"step         {source.num_classes} classes x ({real} real + {views} synthetic images), "
+        f"{config.frequencies} frequencies, {chunk} classes at once",
+        f"steps        {config.iterations}",
+        f"memory       about {memory / 2**20:.0f} MiB on {plan.device}, and what torch itself takes",
+        "time         about " + ", ".join(f"{name} {_duration(s)}" for name, s in times.items()),
+        "writes       " + "\n             ".join(str(path) for path in files),
+    ]
+    return "\n".join(lines)
+
+
+def estimate_seconds(plan: Plan, source: Source) -> dict[str, float]:
+    """Seconds per stage, from the measured cost of one forward and backward pass of this network here."""
+    recipe, config, evaluate = plan.recipe, plan.recipe.distill, plan.recipe.evaluate
+    forward, both = _probe(plan, source)
+    real = min(config.real_batch, int(source.train.counts.min())) * source.num_classes
+    views = recipe.ipc * config.factor**2 * source.num_classes
+    networks = 2 if config.calibration else 1
+    trainings = 2 * evaluate.repeats * len(evaluate.labels) * evaluate.epochs * views
+    return {
+        "pretraining": recipe.pretrain.networks * recipe.pretrain.epochs * len(source.train) * both,
+        "distilling": config.iterations * (real * forward + networks * views * both),
+        "evaluating": (trainings + evaluate.full_repeats * evaluate.full_epochs * len(source.train)) * both,
+    }
+
+
+def _probe(plan: Plan, source: Source, images: int = 256) -> tuple[float, float]:
+    """Seconds per image of a forward pass and of forward and backward."""
+    network = build(plan.recipe.network, source, 0).to(plan.device)
+    batch = torch.zeros(images, source.channels, source.height, source.width, device=plan.device)
+
+    def seconds(backward: bool) -> float:
+        start = time.perf_counter()
+        with torch.set_grad_enabled(backward):
+            result = network(batch).sum()
+            if backward:
+                result.backward()
+            result.item()
+        return (time.perf_counter() - start) / images
+
+    return tuple(min(seconds(backward) for _ in range(3)) for backward in (False, True))  # type: ignore[return-value]
+
+
+def _activations(recipe: Recipe, source: Source) -> list[int]:
+    """Numbers that each layer of the network puts out for one image."""
+    network = build(recipe.network, source, 0).to("meta")
+    sizes: list[int] = []
+    for module in network.modules():
+        if not any(True for _ in module.children()):
+            module.register_forward_hook(lambda _, __, output: sizes.append(output.numel()))
+    network(torch.zeros(1, source.channels, source.height, source.width, device="meta"))
+    return sizes
+
+
+def _fixed_bytes(recipe: Recipe, source: Source) -> int:
+    parameters = sum(p.numel() for p in build(recipe.network, source, 0).parameters())
+    pixels = source.channels * source.height * source.width
+    images = recipe.ipc * source.num_classes * pixels
+    return len(source.train) * pixels + 4 * (parameters * (2 * recipe.pretrain.networks + 2) + 4 * images)
+
+
+def _differences(default: dict, chosen: dict, prefix: str = "") -> list[str]:
+    rows = []
+    for name, value in chosen.items():
+        if isinstance(value, dict):
+            rows += _differences(default[name], value, f"{prefix}{name}.")
+        elif value != default[name]:
+            rows.append(f"{prefix}{name} = {value}")
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"

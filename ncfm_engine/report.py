@@ -1,0 +1,60 @@
+"""What a long run shows: bars on the terminal, a plot of the losses."""
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+from distilled_data import MissingExtraError
+
+
+class Report(Protocol):
+    """Called with a stage, the units done and in all, and figures to show beside them."""
+
+    def __call__(self, stage: str, done: int, total: int, **figures: float) -> None: ...
+
+
+def silent(stage: str, done: int, total: int, **figures: float) -> None:
+    pass
+
+
+class Bars:
+    """One tqdm bar per stage, with step time and time left."""
+
+    def __init__(self):
+        self._stage, self._bar = "", None
+
+    def __call__(self, stage: str, done: int, total: int, **figures: float) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None or stage != self._stage:
+            self.close()
+            self._stage, self._bar = stage, tqdm(desc=stage, total=total, unit="step", dynamic_ncols=True)
+        self._bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()}, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def plot_losses(metrics: Path, path: Path) -> None:
+    """Draw the rows of `metrics.jsonl` as a PNG: discrepancy (both players pull at it) and calibration."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "engine", "the loss plot") from error
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    steps = [row["step"] for row in rows]
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    for axis, name, title in zip(
+        figure.subplots(1, 2),
+        ("discrepancy", "calibration"),
+        ("discrepancy (NCFD), mean over classes", "cross-entropy under a trained network"),
+        strict=True,
+    ):
+        axis.plot(steps, [row[name] for row in rows], color="#2f6f9f", linewidth=1.2)
+        axis.set(title=title, xlabel="step", ylim=(0, None))
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,21 @@
+"""Draws of real images from every class at once."""
+
+import torch
+from torch import Tensor
+
+from .sources import LabelledImages
+
+
+class ClassSampler:
+    """Draws indices into `part.images`, the same number from every class, without replacement."""
+
+    def __init__(self, part: LabelledImages):
+        self.counts = part.counts
+        self._first = (self.counts.cumsum(0) - self.counts)[:, None]
+        self._absent = torch.arange(int(self.counts.max())) >= self.counts[:, None]
+
+    def draw(self, per_class: int, generator: torch.Generator) -> Tensor:
+        """int64 [C, per_class]; a class with fewer images gives each of them before any one twice."""
+        score = torch.rand(self._absent.shape, generator=generator).masked_fill_(self._absent, 2.0)
+        order = score.topk(min(per_class, score.shape[1]), largest=False).indices
+        return order.gather(1, torch.arange(per_class) % self.counts[:, None]) + self._first

@@ -1,0 +1,44 @@
+"""The tests are sealed: no network, no token, no user cache; every file they write lies in tmp_path."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.pop("HF_TOKEN", None)
+
+import pytest
+import torch
+
+from distilled_data import Artifact, Metadata
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def digits():
+    from ncfm_engine.sources import load_source
+
+    return load_source("digits")
+
+
+@pytest.fixture
+def artifact() -> Artifact:
+    """Three ranks of four classes, factor 2, with logits; every tensor element has a value of its own."""
+    images = (torch.arange(3 * 4 * 1 * 6 * 6) * 37 % 251).to(torch.uint8).view(3, 4, 1, 6, 6)
+    logits = ((torch.arange(3 * 4 * 4 * 4) * 29 % 97).half() / 8 - 6).view(3, 4, 4, 4)
+    metadata = Metadata(
+        dataset="made up",
+        classes=("ant", "bee", "cat", "dog"),
+        channels=1,
+        height=6,
+        width=6,
+        mean=(0.5,),
+        std=(0.25,),
+        ipc=3,
+        factor=2,
+        labels={"kind": "logits", "temperature": 2.0},
+    )
+    return Artifact(images, metadata, logits)

@@ -1,0 +1,282 @@
+"""The artifact format: bytes pinned, reading partial or whole, everything unusable refused by name."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save, save_file
+
+from distilled_data import (
+    Artifact,
+    FormatError,
+    IntegrityError,
+    Metadata,
+    NewerFormatError,
+    OutputError,
+    UnknownNameError,
+    UsageError,
+)
+from distilled_data import format as f
+
+GOLDEN = Path(__file__).parent / "golden" / "format-v1.safetensors"
+GOLDEN_CONTENT_HASH = "d33a6eddc47513304deb53e4eba8633277988e6a329a34c004309bec17fd41e2"
+
+
+@pytest.fixture
+def path(tmp_path, artifact) -> Path:
+    f.write_artifact(tmp_path / f.ARTIFACT_FILE, artifact)
+    return tmp_path / f.ARTIFACT_FILE
+
+
+def metadata_json(artifact: Artifact, **changes) -> str:
+    return json.dumps(json.loads(artifact.metadata.to_json()) | changes)
+
+
+def test_written_bytes_equal_the_golden_file(path):
+    assert path.read_bytes() == GOLDEN.read_bytes()
+
+
+def test_golden_file_reads_back_as_what_was_written(artifact):
+    read = f.read_artifact(GOLDEN)
+    assert torch.equal(read.images, artifact.images)
+    assert torch.equal(read.logits, artifact.logits)
+    assert read.metadata == artifact.metadata
+    assert read.content_hash == GOLDEN_CONTENT_HASH
+
+
+def test_another_process_writes_the_same_bytes(path, tmp_path):
+    code = (
+        "import sys; from distilled_data import format as f;"
+        "f.write_artifact(sys.argv[2], f.read_artifact(sys.argv[1]))"
+    )
+    for seed in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-c", code, str(path), str(tmp_path / seed)],
+            check=True,
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+        assert (tmp_path / seed).read_bytes() == path.read_bytes()
+
+
+def test_content_hash_ignores_metadata_and_sees_every_byte_shape_and_name(artifact):
+    other = dataclasses.replace(artifact, metadata=dataclasses.replace(artifact.metadata, dataset="other"))
+    assert other.content_hash == artifact.content_hash
+    images = artifact.images.clone()
+    images[2, 3, 0, 5, 5] ^= 1
+    assert dataclasses.replace(artifact, images=images).content_hash != artifact.content_hash
+    assert dataclasses.replace(artifact, logits=None).content_hash != artifact.content_hash
+
+
+def test_reading_ipc_k_gives_the_first_k_ranks(path, artifact):
+    part = f.read_artifact(path, ipc=2)
+    assert torch.equal(part.images, artifact.images[:2])
+    assert torch.equal(part.logits, artifact.logits[:2])
+    assert part.metadata.ipc == 2
+
+
+def test_reading_classes_renumbers_images_and_both_class_axes_of_the_logits(path, artifact):
+    part = f.read_artifact(path, classes=["dog", 1])
+    assert part.metadata.classes == ("dog", "bee")
+    assert torch.equal(part.images, artifact.images[:, [3, 1]])
+    assert part.logits[1, 0, 2].tolist() == artifact.logits[1, 3, 2, [3, 1]].tolist()
+
+
+@pytest.mark.parametrize("ipc", [0, 4, -1])
+def test_an_ipc_that_is_not_stored_is_refused(path, ipc):
+    with pytest.raises(UsageError, match=r"holds 3 images per class"):
+        f.read_artifact(path, ipc=ipc)
+
+
+def test_an_unknown_class_names_the_close_ones(path):
+    with pytest.raises(UnknownNameError, match="Did you mean 'bee'"):
+        f.read_artifact(path, classes=["be", "ant"])
+
+
+@pytest.mark.parametrize("classes", [["ant"], ["ant", "ant"], [0, 9], []])
+def test_fewer_than_two_different_classes_are_refused(path, classes):
+    with pytest.raises(UsageError):
+        f.read_artifact(path, classes=classes)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 300, -1])
+def test_a_truncated_file_is_refused(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(FormatError, match=str(path)):
+        f.read_artifact(path)
+
+
+def test_an_altered_file_fails_verification(path):
+    f.write_manifest(path.parent)
+    f.verify_folder(path.parent)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match="expected sha256"):
+        f.verify_folder(path.parent)
+
+
+def test_a_file_that_the_manifest_names_and_that_is_gone_fails_verification(path):
+    f.write_manifest(path.parent)
+    path.unlink()
+    with pytest.raises(IntegrityError, match="missing"):
+        f.verify_folder(path.parent)
+
+
+def test_a_foreign_safetensors_file_is_named_as_one(tmp_path):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(FormatError, match="another kind"):
+        f.read_artifact(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"<!doctype html><title>404</title>", b"\x80\x04pickle", b"\xff" * 64])
+def test_a_file_that_is_not_safetensors_is_refused(tmp_path, content):
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(FormatError, match="not a whole safetensors file"):
+        f.read_artifact(tmp_path / "a")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    with pytest.raises(FormatError, match="does not exist"):
+        f.read_artifact(tmp_path / "nothing")
+    with pytest.raises(FormatError):
+        f.read_artifact(tmp_path)
+
+
+def test_a_newer_format_says_to_upgrade(tmp_path, artifact):
+    (tmp_path / "a").write_bytes(
+        save(artifact.tensors, {f.METADATA_KEY: metadata_json(artifact, format_version=2)})
+    )
+    with pytest.raises(NewerFormatError, match="Upgrade"):
+        f.read_artifact(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format_version": 0},
+        {"format_version": "1"},
+        {"decode": {}},
+        {"value_range": [0, 1]},
+        {"surprise": 1},
+        {"classes": ["a", "a", "b", "c"]},
+        {"classes": "abcd"},
+        {"mean": [0.5, 0.5]},
+        {"std": [0]},
+        {"std": ["0.5"]},
+        {"ipc": 0},
+        {"ipc": 2.0},
+        {"ipc": True},
+        {"ipc": 4},
+        {"factor": 4},
+        {"channels": 2},
+        {"height": 12},
+        {"dataset": ""},
+        {"labels": []},
+        {"results": [1]},
+    ],
+)
+def test_metadata_that_makes_no_sense_is_refused(tmp_path, artifact, changes):
+    (tmp_path / "a").write_bytes(save(artifact.tensors, {f.METADATA_KEY: metadata_json(artifact, **changes)}))
+    with pytest.raises(FormatError):
+        f.read_artifact(tmp_path / "a")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"ipc":1,"ipc":2}', '{"a":' * 5000])
+def test_metadata_that_is_not_one_json_object_is_refused(text):
+    with pytest.raises(FormatError):
+        Metadata.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"images": torch.zeros(3, 4, 1, 6, 6)},
+        {"images": torch.zeros(3, 4, 1, 6, 5, dtype=torch.uint8)},
+        {"images": torch.zeros(144, dtype=torch.uint8)},
+        {"logits": torch.zeros(3, 4, 4, 4)},
+        {"logits": torch.full((3, 4, 4, 4), torch.nan, dtype=torch.float16)},
+        {"logits": torch.zeros(2, 4, 4, 4, dtype=torch.float16)},
+        {"more": torch.zeros(1)},
+    ],
+)
+def test_tensors_that_do_not_fit_the_metadata_are_refused(tmp_path, artifact, tensors):
+    content = save(artifact.tensors | tensors, {f.METADATA_KEY: artifact.metadata.to_json()})
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(FormatError):
+        f.read_artifact(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format_version":1,"content_hash":"","files":{"../x":{"sha256":"","size":0}}}']
+)
+def test_a_manifest_that_makes_no_sense_is_refused(tmp_path, text):
+    (tmp_path / f.MANIFEST_FILE).write_text(text)
+    with pytest.raises(FormatError):
+        f.read_manifest(tmp_path)
+
+
+def test_a_newer_manifest_says_to_upgrade(path):
+    manifest = f.write_manifest(path.parent)
+    (path.parent / f.MANIFEST_FILE).write_text(json.dumps(manifest | {"format_version": 2}))
+    with pytest.raises(NewerFormatError, match="Upgrade"):
+        f.read_manifest(path.parent)
+
+
+def test_files_are_readable_by_everyone_whatever_the_umask(tmp_path):
+    old = os.umask(0o077)
+    try:
+        f.write_file(tmp_path / "a", b"x")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, artifact, monkeypatch):
+    old = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="Free some space"):
+        f.write_artifact(path, dataclasses.replace(artifact, logits=None))
+    assert path.read_bytes() == old
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="could not write"):
+        f.write_file(tmp_path / "file" / "a", b"x")
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
+    code = (
+        "import sys; from distilled_data.format import write_file\n"
+        "i = 0\n"
+        "while True:\n"
+        "    write_file(sys.argv[1], bytes([i % 256]) * 3_000_000); i += 1; print(i, flush=True)\n"
+    )
+    path = tmp_path / "a"
+    for delay in (0.0, 0.003, 0.007, 0.011, 0.02):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(path)],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+        assert process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        content = path.read_bytes()
+        assert len(content) == 3_000_000
+        assert len(set(content)) == 1

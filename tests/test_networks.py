@@ -1,0 +1,144 @@
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distilled_data.errors import UnknownNameError, UsageError
+from ncfm_engine.networks import ACTIVATIONS, NETWORKS, NORMS, POOLINGS, build_network
+
+build_small = partial(build_network, channels=3, size=8, classes=10)
+
+
+def images(count, channels=3, height=8, width=None):
+    shape = (count, channels, height, width or height)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def parameters(network):
+    return torch.nn.utils.parameters_to_vector(network.parameters()).detach()
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, 1), (28, 1), (32, 3), (64, 3)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_have_one_column_per_class(name, size, channels):
+    network = build_network(name, channels=channels, size=size, classes=7)
+    assert network(images(2, channels, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_images_need_not_be_square(name):
+    network = build_network(name, channels=3, size=(12, 20), classes=7)
+    assert network(images(2, 3, 12, 20)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_are_the_classifier_of_the_features(name):
+    network = build_small(name)
+    features = network.features(images(2))
+    assert features.ndim == 4
+    assert torch.equal(network.classifier(features), network(images(2)))
+
+
+@pytest.mark.parametrize(
+    ("size", "depth", "shape"),
+    [(8, 3, (2, 128, 1, 1)), (28, 3, (2, 128, 3, 3)), (32, 3, (2, 128, 4, 4)), (64, 4, (2, 128, 4, 4))],
+)
+def test_every_block_of_a_convnet_halves_the_map(size, depth, shape):
+    network = build_network("convnet", channels=3, size=size, classes=10, depth=depth)
+    assert network.features(images(2, 3, size)).shape == shape
+
+
+def test_the_convnet_of_the_literature_has_its_number_of_parameters():
+    assert len(parameters(build_network("convnet", channels=3, size=32, classes=10))) == 320_010
+
+
+def test_resnet18_for_small_images_has_its_number_of_parameters():
+    network = build_network("resnet18", channels=3, size=32, classes=10, norm="batch")
+    assert len(parameters(network)) == 11_173_962
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_norm_erases_the_image_at_eight_pixels(name):
+    first, second = build_small(name)(images(2))
+    assert (first - second).abs().max() > 1e-3
+
+
+def test_the_vit_sees_every_pixel_where_patches_do_not_divide_the_side():
+    network = build_network("vit", channels=1, size=11, classes=2)
+    x = images(1, 1, 11).requires_grad_()
+    network(x)[0, 0].backward()
+    assert x.grad is not None
+    assert x.grad.count_nonzero() == 121
+
+
+@pytest.mark.parametrize(("norm", "invariant"), [("instance", True), ("batch", False), ("none", False)])
+def test_instance_norm_alone_makes_the_gain_of_an_image_irrelevant(norm, invariant):
+    network = build_small("convnet", width=16, norm=norm)
+    gain = torch.tensor([1.0, 3.0, 10.0, 30.0]).reshape(-1, 1, 1, 1)
+    difference = network(100 * images(4) * gain) - network(100 * images(4))
+    assert (difference.abs().max() < 1e-3) == invariant
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"norm": norm} for norm in NORMS]
+    + [{"activation": activation} for activation in ACTIVATIONS]
+    + [{"pooling": pooling} for pooling in POOLINGS],
+    ids=str,
+)
+def test_a_convnet_of_every_kind_learns(setting):
+    network = build_small("convnet", width=16, **setting)
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.01)
+    losses = []
+    for _ in range(3):
+        losses.append(F.cross_entropy(network(images(20)), torch.arange(20) % 10))
+        optimiser.zero_grad()
+        losses[-1].backward()
+        optimiser.step()
+    assert losses[0] > losses[1] > losses[2]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_weight_of_a_network_gets_a_gradient(name):
+    network = build_network(name, channels=3, size=16, classes=10)
+    F.cross_entropy(network(images(2, 3, 16)), torch.arange(2)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_same_seed_gives_the_same_weights(name):
+    one, same = (parameters(build_small(name, seed=5)) for _ in range(2))
+    assert torch.equal(one, same)
+
+
+def test_another_seed_gives_other_weights():
+    one, other = (parameters(build_small("convnet", seed=seed)) for seed in (5, 6))
+    assert not torch.equal(one, other)
+
+
+def test_the_global_generator_is_left_alone():
+    before = torch.get_rng_state()
+    build_small("convnet", seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [("network", "resnet19"), ("norm", "instanc"), ("activation", "rel"), ("pooling", "maximum")],
+)
+def test_an_unknown_name_is_refused(kind, wrong):
+    setting = {"name": "convnet", "name" if kind == "network" else kind: wrong}
+    with pytest.raises(UnknownNameError, match=f"unknown {kind} '{wrong}'"):
+        build_small(**setting)
+
+
+def test_a_convnet_too_deep_for_its_images_names_the_largest_depth():
+    with pytest.raises(UsageError, match=r"28x40 pixels to nothing\. The largest depth for this size is 4"):
+        build_network("convnet", channels=3, size=(28, 40), classes=10, depth=5)
+
+
+@pytest.mark.parametrize("setting", [{"depth": 4}, {"depth": 5, "pooling": "none"}], ids=str)
+def test_a_convnet_may_be_as_deep_as_its_images_allow(setting):
+    network = build_network("convnet", channels=3, size=28, classes=10, width=8, **setting)
+    assert network(images(2, 3, 28)).shape == (2, 10)

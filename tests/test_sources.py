@@ -1,0 +1,564 @@
+"""Real data: order, splits and fingerprints follow from the content alone; unfit data is named."""
+
+import dataclasses
+import hashlib
+import pickle
+import re
+import struct
+import sys
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distilled_data.errors import MissingExtraError, SourceError, UnknownNameError, UsageError
+from ncfm_engine.sources import SOURCES, LabelledImages, Source, hold_out, load_source
+
+
+@pytest.fixture(scope="module")
+def digits() -> Source:
+    return load_source("digits")
+
+
+def pixels(seed: int, shape: tuple[int, ...] = (4, 4)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def save(path: Path, image: np.ndarray | Image.Image, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
+
+
+def save_classes(root: Path, classes: str = "ab", images: int = 3, seed: int = 0) -> Path:
+    """Random grey PNGs, 4 x 4 pixels, `images` per class."""
+    for c, name in enumerate(classes):
+        for i in range(images):
+            save(root / name / f"{i}.png", pixels(1000 * seed + 100 * c + i))
+    return root
+
+
+def load_folder(root: Path, **options) -> Source:
+    return load_source(f"folder:{root}", **options)
+
+
+def digests(part: LabelledImages) -> list[str]:
+    return [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in part.images]
+
+
+# The order of images and the splits
+
+
+def test_images_are_sorted_by_class_then_by_the_digest_of_their_bytes(digits):
+    for part in (digits.train, digits.test):
+        keys = list(zip(part.targets.tolist(), digests(part), strict=True))
+        assert keys == sorted(keys)
+
+
+def test_counts_are_the_images_of_each_class_even_of_a_class_without_any():
+    part = LabelledImages(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 2]), num_classes=4)
+    assert part.counts.tolist() == [2, 0, 1, 0]
+    assert len(part) == 3
+
+
+def test_digits_are_grey_and_cover_the_range_of_a_byte(digits):
+    assert (digits.channels, digits.height, digits.width, digits.num_classes) == (1, 8, 8, 10)
+    assert digits.train.images.dtype == torch.uint8
+    assert digits.train.images.unique().tolist() == [round(x * 255 / 16) for x in range(17)]
+
+
+def test_digits_are_labelled_as_scikit_learn_labels_them(digits):
+    from sklearn.datasets import load_digits
+
+    images, targets = load_digits(return_X_y=True)
+    labels = {image.tobytes(): target for image, target in zip(images, targets, strict=True)}
+    for image, target in zip(digits.test.images, digits.test.targets, strict=True):
+        original = (image.double() * 16 / 255).round().numpy().ravel()
+        assert labels[original.tobytes()] == target
+
+
+def test_the_test_split_takes_a_fifth_of_every_class_and_leaves_the_rest(digits):
+    whole = digits.train.counts + digits.test.counts
+    assert int(whole.sum()) == 1797
+    torch.testing.assert_close(digits.test.counts, (whole * 0.2).round().long())
+
+
+def test_another_seed_draws_another_test_split(digits):
+    assert digests(load_source("digits", seed=1).test) != digests(digits.test)
+
+
+def test_the_held_out_images_come_from_train_and_leave_it(digits):
+    validation = hold_out(digits, fraction=0.1, seed=3)
+    assert sorted(digests(validation.train) + digests(validation.test)) == sorted(digests(digits.train))
+    torch.testing.assert_close(validation.test.counts, (digits.train.counts * 0.1).round().long())
+
+
+def test_the_held_out_images_keep_their_labels(digits):
+    labels = dict(zip(digests(digits.train), digits.train.targets.tolist(), strict=True))
+    test = hold_out(digits).test
+    assert [labels[digest] for digest in digests(test)] == test.targets.tolist()
+
+
+def test_a_held_out_source_has_its_own_fingerprint_and_statistics(digits):
+    validation = hold_out(digits)
+    assert validation.fingerprint not in (digits.fingerprint, hold_out(digits, seed=1).fingerprint)
+    assert validation.mean != digits.mean
+    assert validation.fingerprint == hold_out(digits).fingerprint
+
+
+def test_removing_an_image_changes_the_held_out_images_by_one_at_most(digits):
+    kept = torch.arange(len(digits.train)) != 700
+    fewer = dataclasses.replace(digits, train=digits.train.where(kept))
+    before, after = set(digests(hold_out(digits).test)), set(digests(hold_out(fewer).test))
+    assert len(before ^ after) <= 2  # one may leave and another take its place
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.999])
+def test_a_split_leaves_both_sides_an_image_of_every_class(digits, fraction):
+    validation = hold_out(digits, fraction)
+    assert min(validation.train.counts.min(), validation.test.counts.min()) >= 1
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, float("nan")])
+def test_a_fraction_outside_of_zero_to_one_is_refused(digits, fraction):
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        hold_out(digits, fraction)
+
+
+# What is measured
+
+
+def test_mean_and_std_are_those_of_the_train_images_per_channel(tmp_path):
+    for name in "ab":
+        for i in range(4):
+            save(tmp_path / name / f"{i}.png", pixels(ord(name) + 7 * i, (4, 4, 3)))
+    source = load_folder(tmp_path)
+    scaled = source.train.images.double() / 255
+    assert source.mean == pytest.approx(scaled.mean((0, 2, 3)).tolist())
+    assert source.std == pytest.approx(scaled.std((0, 2, 3), correction=0).tolist())
+
+
+def test_a_channel_that_never_varies_has_a_positive_std(tmp_path):
+    for name in "ab":
+        for i in range(2):
+            save(tmp_path / name / f"{i}.png", np.zeros((4, 4), dtype=np.uint8))
+    assert load_folder(tmp_path).std[0] > 0
+
+
+def test_digits_saved_as_shuffled_png_files_keep_their_fingerprint(digits, tmp_path):
+    images = torch.cat([digits.train.images, digits.test.images])[:, 0].numpy()
+    targets = torch.cat([digits.train.targets, digits.test.targets]).tolist()
+    names = np.random.default_rng(0).permutation(len(images))
+    for image, target, name in zip(images, targets, names, strict=True):
+        save(tmp_path / str(target) / f"{name}.png", image)
+    assert load_folder(tmp_path).fingerprint == digits.fingerprint
+
+
+def test_a_pixel_a_class_name_and_a_label_are_part_of_the_fingerprint(tmp_path):
+    original = load_folder(save_classes(tmp_path / "original"))
+    renamed = load_folder(save_classes(tmp_path / "renamed", classes="ac"))
+    other_pixel = save_classes(tmp_path / "pixel")
+    changed = pixels(0)
+    changed[0, 0] ^= 1
+    save(other_pixel / "a" / "0.png", changed)
+    swapped = save_classes(tmp_path / "swapped", classes="ba")
+    fingerprints = [source.fingerprint for source in (original, renamed)]
+    fingerprints += [load_folder(root).fingerprint for root in (other_pixel, swapped)]
+    assert len(set(fingerprints)) == 4
+
+
+# Arguments
+
+
+def test_an_unknown_name_is_refused_with_the_close_ones():
+    with pytest.raises(UnknownNameError, match=r"unknown dataset 'cifar'.*'cifar10'"):
+        load_source("cifar")
+
+
+def test_a_path_after_a_name_that_takes_none_is_refused():
+    with pytest.raises(UnknownNameError, match="digits:here"):
+        load_source("digits:here")
+
+
+def test_a_folder_without_a_path_is_refused():
+    with pytest.raises(UsageError, match="folder:PATH"):
+        load_source("folder")
+
+
+def test_a_data_folder_is_refused_where_it_has_no_meaning(tmp_path):
+    with pytest.raises(UsageError, match=r"only for cifar10.*folder:PATH"):
+        load_source("digits", data=tmp_path)
+
+
+def test_a_size_below_one_pixel_is_refused():
+    with pytest.raises(UsageError, match="size=0"):
+        load_source("digits", size=0)
+
+
+def test_the_sources_are_these():
+    assert SOURCES == ("digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "svhn", "folder")
+
+
+def test_missing_scikit_learn_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(MissingExtraError, match=r"'scikit-learn'.*distilled-data\[engine\]"):
+        load_source("digits")
+
+
+def test_size_resizes_the_images_of_a_named_source():
+    assert load_source("digits", size=12).train.images.shape[1:] == (1, 12, 12)
+
+
+# Archives of torchvision, in small
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch) -> Path:
+    """CIFAR-10 in torchvision's layout, with three images of each class in train and one in test."""
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name, repeats in (("data_batch_1", 3), ("test_batch", 1)):
+        labels = list(range(10)) * repeats
+        entry = {"data": pixels(repeats, (len(labels), 3072)), "labels": labels}
+        (folder / name).write_bytes(pickle.dumps(entry))
+    names = {"label_names": [f"class {i}" for i in range(10)]}
+    (folder / "batches.meta").write_bytes(pickle.dumps(names))
+    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", None]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", None]])
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": None})
+    return tmp_path
+
+
+def write_mnist(root: Path, parts: tuple[str, ...] = ("train", "t10k")) -> Path:
+    """MNIST's files with twenty images of 28 x 28 pixels; those of class k are filled with k."""
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    labels = np.arange(20, dtype=np.uint8) % 10
+    images = np.broadcast_to(labels[:, None, None], (20, 28, 28))
+    for part in parts:
+        head = struct.pack(">IIII", 0x803, *images.shape)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(head + images.tobytes())
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 20) + labels.tobytes())
+    return root
+
+
+def test_cifar10_on_disk_gives_channels_first_images_with_their_labels(cifar10):
+    source = load_source("cifar10", data=cifar10)
+    assert source.classes == tuple(f"class {i}" for i in range(10))
+    assert source.train.counts.tolist() == [3] * 10
+    written = pixels(1, (10, 3072)).reshape(10, 3, 32, 32)
+    np.testing.assert_array_equal(source.test.images.numpy(), written)
+
+
+def test_mnist_on_disk_gives_images_with_their_labels(tmp_path):
+    source = load_source("mnist", data=write_mnist(tmp_path))
+    assert source.train.images.shape == (20, 1, 28, 28)
+    assert source.train.images[:, 0, 5, 5].tolist() == source.train.targets.tolist()
+
+
+def test_svhn_on_disk_gives_channels_first_images_with_their_labels(tmp_path, monkeypatch):
+    from scipy.io import savemat
+    from torchvision.datasets import SVHN
+
+    labels = np.arange(1, 11, dtype=np.uint8)  # SVHN writes 10 for the digit 0
+    images = np.broadcast_to(labels % 10, (32, 32, 3, 10)).copy()
+    images[:, :, 2] += 100
+    for part in ("train", "test"):
+        savemat(tmp_path / f"{part}_32x32.mat", {"X": images, "y": labels[:, None]})
+    monkeypatch.setattr(SVHN, "_check_integrity", lambda self: True)
+    source = load_source("svhn", data=tmp_path)
+    assert source.train.images[:, 0, 3, 4].tolist() == source.train.targets.tolist() == list(range(10))
+    assert source.train.images[:, 2, 3, 4].tolist() == list(range(100, 110))
+
+
+def test_missing_scipy_names_the_extra(monkeypatch, tmp_path):
+    from torchvision.datasets import SVHN
+
+    monkeypatch.setattr(SVHN, "_check_integrity", lambda self: True)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(MissingExtraError, match=r"scipy.*distilled-data\[engine\]"):
+        load_source("svhn", data=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist", "svhn"])
+def test_missing_files_are_named_with_the_folder_and_the_ways_out(name, tmp_path):
+    with pytest.raises(SourceError, match=rf"{re.escape(str(tmp_path))}.*missing are .*https?://.*--data"):
+        load_source(name, data=tmp_path)
+
+
+def test_only_the_files_that_are_missing_are_called_missing(tmp_path):
+    root = write_mnist(tmp_path, parts=("t10k",))
+    missing = r"missing are train-images-idx3-ubyte, train-labels-idx1-ubyte\."
+    with pytest.raises(SourceError, match=missing):
+        load_source("mnist", data=root)
+
+
+def test_files_with_a_wrong_checksum_are_refused_before_they_are_unpickled(tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"):
+        (folder / name).write_bytes(b"cos\nabort\n(tR.")  # unpickling this ends the process
+    with pytest.raises(SourceError, match="one at least is damaged"):
+        load_source("cifar10", data=tmp_path)
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    file = write_mnist(tmp_path) / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(SourceError, match="one at least is damaged"):
+        load_source("mnist", data=tmp_path)
+
+
+def test_labels_that_do_not_fit_the_images_are_refused(tmp_path):
+    file = write_mnist(tmp_path) / "MNIST" / "raw" / "train-labels-idx1-ubyte"
+    file.write_bytes(struct.pack(">II", 0x801, 10) + bytes(range(10)))
+    with pytest.raises(SourceError, match="20 images and 10 labels"):
+        load_source("mnist", data=tmp_path)
+
+
+def test_a_failed_download_names_the_cache_and_the_ways_out(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    def download(self):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(CIFAR10, "download", download)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache = re.escape(str(tmp_path / "distilled-data"))
+    with pytest.raises(SourceError, match=rf"downloaded to {cache}.*no route to host.*--data"):
+        load_source("cifar10")
+
+
+def test_a_data_folder_is_never_downloaded_to(tmp_path, monkeypatch):
+    from torchvision.datasets import MNIST
+
+    monkeypatch.setattr(MNIST, "download", lambda self: write_mnist(tmp_path))
+    with pytest.raises(SourceError):
+        load_source("mnist", data=tmp_path)
+
+
+# Folders
+
+
+def test_a_train_and_a_test_folder_are_used_as_they_are(tmp_path):
+    save_classes(tmp_path / "train", images=3)
+    save_classes(tmp_path / "test", images=2, seed=1)
+    source = load_folder(tmp_path)
+    assert (source.train.counts.tolist(), source.test.counts.tolist()) == ([3, 3], [2, 2])
+
+
+def test_a_val_folder_stands_in_for_a_missing_test_folder(tmp_path):
+    save_classes(tmp_path / "train", images=3)
+    save_classes(tmp_path / "val", images=2, seed=1)
+    assert load_folder(tmp_path).test.counts.tolist() == [2, 2]
+
+
+def test_the_parts_of_a_folder_must_hold_the_same_classes(tmp_path):
+    save_classes(tmp_path / "train", classes="abc")
+    save_classes(tmp_path / "test", classes="abd")
+    with pytest.raises(SourceError, match="only one of them has c, d"):
+        load_folder(tmp_path)
+
+
+def test_a_source_from_a_folder_tells_its_base_name_and_no_path(tmp_path):
+    source = load_folder(save_classes(tmp_path / "flowers"))
+    assert (source.name, source.id) == ("folder", "folder:flowers")
+    assert not any(str(tmp_path) in str(value) for value in vars(source).values())
+
+
+def test_images_below_a_class_folder_are_found_at_any_depth_and_hidden_ones_are_not(tmp_path):
+    save_classes(tmp_path, images=2)
+    save(tmp_path / "a" / "deep" / "er" / "2.PNG", pixels(2))
+    save(tmp_path / "a" / ".hidden.png", pixels(3))
+    save(tmp_path / "a" / ".cache" / "4.png", pixels(4))
+    save(tmp_path / ".git" / "5.png", pixels(5))
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    source = load_folder(tmp_path)
+    assert source.classes == ("a", "b")
+    assert (source.train.counts + source.test.counts).tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "ppm", "webp", "jpg", "jpeg"])
+def test_every_listed_format_is_read(tmp_path, suffix):
+    for name, colour in (("a", (200, 30, 60)), ("b", (10, 180, 90))):
+        for i in range(2):
+            save(tmp_path / name / f"{i}.{suffix}", Image.new("RGB", (16, 16), colour))
+    pixel = load_folder(tmp_path).train.images[:, :, 8, 8]
+    expected = torch.tensor([[200, 30, 60], [10, 180, 90]])
+    torch.testing.assert_close(pixel.long(), expected, atol=3, rtol=0)  # JPEG and WebP round
+
+
+def test_a_palette_becomes_colour_and_an_opaque_alpha_channel_is_dropped(tmp_path):
+    colour = Image.fromarray(pixels(0, (4, 4, 3)))
+    opaque = colour.copy()
+    opaque.putalpha(255)
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 9, 8, 7])
+    for name, image in (("a", opaque), ("b", palette)):
+        for i in range(2):
+            save(tmp_path / name / f"{i}.png", image)
+    images = load_folder(tmp_path).train.images
+    np.testing.assert_array_equal(images[0].permute(1, 2, 0).numpy(), np.asarray(colour))
+    assert images[1, :, 0, 0].tolist() == [9, 8, 7]
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (Image.new("RGBA", (4, 4), (1, 2, 3, 128)), "transparent"),
+        (Image.new("I;16", (4, 4), 1000), "I;16"),
+        (Image.new("LA", (4, 4), (1, 0)), "transparent"),
+    ],
+)
+def test_an_image_that_would_lose_something_is_refused_by_name(tmp_path, image, reason):
+    save(save_classes(tmp_path) / "b" / "odd.png", image)
+    with pytest.raises(SourceError, match=rf"odd\.png has .*{reason}"):
+        load_folder(tmp_path, skip_damaged=True)
+
+
+def test_a_transparent_colour_of_a_png_without_alpha_channel_is_refused(tmp_path):
+    save(save_classes(tmp_path) / "b" / "odd.png", Image.new("L", (4, 4), 7), transparency=7)
+    with pytest.raises(SourceError, match=r"odd\.png has transparent"):
+        load_folder(tmp_path)
+
+
+def test_the_orientation_of_a_photograph_is_applied(tmp_path):
+    upright = pixels(0, (2, 6))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    for name in "ab":
+        for i in range(2):
+            save(tmp_path / name / f"{i}.png", Image.fromarray(upright), exif=exif)
+    shown = load_folder(tmp_path).train.images[0, 0].numpy()
+    np.testing.assert_array_equal(shown, np.rot90(upright, k=-1))
+
+
+def test_size_keeps_the_middle_of_the_longer_side(tmp_path):
+    wide = np.zeros((8, 24), dtype=np.uint8)
+    wide[:, 8:16] = 255
+    for name, image in (("a", wide), ("b", wide.T)):
+        for i in range(2):
+            save(tmp_path / name / f"{i}.png", image)
+    images = load_folder(tmp_path, size=4).train.images
+    assert images.shape == (2, 1, 4, 4)
+    assert images.min() > 200  # the neighbours outside of the crop weigh in at its edge
+
+
+def test_shrinking_averages_the_pixels(tmp_path):
+    stripes = np.zeros((32, 32), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    for name in "ab":
+        for i in range(2):
+            save(tmp_path / name / f"{i}.png", stripes)
+    inner = load_folder(tmp_path, size=8).train.images[0, 0, :, 1:-1].float()
+    torch.testing.assert_close(inner, torch.full_like(inner, 127.5), atol=4, rtol=0)
+
+
+def test_images_of_two_sizes_are_refused_with_one_of_each_and_the_flag(tmp_path):
+    save(save_classes(tmp_path) / "b" / "odd.png", pixels(9, (4, 5)))
+    expected = r"a/0\.png has 4 x 4 pixels, b/odd\.png has 5 x 4\. Pass --size"
+    with pytest.raises(SourceError, match=expected):
+        load_folder(tmp_path)
+    assert load_folder(tmp_path, size=4).height == 4
+
+
+@pytest.mark.parametrize("colour_class", ["a", "b"])
+def test_grey_and_colour_images_together_are_refused_with_one_of_each(tmp_path, colour_class):
+    for name in "ab":
+        save(tmp_path / name / "0.png", pixels(0, (4, 4, 3) if name == colour_class else (4, 4)))
+    grey_class = "ab".replace(colour_class, "")
+    expected = rf"{grey_class}/0\.png is grey, {colour_class}/0\.png is in colour"
+    with pytest.raises(SourceError, match=expected):
+        load_folder(tmp_path, size=4)
+
+
+def damage(root: Path, files: int = 7) -> Path:
+    for i in range(files):
+        (root / "a" / f"bad{i}.png").write_bytes(b"\x89PNG\r\n\x1a\nnot a picture")
+    return root
+
+
+def test_unreadable_images_are_counted_and_five_are_named(tmp_path):
+    with pytest.raises(SourceError, match=r"7 of 13 images cannot be read: .*--skip-damaged") as caught:
+        load_folder(damage(save_classes(tmp_path)))
+    assert [f"a/bad{i}.png" in str(caught.value) for i in range(7)] == [True] * 5 + [False] * 2
+
+
+def test_skip_damaged_leaves_unreadable_images_out_and_lists_all_in_one_warning(tmp_path):
+    damage(save_classes(tmp_path, images=3))
+    with pytest.warns(UserWarning, match="left out 7 of 13 images") as caught:
+        source = load_folder(tmp_path, skip_damaged=True)
+    assert len(caught) == 1
+    assert all(f"a/bad{i}.png" in str(caught[0].message) for i in range(7))
+    assert (source.train.counts + source.test.counts).tolist() == [3, 3]
+
+
+def test_a_truncated_image_is_unreadable(tmp_path):
+    save(save_classes(tmp_path) / "a" / "cut.png", pixels(5, (40, 40)))
+    file = tmp_path / "a" / "cut.png"
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(SourceError, match=r"1 of 7 images cannot be read: a/cut\.png"):
+        load_folder(tmp_path)
+
+
+def test_a_decompression_bomb_is_unreadable(tmp_path, monkeypatch):
+    save(save_classes(tmp_path) / "a" / "bomb.png", pixels(0, (9, 9)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # Pillow's error comes at twice as many
+    with pytest.raises(SourceError, match=r"a/bomb\.png \(.*decompression bomb"):
+        load_folder(tmp_path)
+
+
+def test_a_file_of_an_unlisted_format_is_unreadable_whatever_its_suffix(tmp_path):
+    save(save_classes(tmp_path) / "a" / "tiff.png", pixels(0), format="TIFF")
+    with pytest.raises(SourceError, match=r"a/tiff\.png"):
+        load_folder(tmp_path)
+
+
+def test_an_empty_class_folder_is_named(tmp_path):
+    (save_classes(tmp_path) / "c").mkdir()
+    with pytest.raises(SourceError, match=re.escape(f"without a readable image: {tmp_path / 'c'}.")):
+        load_folder(tmp_path)
+
+
+def test_folders_without_any_image_are_named(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    with pytest.raises(SourceError, match="without a readable image"):
+        load_folder(tmp_path)
+
+
+def test_a_single_class_is_refused(tmp_path):
+    with pytest.raises(SourceError, match=r"holds 1 class folders \(a\); expected two or more"):
+        load_folder(save_classes(tmp_path, classes="a"))
+
+
+def test_a_class_of_one_image_cannot_be_split(tmp_path):
+    save(save_classes(tmp_path) / "c" / "0.png", pixels(0))
+    with pytest.raises(SourceError, match="class 'c' has 1 image"):
+        load_folder(tmp_path)
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(SourceError, match=r"nowhere is not a folder"):
+        load_folder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("link", ["a/link.png", "a/link", "c"])
+def test_a_symbolic_link_that_leaves_the_folder_is_refused(tmp_path, link):
+    root = save_classes(tmp_path / "inside")
+    outside = save_classes(tmp_path / "outside") / "a"
+    (root / link).symlink_to(outside / "0.png" if link.endswith("png") else outside)
+    with pytest.raises(SourceError, match=rf"{link} is a symbolic link to .*outside"):
+        load_folder(root)
+
+
+def test_a_symbolic_link_that_stays_in_the_folder_is_read(tmp_path):
+    root = save_classes(tmp_path, images=2)
+    (root / "a" / "link.png").symlink_to(root / "b" / "0.png")
+    source = load_folder(root)
+    assert (source.train.counts + source.test.counts).tolist() == [3, 2]

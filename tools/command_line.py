@@ -1,0 +1,83 @@
+"""What all commands share: exit codes, errors in one paragraph, sizes and times as people write them."""
+
+import argparse
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checkout runs without being installed
+
+from distilled_data import DistilledDataError, UsageError
+
+SIZES = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+TIMES = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
+    """Parse, call `main`, and exit: 0 done, 2 wrong usage or input, 1 anything else."""
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args()
+    try:
+        main(arguments)
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; run again with --resume to go on from the last checkpoint")
+    except Exception as error:
+        if arguments.debug:
+            raise
+        expected = isinstance(error, DistilledDataError)
+        text = str(error) if expected else f"{type(error).__name__}: {error}. Run with --debug for the traceback."
+        print(textwrap.fill(f"error: {text}", 100, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
+        sys.exit(error.exit_code if isinstance(error, DistilledDataError) else 1)
+
+
+def size(text: str) -> int:
+    """Bytes of "2GiB", "500MB"."""
+    return int(_quantity(text, SIZES, "2GiB"))
+
+
+def duration(text: str) -> float:
+    """Seconds of "10m", "1.5h", "90"."""
+    return _quantity(text, TIMES, "10m")
+
+
+def settings(pairs: list[str]) -> dict[str, str]:
+    """`--set field=value` pairs as a mapping."""
+    for pair in pairs:
+        if "=" not in pair:
+            raise UsageError(f"--set {pair}: expected field=value, for instance distill.alpha=0.3")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def table(rows: list[dict]) -> str:
+    """Result rows as they are shown on the screen."""
+
+    def cell(row: dict, name: str) -> str:
+        mean, std = row[f"{name}_mean"], row[f"{name}_std"]
+        if mean is None:
+            return "-"
+        return f"{mean:.1f}" + ("" if std is None else f" ± {std:.1f}")
+
+    head = ("labels", "ipc", "network", "n", "distilled", "best epoch", "random images", "all images")
+    lines = [
+        (
+            row["labels"],
+            str(row["ipc"]),
+            row["network"],
+            str(row["n"]),
+            *(cell(row, name) for name in ("last", "best", "random", "full")),
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in [head, *lines])
+
+
+def _quantity(text: str, units: dict[str, int], example: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
+    if match is None or match[2] not in units:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a quantity like {example}; units: {', '.join(u for u in units if u)}"
+        )
+    return float(match[1]) * units[match[2]]

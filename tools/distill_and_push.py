@@ -1,0 +1,85 @@
+"""Distil a real dataset into a tiny synthetic one, and publish it.
+
+  python tools/distill_and_push.py --dataset digits
+  python tools/distill_and_push.py --dataset cifar10 --preset cpu --data DIR
+  python tools/distill_and_push.py --dataset cifar100 --ipc 50 --repo org/cifar100-ncfm
+  python tools/distill_and_push.py --dataset folder:photos --size 64 --set distill.alpha=0.3 --dry-run
+"""
+
+import argparse
+from pathlib import Path
+
+from command_line import duration, run_command, settings, size, table
+
+from hub import complete_folder
+from hub.publish import plan_push, push
+from ncfm_engine.cache import cache_folder
+from ncfm_engine.pipeline import open_source, run
+from ncfm_engine.plan import check_output, describe, make_plan
+from ncfm_engine.report import Bars
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--dataset", help="digits, cifar10, cifar100, mnist, fashion_mnist, svhn or folder:PATH")
+    add("--ipc", type=int, help="packed images per class")
+    add("--repo", help="publish to this dataset repository of the Hub, org/name; without it, nothing is sent")
+    add("--output", type=Path, help="artifact folder (default: distilled/DATASET-ipcN)")
+    add("--data", type=Path, help="folder with the files of a named dataset; without it they are downloaded")
+    add("--size", type=int, help="resize the images of a folder to this many pixels square")
+    add("--preset", help="row of ncfm_engine/presets.py (default: the one for this dataset and ipc)")
+    add("--iterations", type=int, help="matching steps")
+    add("--time-budget", type=duration, metavar="10m", help="stop matching at a checkpoint after this time")
+    add("--memory", type=size, metavar="2GiB", help="what one matching step may take; fewer classes at once")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    add("--seed", type=int, help="of everything random (default: 0)")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting of the recipe")
+    add("--skip-damaged", action="store_true", help="leave out unreadable images of a folder, and name them")
+    add("--resume", action="store_true", help="go on from the last checkpoint of the same recipe")
+    add("--overwrite", action="store_true", help="replace what the output folder holds")
+    add("--dry-run", action="store_true", help="print what would be done and write nothing")
+    add("--private", action="store_true", help="create the repository private")
+    add("--revision", metavar="TAG", help="tag the published commit")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    plan = make_plan(
+        dataset=arguments.dataset,
+        ipc=arguments.ipc,
+        preset=arguments.preset,
+        changes=settings(arguments.set),
+        iterations=arguments.iterations,
+        seed=arguments.seed,
+        output=arguments.output,
+        cache=cache_folder(),
+        device=arguments.device,
+        data=arguments.data,
+        size=arguments.size,
+        memory=arguments.memory,
+        time_budget=arguments.time_budget,
+        skip_damaged=arguments.skip_damaged,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+    )
+    check_output(plan)
+    if arguments.dry_run:
+        print(describe(plan, open_source(plan)))
+        return
+    bars = Bars()
+    outcome = run(plan, bars)
+    bars.close()
+    if not outcome.finished:
+        print(f"stopped after step {outcome.step} of {plan.recipe.distill.iterations}; go on with --resume")
+        return
+    complete_folder(plan.output)
+    print(table(outcome.rows))
+    print(", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items()))
+    print(f"artifact in {plan.output}, metrics and plots in {plan.run_folder}")
+    if arguments.repo:
+        print(push(plan_push(plan.output, arguments.repo, revision=arguments.revision, private=arguments.private)))
+
+
+if __name__ == "__main__":
+    run_command(main, parser())

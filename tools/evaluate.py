@@ -1,0 +1,64 @@
+"""Train fresh networks on an artifact and test them on the real images, beside random and all images.
+
+  python tools/evaluate.py distilled/digits-ipc10
+  python tools/evaluate.py distilled/cifar10-ipc10 --data DIR --network resnet18 --seeds 3
+  python tools/evaluate.py distilled/digits-ipc10 --ipc 1 --set evaluate.epochs=400
+
+The rows are added to the artifact's metadata and card, and written to results.json.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from command_line import run_command, settings, table
+
+from hub import complete_folder
+from ncfm_engine.cache import cache_folder
+from ncfm_engine.pipeline import evaluate_folder, write_results
+from ncfm_engine.plan import RESULTS_FILE, resolve_device
+from ncfm_engine.report import Bars
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("folder", type=Path, help="artifact folder")
+    add("--dataset", help="the real images, where the artifact's name is not enough: folder:PATH")
+    add("--data", type=Path, help="folder with the files of a named dataset; without it they are downloaded")
+    add("--network", help="convnet, resnet18, vgg11, alexnet or vit (default: the artifact's own)")
+    add("--ipc", type=int, help="use only the first images of each class")
+    add("--seeds", type=int, help="number of networks, each with a seed of its own")
+    add("--protocol", choices=["ncfm"], default="ncfm", help="how networks are trained (default: ncfm)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting of the recipe")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    changes = settings(arguments.set)
+    for field, value in (("network.name", arguments.network), ("evaluate.repeats", arguments.seeds)):
+        if value is not None:
+            changes[field] = value
+    bars, start = Bars(), time.monotonic()
+    device = resolve_device(arguments.device)
+    rows = evaluate_folder(
+        arguments.folder,
+        changes=changes,
+        cache=cache_folder(),
+        device=device,
+        dataset=arguments.dataset,
+        data=arguments.data,
+        ipc=arguments.ipc,
+        report=bars,
+    )
+    bars.close()
+    complete_folder(arguments.folder)
+    run_folder = arguments.folder.with_name(arguments.folder.name + ".run")
+    seconds = {"evaluating": round(time.monotonic() - start, 1)}
+    write_results(run_folder / RESULTS_FILE, rows, device, seconds)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    run_command(main, parser())
