@@ -66,6 +66,7 @@ class DistillConfig:
     factor: int = 2  # each packed image holds factor x factor tiles
     initialisation: str = "real"  # or "noise"
     learning_rate: float = 0.01  # AdamW on pixels in [0, 1]
+    schedule: str = "constant"  # of that rate; or "cosine", down to zero at the last step
     sampler_learning_rate: float = 1e-3  # SGD ascent on psi
     sampler_momentum: float = 0.5
     augment: str = "color_crop_cutout"  # drawn once per step, applied to real and synthetic images alike
@@ -75,6 +76,8 @@ class DistillConfig:
         _at_least(self, 1, "real_batch", "frequencies", "factor", "checkpoint_every")
         _at_least(self, 0, "iterations", "weight", "calibration", "learning_rate", "sampler_learning_rate")
         _require(0 <= self.alpha <= 1, f"DistillConfig.alpha must lie in 0..1, got {self.alpha}")
+        if self.schedule not in ("constant", "cosine"):
+            raise UnknownNameError("schedule", self.schedule, ["constant", "cosine"])
         if self.initialisation not in ("real", "noise"):
             raise UnknownNameError("initialisation", self.initialisation, ["real", "noise"])
 

@@ -1,6 +1,7 @@
 """The matching loop: synthetic images minimise the discrepancy that the sampling network maximises."""
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,7 @@ def distill(
 
     start, pending = time.monotonic() - spent, []
     for step in range(done, config.iterations):
+        optimisers[0].param_groups[0]["lr"] = _learning_rate(config, step)
         for optimiser in optimisers:
             optimiser.zero_grad()
         losses = game.backward(images, step)
@@ -133,9 +135,10 @@ def initial_images(config: DistillConfig, source: Source, *, ipc: int, seed: int
     return grid.permute(0, 3, 4, 1, 5, 2, 6).reshape(shape).clamp(0, 1)
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Rows of `metrics.jsonl`: step, discrepancy, calibration, seconds."""
-    return [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
+def _learning_rate(config: DistillConfig, step: int) -> float:
+    if config.schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * (1 + math.cos(math.pi * step / config.iterations)) / 2
 
 
 def _log(pending: list[StepLosses], done: int, seconds: float, folder: Path | None) -> dict[str, float]:

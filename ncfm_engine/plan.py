@@ -93,10 +93,12 @@ def resolve_device(name: str) -> str:
 def recipe_key(recipe: Recipe, source: Source) -> str:
     """A name for everything that decides the distilled images; a checkpoint of another key is refused.
 
-    The number of iterations is left out, because a finished run may be continued.
+    The number of iterations is left out where nothing depends on it: such a run may be prolonged.
     """
     content = dataclasses.asdict(recipe)
-    del content["distill"]["iterations"], content["distill"]["checkpoint_every"]
+    del content["distill"]["checkpoint_every"]
+    if recipe.distill.schedule == "constant":
+        del content["distill"]["iterations"]
     del content["label"], content["evaluate"]
     text = json.dumps(content | {"fingerprint": source.fingerprint}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -52,7 +52,7 @@ class FlatNetwork:
 
     def __init__(self, network: nn.Module, device: torch.device | str):
         self.network = copy.deepcopy(network).to(device).eval().requires_grad_(False)
-        parameters = list(network.parameters())
+        parameters = list(self.network.parameters())
         self.weights = torch.cat([p.detach().flatten() for p in parameters])
         for parameter, part in zip(parameters, self.weights.split([p.numel() for p in parameters]), strict=True):
             parameter.data = part.view_as(parameter)

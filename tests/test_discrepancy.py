@@ -1,0 +1,95 @@
+"""The discrepancy: its algebra, its closed form, its gradients, and what each player does to it."""
+
+import pytest
+import torch
+
+from ncfm_engine.discrepancy import amplitude_and_phase, characteristic_function, ncfd
+
+
+def features(seed: int, *shape: int, dtype=torch.float32) -> torch.Tensor:
+    draw = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return torch.nn.functional.normalize(draw, dim=-1)
+
+
+FREQUENCIES = torch.randn(64, 8, generator=torch.Generator().manual_seed(9)) * 3
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+def test_discrepancy_of_identical_batches_is_exactly_zero(alpha):
+    batch = features(0, 3, 20, 8)
+    assert ncfd(batch, batch.clone(), FREQUENCIES, alpha).tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+def test_discrepancy_is_symmetric_and_positive(alpha):
+    a, b = features(0, 3, 20, 8), features(1, 3, 5, 8)
+    assert torch.allclose(ncfd(a, b, FREQUENCIES, alpha), ncfd(b, a, FREQUENCIES, alpha), rtol=1e-5)
+    assert (ncfd(a, b, FREQUENCIES, alpha) > 0).all()
+
+
+def test_classes_do_not_mix():
+    a, b = features(0, 3, 20, 8), features(1, 3, 5, 8)
+    alone = torch.cat([ncfd(a[c : c + 1], b[c : c + 1], FREQUENCIES) for c in range(3)])
+    assert torch.allclose(ncfd(a, b, FREQUENCIES), alone, rtol=1e-5)
+
+
+def test_characteristic_function_of_many_gaussian_samples_is_the_closed_form():
+    # E exp(j t x) = exp(j t mu - t' S t / 2) for a normal x, here with S = diag(spread**2)
+    mean, spread = torch.tensor([0.4, -0.2, 0.1]), torch.tensor([0.5, 0.2, 0.8])
+    frequencies = torch.tensor([[1.0, 0, 0], [0, 2, 0], [0, 0, 1.5], [1, -1, 1]])
+    draws = torch.randn(1, 200_000, 3, generator=torch.Generator().manual_seed(0)) * spread + mean
+    real, imaginary = characteristic_function(draws, frequencies)
+    length = (-0.5 * (frequencies * spread).square().sum(1)).exp()
+    angle = frequencies @ mean
+    assert torch.allclose(real[0], length * angle.cos(), atol=5e-3)
+    assert torch.allclose(imaginary[0], length * angle.sin(), atol=5e-3)
+
+
+def test_discrepancy_of_two_gaussians_that_differ_in_mean_is_the_closed_form():
+    # Equal spreads: no amplitude difference, so NCFD = mean_t sqrt((1 - alpha) 2 L^2 (1 - cos(t d)))
+    frequencies = torch.linspace(-3, 3, 31)[:, None]
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(1, 200_000, 1, generator=generator)
+    b = torch.randn(1, 200_000, 1, generator=generator) + 0.7
+    length = (-0.5 * frequencies.square()).exp()
+    expected = (0.7 * 2 * length.square() * (1 - (0.7 * frequencies).cos())).sqrt().mean()
+    assert ncfd(a, b, frequencies, alpha=0.3).item() == pytest.approx(expected.item(), rel=0.02)
+
+
+def test_amplitude_sees_spread_and_phase_sees_shift():
+    points, frequencies = features(0, 1, 50, 8, dtype=torch.float64), FREQUENCIES.double()
+    shifted = amplitude_and_phase(
+        characteristic_function(points, frequencies), characteristic_function(points + 0.5, frequencies)
+    )
+    assert shifted[0].max() < 1e-12
+    assert shifted[1].mean() > 0.01
+    centred = points - points.mean(1, keepdim=True)
+    centred = torch.cat([centred, -centred], 1)  # symmetric: real characteristic functions, no phase
+    small = frequencies / 10
+    spread = amplitude_and_phase(
+        characteristic_function(centred, small), characteristic_function(2 * centred, small)
+    )
+    assert spread[1].max() < 1e-12
+    assert spread[0].mean() > 1e-4
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+def test_gradients_agree_with_finite_differences(alpha):
+    a, b = (features(s, 2, n, 4, dtype=torch.float64).requires_grad_() for s, n in ((0, 6), (1, 3)))
+    t = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda *x: ncfd(*x, alpha), (a, b, t))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_gradients_are_finite_at_zero_amplitude_and_at_identical_batches(alpha):
+    opposite = torch.tensor([[[0.5], [-0.5]]])  # at t = pi the two cancel: cos(pi/2) twice
+    synthetic = torch.tensor([[[0.5], [-0.5]]], requires_grad=True)
+    ncfd(opposite, synthetic, torch.tensor([[torch.pi], [1.0]]), alpha).sum().backward()
+    assert synthetic.grad.isfinite().all()
+
+
+def test_autocast_does_not_lower_the_precision():
+    a, b = features(0, 1, 200, 8), features(1, 1, 200, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = ncfd(a, b, FREQUENCIES)
+    assert torch.equal(inside, ncfd(a, b, FREQUENCIES))

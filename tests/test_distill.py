@@ -1,0 +1,159 @@
+"""The matching loop: seeded, resumable, guarded."""
+
+import dataclasses
+import json
+import time
+
+import pytest
+import torch
+
+from distilled_data import CheckpointError, DivergenceError, UsageError
+from distilled_data.decode import tiles
+from ncfm_engine import distill as module
+from ncfm_engine.config import DistillConfig, NetworkConfig, PretrainConfig
+from ncfm_engine.distill import CHECKPOINT_FILE, METRICS_FILE, distill, initial_images
+from ncfm_engine.pretrain import pretrain
+
+CONFIG = DistillConfig(iterations=12, real_batch=20, frequencies=32, factor=1, checkpoint_every=4)
+
+
+@pytest.fixture(scope="module")
+def play(digits, tmp_path_factory):
+    pool = pretrain(
+        PretrainConfig(networks=2, epochs=1),
+        NetworkConfig(width=8, depth=2),
+        digits,
+        seed=0,
+        device="cpu",
+        cache=tmp_path_factory.mktemp("cache"),
+    )
+
+    def play(config=CONFIG, seed=0, **options):
+        return distill(config, digits, pool, ipc=2, seed=seed, device="cpu", recipe_key="key", **options)
+
+    return play
+
+
+def metrics(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
+
+
+def test_the_same_seed_gives_the_same_images_and_another_seed_others(play):
+    first = play().images
+    assert torch.equal(play().images, first)
+    assert not torch.equal(play(seed=1).images, first)
+
+
+def test_images_stay_pixels_and_are_stored_as_bytes(play):
+    result = play(dataclasses.replace(CONFIG, learning_rate=1.0))
+    assert result.images.min() >= 0
+    assert result.images.max() <= 1
+    stored = result.quantised()
+    assert stored.dtype == torch.uint8
+    assert (stored / 255 - result.images).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_images_start_as_real_images_of_their_class(digits):
+    start = (initial_images(CONFIG, digits, ipc=3, seed=0) * 255).round().to(torch.uint8)
+    for label in range(10):
+        real = digits.train.images[digits.train.targets == label]
+        for image in start[:, label]:
+            assert (image == real).flatten(1).all(1).any()
+
+
+def test_packed_images_start_as_shrunk_real_images_one_per_tile(digits):
+    start = initial_images(dataclasses.replace(CONFIG, factor=2), digits, ipc=2, seed=0)
+    real = torch.nn.functional.interpolate(
+        digits.train.images.float() / 255, size=(4, 4), mode="bilinear", antialias=True
+    )
+    parts = tiles(start.flatten(0, 1), 2).unflatten(0, (2, 10)).transpose(0, 1).flatten(1, 2)  # [C, 8, 1, 4, 4]
+    for label in range(10):
+        of_class = real[digits.train.targets == label]
+        nearest = [(tile - of_class).abs().flatten(1).mean(1).min() for tile in parts[label]]
+        assert max(nearest) < 1e-6
+
+
+def test_images_can_start_as_noise(digits):
+    noise = initial_images(dataclasses.replace(CONFIG, initialisation="noise"), digits, ipc=2, seed=0)
+    assert noise.shape == (2, 10, 1, 8, 8)
+    assert abs(noise.mean() - 0.5) < 0.05
+
+
+def test_a_factor_that_does_not_divide_the_image_is_refused(digits):
+    with pytest.raises(UsageError, match="factor 3 does not divide the image size 8x8"):
+        initial_images(dataclasses.replace(CONFIG, factor=3), digits, ipc=1, seed=0)
+
+
+def test_an_ipc_above_the_smallest_class_is_refused(digits):
+    with pytest.raises(UsageError, match="ipc=2000 is more than the 1"):
+        initial_images(CONFIG, digits, ipc=2000, seed=0)
+
+
+def test_metrics_have_a_row_per_interval_and_one_for_the_last_step(play, tmp_path):
+    play(folder=tmp_path)
+    rows = metrics(tmp_path)
+    assert [row["step"] for row in rows] == [4, 8, 10, 12]
+    assert set(rows[0]) == {"step", "discrepancy", "calibration", "seconds"}
+
+
+@pytest.mark.parametrize("stop", [1, 5, 8, 11])
+def test_a_run_stopped_anywhere_and_resumed_equals_an_uninterrupted_one(play, tmp_path, monkeypatch, stop):
+    whole = play(folder=tmp_path / "whole")
+    calls = []
+
+    def interrupt(self, images, step, real=module.MatchingStep.backward):
+        calls.append(step)
+        if len(calls) > stop:
+            raise KeyboardInterrupt
+        return real(self, images, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.MatchingStep, "backward", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            play(folder=tmp_path / "parts")
+    resumed = play(folder=tmp_path / "parts", resume=True)
+    assert torch.equal(resumed.images, whole.images)
+    untimed = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in metrics(tmp_path / name)]
+        for name in ("whole", "parts")
+    ]
+    assert [row["step"] for row in untimed[1]][-1] == 12
+    assert untimed[0][-1] == untimed[1][-1]
+
+
+def test_a_time_budget_stops_at_a_checkpoint_from_which_the_run_goes_on(play, tmp_path):
+    early = play(folder=tmp_path, deadline=time.monotonic())
+    assert early.step == 1
+    assert torch.equal(play(folder=tmp_path, resume=True).images, play().images)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(play, digits, tmp_path):
+    play(folder=tmp_path)
+    content = (tmp_path / CHECKPOINT_FILE).read_bytes().replace(b'\\"recipe\\": \\"key\\"', b'\\"recipe\\": \\"kex\\"')
+    (tmp_path / CHECKPOINT_FILE).write_bytes(content)
+    with pytest.raises(CheckpointError, match="expected key, got kex"):
+        play(folder=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_a_damaged_checkpoint_is_refused(play, tmp_path, keep):
+    play(folder=tmp_path)
+    path = tmp_path / CHECKPOINT_FILE
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+        play(folder=tmp_path, resume=True)
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_checkpoint(play, tmp_path, monkeypatch):
+    def poison(self, images, step, real=module.MatchingStep.backward):
+        losses = real(self, images, step)
+        if step == 6:  # counted from zero
+            losses.discrepancy += float("nan")
+        return losses
+
+    monkeypatch.setattr(module.MatchingStep, "backward", poison)
+    with pytest.raises(DivergenceError, match="step 7 is not finite"):
+        play(folder=tmp_path)
+    monkeypatch.undo()
+    assert metrics(tmp_path)[-1]["step"] == 4
+    assert torch.equal(play(folder=tmp_path, resume=True).images, play().images)
