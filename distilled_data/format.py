@@ -140,7 +140,9 @@ class Artifact:
 
     def __post_init__(self):
         m = self.metadata
-        expected = {"images": (torch.uint8, (m.ipc, len(m.classes), m.channels, m.height, m.width))}
+        expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+            "images": (torch.uint8, (m.ipc, len(m.classes), m.channels, m.height, m.width))
+        }
         if self.logits is not None:
             expected["logits"] = (torch.float16, (m.ipc, len(m.classes), m.factor**2, len(m.classes)))
         for name, (dtype, shape) in expected.items():
@@ -213,7 +215,9 @@ def resolve_ipc(ipc: int | None, stored: int) -> int:
     if ipc is None:
         return stored
     if not 1 <= ipc <= stored:
-        raise UsageError(f"ipc={ipc} was asked for; the artifact holds {stored} images per class (1..{stored})")
+        raise UsageError(
+            f"ipc={ipc} was asked for; the artifact holds {stored} images per class (1..{stored})"
+        )
     return ipc
 
 

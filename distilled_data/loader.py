@@ -1,4 +1,4 @@
-"""Batches from images that already lie on the device: gather, decode, normalise and augment a batch at once."""
+"""Batches from images that lie on the device already: gather, decode, normalise and augment at once."""
 
 from collections.abc import Callable, Iterator
 

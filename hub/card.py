@@ -141,9 +141,13 @@ def _fields(artifact: Artifact, repo_id: str | None) -> dict[str, object]:
 
 
 def _load(repo_id: str | None) -> str:
-    folder = 'train = DistilledDataset.from_folder(".")'
-    hub = f'train = DistilledDataset.from_hub("{repo_id or "owner/name"}")'
-    return f"{hub}\n# or: {folder}" if repo_id else f"{folder}\n# or: {hub}"
+    if repo_id is None:
+        return 'train = DistilledDataset.from_folder(".")'
+    return (
+        "from huggingface_hub import snapshot_download\n\n"
+        f'folder = snapshot_download("{repo_id}", repo_type="dataset")\n'
+        "train = DistilledDataset.from_folder(folder)  # compared with its manifest first"
+    )
 
 
 def _results(metadata: Metadata) -> str:

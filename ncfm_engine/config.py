@@ -1,4 +1,4 @@
-"""The recipe of a run: small frozen dataclasses, every field with its unit, refused when it makes no sense."""
+"""The recipe of a run: small frozen dataclasses, every field with its unit, senseless values refused."""
 
 import dataclasses
 import typing
@@ -120,7 +120,7 @@ class Recipe:
 
     ipc: int = 10  # packed images per class
     seed: int = 0
-    validation: float = 0.0  # share of train to test on in the place of the test set, while choosing settings
+    validation: float = 0.0  # share of train that takes the place of the test set, to choose settings by
     network: NetworkConfig = field(default_factory=NetworkConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
@@ -143,7 +143,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Recipe":
-        """The recipe that `dataclasses.asdict` and JSON made of one. Unknown fields raise `UnknownNameError`."""
+        """The recipe that `asdict` and JSON made of one. Unknown fields raise `UnknownNameError`."""
         return cls().replace(_flatten(content))
 
 

@@ -12,7 +12,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from distilled_data import CheckpointError, DivergenceError, UsageError
-from distilled_data.decode import enlarge
 from distilled_data.format import write_file
 from distilled_data.randomness import generator_at
 
@@ -62,9 +61,7 @@ def distill(
     it was made by the recipe that `recipe_key` names. Raises `DivergenceError` at a loss that is not
     finite; the last checkpoint is then still good.
     """
-    game = MatchingStep(
-        config, source, pool, seed=seed, device=device, classes_per_chunk=classes_per_chunk
-    )
+    game = MatchingStep(config, source, pool, seed=seed, device=device, classes_per_chunk=classes_per_chunk)
     images = initial_images(config, source, ipc=ipc, seed=seed).to(device).requires_grad_()
     optimisers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW([images], config.learning_rate, weight_decay=0.0)

@@ -1,8 +1,7 @@
-"""How well a network trained on the artifact does on real test images, beside random images and all images."""
+"""How well a network trained on the artifact does on real test images, beside random and all images."""
 
 import statistics
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,15 +21,6 @@ from .train import accuracy, logits_of, train
 CHECKS = 20  # evenly spaced tests during a training, for the best-over-epochs column
 
 
-
-@dataclass
-class Scores:
-    """Percent on the test images, one value per repeat."""
-
-    last: list[float] = field(default_factory=list)
-    best: list[float] = field(default_factory=list)
-
-
 def evaluate(
     dataset: DistilledDataset,
     source: Source,
@@ -47,15 +37,47 @@ def evaluate(
     Distilled and random images share labels, optimiser steps and augmentation; every repeat has a network
     and a random subset of its own. `pool` labels the random subset and is needed for soft labels only.
     """
-    full = Scores()
+    full = []
     for repeat in range(config.full_repeats):
-        loader = real_loader(source, source.train, config.batch_size, device, augment=config.augment)
-        _train_fresh(loader, config.full_epochs, source, config, network, seed_at(seed, repeat), full)
+        here = seed_at(seed, repeat)
+        loader = real_loader(
+            source, source.train, config.batch_size, device, augment=config.augment, seed=here
+        )
+        full.append(train_and_test(loader, config.full_epochs, source, config, network, here)[0])
         report("evaluate (all real images)", repeat + 1, config.full_repeats)
     return [
         _row(dataset, source, config, network, labels, seed, device, pool, full, report)
         for labels in config.labels
     ]
+
+
+def train_and_test(
+    loader: Loader, epochs: int, source: Source, config: EvaluateConfig, network: NetworkConfig, seed: int
+) -> tuple[float, float]:
+    """Train a new network for `epochs`; its test accuracy in percent at the end, and the best of `CHECKS`."""
+    device = str(loader.device)
+    model = build(network, source, seed).to(device)
+    optimiser = torch.optim.AdamW(model.parameters(), config.learning_rate)
+    test = real_loader(source, source.test, 512, device, shuffle=False)
+    checks = {round(epochs * (k + 1) / CHECKS) for k in range(CHECKS)}
+    found = []
+
+    def after_epoch(done: int) -> None:
+        if done in checks:
+            found.append(accuracy(logits_of(model, test), source.test.targets))
+
+    train(
+        model,
+        loader,
+        classes=source.num_classes,
+        epochs=epochs,
+        optimiser=optimiser,
+        schedule=torch.optim.lr_scheduler.MultiStepLR(optimiser, [epochs * k // 5 for k in range(1, 5)], 0.5),
+        cutmix_probability=config.cutmix,
+        seed=seed,
+        after_epoch=after_epoch,
+    )
+    return found[-1], max(found)
 
 
 def random_subset(
@@ -83,20 +105,22 @@ def _row(
     seed: int,
     device: str,
     pool: FeaturePool | None,
-    full: Scores,
+    full: list[float],
     report: Report,
 ) -> dict[str, Any]:
-    start, distilled, random = time.monotonic(), Scores(), Scores()
+    start, last, best, random = time.monotonic(), [], [], []
     options = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
     for repeat in range(config.repeats):
         here = seed_at(seed, repeat)
         loader = dataset.with_labels(labels).loader(**options, seed=here)
-        _train_fresh(loader, config.epochs, source, config, network, here, distilled)
+        scores = train_and_test(loader, config.epochs, source, config, network, here)
+        last.append(scores[0])
+        best.append(scores[1])
         subset = random_subset(
             source, ipc=dataset.ipc, seed=here, pool=pool, labels=labels, device=device
         ).loader(**options, seed=here)
         epochs = round(config.epochs * len(loader) / len(subset))  # as many optimiser steps
-        _train_fresh(subset, epochs, source, config, network, here, random)
+        random.append(train_and_test(subset, epochs, source, config, network, here)[0])
         report(f"evaluate ({labels} labels)", repeat + 1, config.repeats)
     return {
         "dataset": source.name,
@@ -105,51 +129,15 @@ def _row(
         "protocol": "ncfm",
         "labels": labels,
         "n": config.repeats,
-        **_mean_std("last", distilled.last),
-        **_mean_std("best", distilled.best),
-        **_mean_std("random", random.last),
-        **_mean_std("full", full.last),
-        "full_n": len(full.last),
+        **_mean_std("last", last),
+        **_mean_std("best", best),
+        **_mean_std("random", random),
+        **_mean_std("full", full),
+        "full_n": len(full),
         "seconds": round(time.monotonic() - start, 1),
         "seed": seed,
         "content_hash": dataset.content_hash,
     }
-
-
-def _train_fresh(
-    loader: Loader,
-    epochs: int,
-    source: Source,
-    config: EvaluateConfig,
-    network: NetworkConfig,
-    seed: int,
-    scores: Scores,
-) -> None:
-    """Train a new network for `epochs` and append its test accuracy to `scores`."""
-    device = str(loader.device)
-    model = build(network, source, seed).to(device)
-    optimiser = torch.optim.AdamW(model.parameters(), config.learning_rate)
-    test = real_loader(source, source.test, 512, device, shuffle=False)
-    checks = {round(epochs * (k + 1) / CHECKS) for k in range(CHECKS)}
-    found = []
-
-    def after_epoch(done: int) -> None:
-        if done in checks:
-            found.append(accuracy(logits_of(model, test), source.test.targets))
-
-    train(
-        model,
-        loader,
-        classes=source.num_classes,
-        epochs=epochs,
-        optimiser=optimiser,
-        schedule=torch.optim.lr_scheduler.MultiStepLR(optimiser, [epochs * k // 5 for k in range(1, 5)], 0.5),
-        cutmix_probability=config.cutmix,
-        seed=seed,
-        after_epoch=after_epoch,
-    )
-    scores.last.append(found[-1])
-    scores.best.append(max(found))
 
 
 def _mean_std(name: str, values: list[float]) -> dict[str, float | None]:

@@ -30,7 +30,9 @@ def label(images: Tensor, pool: FeaturePool, source: Source, *, factor: int, dev
     return (total / len(pool)).unflatten(0, images.shape[:2]).half().cpu()
 
 
-def teacher(config: LabelConfig, network: NetworkConfig, pool: FeaturePool, source: Source, device: str) -> dict:
+def teacher(
+    config: LabelConfig, network: NetworkConfig, pool: FeaturePool, source: Source, device: str
+) -> dict:
     """The `labels` entry of an artifact's metadata, with the accuracy of the ensemble on the test images."""
     loader = real_loader(source, source.test, 512, device, shuffle=False)
     logits = torch.stack([logits_of(member, loader) for member in _trained(pool, device)]).mean(0)

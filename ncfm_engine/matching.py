@@ -121,4 +121,3 @@ class MatchingStep:
     def _features(self, images: Tensor) -> Tensor:
         """Last feature maps, flattened and L2-normalised: [N, D]."""
         return F.normalize(self._blended.network.features(images).flatten(1))  # type: ignore[operator]
-

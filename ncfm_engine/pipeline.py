@@ -18,7 +18,7 @@ from distilled_data import Artifact, DistilledDataset, Metadata, SourceError
 from distilled_data.format import ARTIFACT_FILE, read_artifact, write_artifact, write_file, write_manifest
 
 from .config import Recipe
-from .distill import METRICS_FILE, Distilled, distill
+from .distill import METRICS_FILE, Distilled, distill, initial_images
 from .evaluate import evaluate
 from .label import label, teacher
 from .plan import LOSS_PLOT_FILE, RESULTS_FILE, Plan, check_output, classes_per_chunk, recipe_key
@@ -53,6 +53,9 @@ def run(plan: Plan, report: Report = silent) -> Outcome:
     recipe, start = plan.recipe, time.monotonic()
     source = open_source(plan)
     chunk = classes_per_chunk(plan, source)
+    initial_images(
+        recipe.distill, source, ipc=recipe.ipc, seed=recipe.seed
+    )  # fails now, not after pretraining
     start = _lap(seconds, "loading", start)
     pool = pretrain(
         recipe.pretrain,
@@ -168,7 +171,9 @@ def evaluate_folder(
             f"{dataset or info.dataset} is not the data that {folder} was distilled from: expected "
             f"fingerprint {info.source['fingerprint']}, got {source.fingerprint}."
         )
-    original = Recipe.from_dict(info.recipe["settings"])  # the labels come from its own pool, whatever is tested
+    original = Recipe.from_dict(
+        info.recipe["settings"]
+    )  # the labels come from its own pool, whatever is tested
     pool = None
     if "soft" in recipe.evaluate.labels:
         pool = pretrain(
@@ -231,7 +236,11 @@ def provenance(device: str) -> dict[str, Any]:
         package = "unknown"
     return {
         "device": f"{device} ({name})",
-        "versions": {"distilled-data": package, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "distilled-data": package,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         "code_revision": _code_revision(),
     }
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,8 @@ from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES
 
 from .config import Recipe
 from .distill import CHECKPOINT_FILE, METRICS_FILE
-from .pretrain import build
 from .presets import find_preset
+from .pretrain import build
 from .sources import Source
 
 RESULTS_FILE = "results.json"
@@ -75,7 +77,13 @@ def make_plan(
     options.setdefault("size", None)
     options["size"] = options["size"] or row.size
     return Plan(
-        dataset=spec, preset=name, recipe=recipe, output=output, cache=cache, device=resolve_device(device), **options
+        dataset=spec,
+        preset=name,
+        recipe=recipe,
+        output=output,
+        cache=cache,
+        device=resolve_device(device),
+        **options,
     )
 
 
@@ -111,13 +119,19 @@ def check_output(plan: Plan) -> None:
             raise OutputError(f"{folder} is a file; expected a folder, or nothing. Choose another --output.")
     if plan.overwrite or plan.resume:
         return
-    held = [p for folder in (plan.output, plan.run_folder) if folder.is_dir() for p in sorted(folder.iterdir())]
+    held = [
+        p for folder in (plan.output, plan.run_folder) if folder.is_dir() for p in sorted(folder.iterdir())
+    ]
     if held:
         ours = any(p.name in (ARTIFACT_FILE, CHECKPOINT_FILE) for p in held)
         raise OutputError(
             f"{held[0].parent} is not empty: it holds {held[0].name}"
             f"{f' and {len(held) - 1} more' if len(held) > 1 else ''}. "
-            + ("Continue that run with --resume, replace it with --overwrite, or" if ours else "Use --overwrite, or")
+            + (
+                "Continue that run with --resume, replace it with --overwrite, or"
+                if ours
+                else "Use --overwrite, or"
+            )
             + " choose another --output."
         )
 
@@ -134,7 +148,7 @@ def step_bytes(recipe: Recipe, source: Source, classes: int) -> int:
     real = classes * min(config.real_batch, int(source.train.counts.min()))
     synthetic = classes * recipe.ipc * config.factor**2
     networks = 2 if config.calibration else 1
-    peak = max(a + b for a, b in zip(sizes, sizes[1:], strict=False))
+    peak = max(a + b for a, b in itertools.pairwise(sizes))
     alive_real = real * max(4 * pixels + peak, 3 * config.frequencies + sizes[-2])
     alive_synthetic = synthetic * (networks * sum(sizes) + 6 * pixels + 4 * config.frequencies)
     return 4 * (alive_real + alive_synthetic)
@@ -164,6 +178,7 @@ def describe(plan: Plan, source: Source) -> str:
     real = min(config.real_batch, int(source.train.counts.min()))
     views = recipe.ipc * config.factor**2
     times = estimate_seconds(plan, source)
+    shape = [recipe.ipc, source.num_classes, source.channels, source.height, source.width]
     files = [plan.output / name for name in FOLDER_FILES]
     files += [plan.run_folder / n for n in (METRICS_FILE, CHECKPOINT_FILE, LOSS_PLOT_FILE, RESULTS_FILE)]
     changed = _differences(dataclasses.asdict(Recipe()), dataclasses.asdict(recipe))
@@ -171,8 +186,7 @@ def describe(plan: Plan, source: Source) -> str:
         f"dataset      {source.name}: {len(source.train)} images of {source.channels}x{source.height}x"
         f"{source.width}, {source.num_classes} classes, tested on {len(source.test)}",
         f"preset       {plan.preset}" + "".join(f"\n             {row}" for row in changed),
-        f"images       uint8 {[recipe.ipc, source.num_classes, source.channels, source.height, source.width]}"
-        f", {views} views per class, {recipe.ipc * source.num_classes * source.channels * source.height * source.width} bytes",
+        f"images       uint8 {shape}, {views} views per class, {math.prod(shape)} bytes",
         f"step         {source.num_classes} classes x ({real} real + {views} synthetic images), "
         f"{config.frequencies} frequencies, {chunk} classes at once",
         f"steps        {config.iterations}",

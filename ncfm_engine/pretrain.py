@@ -48,13 +48,15 @@ class FeaturePool:
 
 
 class FlatNetwork:
-    """A frozen copy of a network whose parameters are views of one flat vector, so that one write changes them all."""
+    """A frozen copy of a network; its parameters are views of one flat vector, changed by one write."""
 
     def __init__(self, network: nn.Module, device: torch.device | str):
         self.network = copy.deepcopy(network).to(device).eval().requires_grad_(False)
         parameters = list(self.network.parameters())
         self.weights = torch.cat([p.detach().flatten() for p in parameters])
-        for parameter, part in zip(parameters, self.weights.split([p.numel() for p in parameters]), strict=True):
+        for parameter, part in zip(
+            parameters, self.weights.split([p.numel() for p in parameters]), strict=True
+        ):
             parameter.data = part.view_as(parameter)
 
 

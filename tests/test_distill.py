@@ -66,7 +66,9 @@ def test_packed_images_start_as_shrunk_real_images_one_per_tile(digits):
     real = torch.nn.functional.interpolate(
         digits.train.images.float() / 255, size=(4, 4), mode="bilinear", antialias=True
     )
-    parts = tiles(start.flatten(0, 1), 2).unflatten(0, (2, 10)).transpose(0, 1).flatten(1, 2)  # [C, 8, 1, 4, 4]
+    parts = (
+        tiles(start.flatten(0, 1), 2).unflatten(0, (2, 10)).transpose(0, 1).flatten(1, 2)
+    )  # [C, 8, 1, 4, 4]
     for label in range(10):
         of_class = real[digits.train.targets == label]
         nearest = [(tile - of_class).abs().flatten(1).mean(1).min() for tile in parts[label]]
@@ -129,7 +131,11 @@ def test_a_time_budget_stops_at_a_checkpoint_from_which_the_run_goes_on(play, tm
 
 def test_a_checkpoint_of_another_recipe_is_refused(play, digits, tmp_path):
     play(folder=tmp_path)
-    content = (tmp_path / CHECKPOINT_FILE).read_bytes().replace(b'\\"recipe\\": \\"key\\"', b'\\"recipe\\": \\"kex\\"')
+    content = (
+        (tmp_path / CHECKPOINT_FILE)
+        .read_bytes()
+        .replace(b'\\"recipe\\": \\"key\\"', b'\\"recipe\\": \\"kex\\"')
+    )
     (tmp_path / CHECKPOINT_FILE).write_bytes(content)
     with pytest.raises(CheckpointError, match="expected key, got kex"):
         play(folder=tmp_path, resume=True)

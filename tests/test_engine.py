@@ -149,7 +149,9 @@ def test_distilled_and_random_images_get_the_same_number_of_optimiser_steps(digi
         after_epoch(epochs)
 
     monkeypatch.setattr(module, "train", count)
-    packed = DistilledDataset.from_tensors(digits.train.images[:400].view(40, 10, 1, 8, 8), digits.classes, factor=2)
+    packed = DistilledDataset.from_tensors(
+        digits.train.images[:400].view(40, 10, 1, 8, 8), digits.classes, factor=2
+    )
     config = dataclasses.replace(EVALUATE, epochs=8, labels=("hard",), repeats=1, full_repeats=0)
     evaluate(packed, digits, config, NETWORK, seed=0, device="cpu")
     assert steps == [8 * 13, 26 * 4]

@@ -173,8 +173,8 @@ def test_the_code_of_the_card_runs_as_printed_in_the_folder(tmp_path, monkeypatc
 
 def test_with_a_repository_the_code_of_the_card_loads_from_it():
     card = render_card(make_artifact(), repo_id="org/digits-ncfm")
-    assert '\ntrain = DistilledDataset.from_hub("org/digits-ncfm")\n' in card
-    assert '\n# or: train = DistilledDataset.from_folder(".")\n' in card
+    assert '\nfolder = snapshot_download("org/digits-ncfm", repo_type="dataset")\n' in card
+    assert "\ntrain = DistilledDataset.from_folder(folder)" in card
 
 
 def test_the_results_table_has_mean_and_deviation_of_distilled_random_and_full():
@@ -375,7 +375,7 @@ def test_a_push_keeps_what_people_wrote_in_the_card_on_the_hub(connect, tmp_path
     connect(FakeHub(card=remote))
     plan = plan_push(make_folder(tmp_path / "digits", make_artifact()), "org/digits")
     assert "\n# Ours\n" in plan.card
-    assert 'from_hub("org/digits")' in plan.card
+    assert 'snapshot_download("org/digits"' in plan.card
 
 
 def test_a_damaged_folder_is_not_planned(connect, tmp_path):

@@ -7,7 +7,9 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that a checkout runs without being installed
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # so that a checkout runs without being installed
 
 from distilled_data import DistilledDataError, UsageError
 
@@ -27,8 +29,15 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
         if arguments.debug:
             raise
         expected = isinstance(error, DistilledDataError)
-        text = str(error) if expected else f"{type(error).__name__}: {error}. Run with --debug for the traceback."
-        print(textwrap.fill(f"error: {text}", 100, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
+        text = (
+            str(error)
+            if expected
+            else f"{type(error).__name__}: {error}. Run with --debug for the traceback."
+        )
+        print(
+            textwrap.fill(f"error: {text}", 100, break_long_words=False, break_on_hyphens=False),
+            file=sys.stderr,
+        )
         sys.exit(error.exit_code if isinstance(error, DistilledDataError) else 1)
 
 
@@ -71,7 +80,9 @@ def table(rows: list[dict]) -> str:
         for row in rows
     ]
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in [head, *lines])
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in [head, *lines]
+    )
 
 
 def _quantity(text: str, units: dict[str, int], example: str) -> float:

@@ -1,9 +1,9 @@
 """Distil a real dataset into a tiny synthetic one, and publish it.
 
-  python tools/distill_and_push.py --dataset digits
-  python tools/distill_and_push.py --dataset cifar10 --preset cpu --data DIR
-  python tools/distill_and_push.py --dataset cifar100 --ipc 50 --repo org/cifar100-ncfm
-  python tools/distill_and_push.py --dataset folder:photos --size 64 --set distill.alpha=0.3 --dry-run
+python tools/distill_and_push.py --dataset digits
+python tools/distill_and_push.py --dataset cifar10 --preset cpu --data DIR
+python tools/distill_and_push.py --dataset cifar100 --ipc 50 --repo org/cifar100-ncfm
+python tools/distill_and_push.py --dataset folder:photos --size 64 --set distill.alpha=0.3 --dry-run
 """
 
 import argparse
@@ -20,7 +20,9 @@ from ncfm_engine.report import Bars
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--dataset", help="digits, cifar10, cifar100, mnist, fashion_mnist, svhn or folder:PATH")
     add("--ipc", type=int, help="packed images per class")
@@ -78,7 +80,11 @@ def main(arguments: argparse.Namespace) -> None:
     print(", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items()))
     print(f"artifact in {plan.output}, metrics and plots in {plan.run_folder}")
     if arguments.repo:
-        print(push(plan_push(plan.output, arguments.repo, revision=arguments.revision, private=arguments.private)))
+        print(
+            push(
+                plan_push(plan.output, arguments.repo, revision=arguments.revision, private=arguments.private)
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ from ncfm_engine.report import Bars
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("folder", type=Path, help="artifact folder")
     add("--dataset", help="the real images, where the artifact's name is not enough: folder:PATH")

@@ -1,0 +1,563 @@
+"""DistilledDataset: what it loads, in which order, with which labels, and what it refuses to load."""
+
+import dataclasses
+import hashlib
+import json
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+
+from distilled_data import (
+    Artifact,
+    DistilledDataError,
+    DistilledDataset,
+    FormatError,
+    IntegrityError,
+    Metadata,
+    MissingExtraError,
+    UnknownNameError,
+    UsageError,
+)
+from distilled_data import format as f
+from distilled_data.augment import DSA
+
+
+def write(folder: Path, artifact: Artifact) -> Path:
+    f.write_artifact(folder / f.ARTIFACT_FILE, artifact)
+    (folder / f.PREVIEW_FILE).write_bytes(b"not looked at")
+    f.write_manifest(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, artifact) -> Path:
+    return write(tmp_path / "set", artifact)
+
+
+@pytest.fixture
+def whole(folder) -> DistilledDataset:
+    return DistilledDataset.from_folder(folder)
+
+
+def colour(factor: int) -> DistilledDataset:
+    """Two ranks of three classes, three channels of 6x12 pixels, with logits and a mean for each channel."""
+    generator = torch.Generator().manual_seed(factor)
+    return DistilledDataset.from_tensors(
+        torch.randint(256, (2, 3, 3, 6, 12), dtype=torch.uint8, generator=generator),
+        classes=["red", "green", "blue"],
+        logits=torch.randn(2, 3, factor**2, 3, generator=generator),
+        factor=factor,
+        mean=(0.1, 0.5, 0.9),
+        std=(0.2, 0.3, 0.4),
+        temperature=3.0,
+    )
+
+
+def weights(small: int, large: int) -> np.ndarray:
+    """Linear interpolation from `small` to `large` pixels of the same whole, [large, small].
+
+    A pixel is a sample at its centre; beyond the outermost centres the value stays.
+    """
+    result = np.zeros((large, small))
+    for pixel in range(large):
+        position = min(max((pixel + 0.5) * small / large - 0.5, 0), small - 1)
+        below = int(position)
+        above = min(below + 1, small - 1)
+        result[pixel, below] += 1 - (position - below)
+        result[pixel, above] += position - below
+    return result
+
+
+def reference_views(data: DistilledDataset) -> np.ndarray:
+    """All views in 0..255, [rank, class, view, channels, height, width], one at a time in float64."""
+    images, factor = data.artifact.images.double().numpy(), data.info.factor
+    ipc, classes, channels, height, width = images.shape
+    h, w = height // factor, width // factor
+    views = np.empty((ipc, classes, factor**2, channels, height, width))
+    for rank, label, view, channel in np.ndindex(views.shape[:4]):
+        top, left = view // factor * h, view % factor * w
+        tile = images[rank, label, channel, top : top + h, left : left + w]
+        views[rank, label, view, channel] = weights(h, height) @ tile @ weights(w, width).T
+    return views
+
+
+# what is loaded
+
+
+def test_a_folder_loads_as_it_was_written(folder, artifact):
+    data = DistilledDataset.from_folder(str(folder))
+    assert len(data) == 3 * 4 * 4
+    assert data.info == artifact.metadata
+    assert data.classes == ("ant", "bee", "cat", "dog")
+    assert (data.ipc, data.mean, data.std) == (3, (0.5,), (0.25,))
+    assert torch.equal(data.artifact.images, artifact.images)
+    assert torch.equal(data.artifact.logits, artifact.logits)
+    assert data.content_hash == artifact.content_hash == f.read_manifest(folder)["content_hash"]
+    assert data.transform is data.target_transform is None
+
+
+@pytest.mark.parametrize("ipc", [1, 2, 3])
+def test_images_up_to_k_of_the_file_are_what_ipc_k_loads(folder, ipc):
+    stored = load_file(folder / f.ARTIFACT_FILE)
+    data = DistilledDataset.from_folder(folder, ipc=ipc)
+    assert data.ipc == data.info.ipc == ipc
+    assert torch.equal(data.artifact.images, stored["images"][:ipc])
+    assert torch.equal(data.artifact.logits, stored["logits"][:ipc])
+
+
+@pytest.mark.parametrize("ipc", [1, 2])
+def test_the_samples_of_a_smaller_ipc_are_a_prefix(folder, whole, ipc):
+    part = DistilledDataset.from_folder(folder, ipc=ipc)
+    assert len(part) == ipc * 4 * 4
+    for sample, expected in zip(part, whole, strict=False):
+        assert torch.equal(sample[0], expected[0])
+        assert torch.equal(sample[1], expected[1])
+
+
+def test_classes_are_renumbered_in_the_order_given(folder, whole):
+    part = DistilledDataset.from_folder(folder, ipc=2, classes=["dog", 1], labels="logits")
+    assert part.classes == ("dog", "bee")
+    assert part.class_to_idx == {"dog": 0, "bee": 1}
+    chosen = torch.arange(48).view(3, 4, 4)[:2, [3, 1]].flatten().tolist()
+    assert torch.equal(part.images, whole.images[chosen])
+    assert part.targets.tolist() == [0, 0, 0, 0, 1, 1, 1, 1] * 2
+    expected = whole.with_labels("logits").__getitems__(chosen)
+    assert [label.tolist() for _, label in part] == [label[[3, 1]].tolist() for _, label in expected]
+
+
+def test_soft_targets_of_some_classes_are_probabilities_among_these(folder):
+    part = DistilledDataset.from_folder(folder, classes=["cat", "ant"])
+    logits = part.artifact.logits.flatten(0, 2).float()
+    assert torch.allclose(part.soft_targets, (logits / 2.0).softmax(1))
+
+
+@pytest.mark.parametrize("ipc", [0, 4, -1])
+def test_an_ipc_that_is_not_stored_is_refused(folder, whole, ipc):
+    with pytest.raises(UsageError, match="holds 3 images per class"):
+        DistilledDataset.from_folder(folder, ipc=ipc)
+    with pytest.raises(UsageError, match="holds 3 images per class"):
+        whole.select(ipc=ipc)
+
+
+def test_an_unknown_class_is_refused_and_names_the_close_ones(folder, whole):
+    with pytest.raises(UnknownNameError, match="Did you mean 'ant'"):
+        DistilledDataset.from_folder(folder, classes=["aunt", "bee"])
+    with pytest.raises(UnknownNameError, match="Did you mean 'ant'"):
+        whole.select(classes=["aunt", "bee"])
+
+
+# order, decoding and normalisation
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_samples_are_normalised_views_in_the_order_rank_class_view(factor):
+    data = colour(factor)
+    views = reference_views(data)
+    mean, std = np.reshape(data.mean, (3, 1, 1)), np.reshape(data.std, (3, 1, 1))
+    assert len(data) == 2 * 3 * factor**2
+    for index, place in enumerate(np.ndindex(2, 3, factor**2)):
+        image, _ = data[index]
+        assert image.dtype == torch.float32
+        np.testing.assert_allclose(image, (views[place] / 255 - mean) / std, atol=2e-6)
+        assert data.targets[index] == place[1]
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_images_are_the_decoded_views_rounded_to_bytes(factor):
+    data = colour(factor)
+    assert data.images.dtype == torch.uint8
+    views = reference_views(data).reshape(-1, 3, 6, 12)
+    assert np.abs(data.images.numpy() - views).max() <= 0.5 + 1e-4
+
+
+def test_targets_are_class_numbers_for_every_view(whole):
+    assert whole.targets.dtype == torch.int64
+    assert whole.targets.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3] * 3
+
+
+def test_images_have_zero_mean_and_unit_deviation_under_their_own_statistics():
+    images = torch.randint(
+        256, (4, 2, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    data = DistilledDataset.from_tensors(images, ["a", "b"])
+    stacked = torch.stack([image for image, _ in data])
+    assert torch.allclose(stacked.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(stacked.std((0, 2, 3)), torch.ones(3), atol=1e-5)
+
+
+# labels
+
+
+def test_soft_targets_are_the_softmax_of_the_logits_at_the_stored_temperature(whole, artifact):
+    scaled = artifact.logits.double().numpy().reshape(-1, 4) / 2.0
+    expected = np.exp(scaled) / np.exp(scaled).sum(1, keepdims=True)
+    np.testing.assert_allclose(whole.soft_targets, expected, rtol=1e-5)
+    assert whole.soft_targets.dtype == torch.float32
+
+
+def test_soft_targets_are_one_hot_without_teacher_labels(artifact):
+    data = DistilledDataset(dataclasses.replace(artifact, logits=None))
+    assert torch.equal(data.soft_targets, torch.eye(4)[data.targets])
+    assert data[5][1].tolist() == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("index", [0, 7, 47])
+def test_a_label_is_soft_logits_or_hard_as_asked(folder, artifact, index):
+    soft, logits, hard = (
+        DistilledDataset.from_folder(folder, labels=labels)[index][1] for labels in ("soft", "logits", "hard")
+    )
+    stored = artifact.logits.flatten(0, 2)[index]
+    assert logits.dtype == soft.dtype == torch.float32
+    assert logits.tolist() == stored.tolist()
+    assert torch.allclose(soft, (stored.float() / 2).softmax(0))
+    assert type(hard) is int
+    assert hard == index // 4 % 4
+
+
+def test_labels_of_another_kind_are_refused(folder, whole):
+    with pytest.raises(UsageError, match=r"one of soft, logits, hard, got 'onehot'"):
+        DistilledDataset.from_folder(folder, labels="onehot")
+    with pytest.raises(UsageError, match=r"one of soft, logits, hard, got None"):
+        whole.with_labels(None)
+
+
+def test_logits_of_an_artifact_without_teacher_are_refused(tmp_path, artifact):
+    bare = write(tmp_path, dataclasses.replace(artifact, logits=None))
+    with pytest.raises(UsageError, match="no teacher logits"):
+        DistilledDataset.from_folder(bare, labels="logits")
+    with pytest.raises(UsageError, match="no teacher logits"):
+        DistilledDataset.from_folder(bare).with_labels("logits")
+
+
+# the protocol of torch's datasets
+
+
+def test_a_batch_is_a_list_of_the_samples_asked_for(whole):
+    batch = whole.__getitems__([5, 0, 47, 5])
+    assert isinstance(batch, list)
+    for index, (image, label) in zip([5, 0, 47, 5], batch, strict=True):
+        assert torch.equal(image, whole[index][0])
+        assert torch.equal(label, whole[index][1])
+    assert whole.__getitems__([]) == []
+
+
+@pytest.mark.parametrize("index", [-1, -48])
+def test_a_negative_index_counts_from_the_end(whole, index):
+    assert torch.equal(whole[index][0], whole[48 + index][0])
+    assert torch.equal(whole[index][1], whole[48 + index][1])
+
+
+@pytest.mark.parametrize("index", [48, -49, 10**9])
+def test_an_index_outside_is_an_index_error(whole, index):
+    with pytest.raises(IndexError, match="48 samples"):
+        whole[index]
+
+
+def test_iterating_gives_every_sample_once_and_ends(whole):
+    samples = list(whole)
+    assert len(samples) == len(whole) == 48
+    assert torch.equal(torch.stack([label for _, label in samples]), whole.soft_targets)
+
+
+@pytest.mark.parametrize("labels", ["soft", "logits", "hard"])
+def test_a_shuffled_data_loader_gives_every_sample_once_with_its_own_label(whole, labels):
+    data = whole.with_labels(labels)
+    batches = list(DataLoader(data, batch_size=10, shuffle=True, generator=torch.Generator().manual_seed(0)))
+    images, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    stored = torch.stack([image for image, _ in data])
+    order = [int((stored == image).flatten(1).all(1).nonzero()) for image in images]
+    assert sorted(order) == list(range(48))
+    assert order != list(range(48))
+    expected = [label for _, label in data.__getitems__(order)]
+    assert torch.equal(targets, torch.tensor(expected) if labels == "hard" else torch.stack(expected))
+
+
+def test_a_pickled_set_is_the_same_set(whole):
+    whole.target_transform = torch.argmax
+    copy = pickle.loads(pickle.dumps(whole))
+    assert repr(copy) == repr(whole)
+    assert copy.content_hash == whole.content_hash
+    for index in (0, 20, 47):
+        assert torch.equal(copy[index][0], whole[index][0])
+        assert copy[index][1] == whole[index][1]
+    copy.verify()
+
+
+def test_reading_samples_changes_nothing(whole):
+    image, label = whole[3]
+    image.zero_()
+    label.zero_()
+    assert whole[3][0].abs().sum() > 0
+    assert torch.allclose(whole[3][1].sum(), torch.tensor(1.0))
+
+
+# transforms
+
+
+def test_a_transform_is_given_a_grey_pil_image(whole):
+    from PIL import Image
+
+    whole.transform = lambda image: image
+    image, label = whole[9]
+    assert isinstance(image, Image.Image)
+    assert (image.mode, image.size) == ("L", (6, 6))
+    assert np.array_equal(np.asarray(image), whole.images[9, 0])
+    assert torch.equal(label, whole.soft_targets[9])
+
+
+def test_a_transform_is_given_a_colour_pil_image_and_what_it_returns_is_the_sample():
+    data = colour(2)
+    data.transform = lambda image: (image.mode, image.size, np.array(image))
+    for index in (0, 23):
+        mode, size, pixels = data[index][0]
+        assert (mode, size) == ("RGB", (12, 6))
+        assert np.array_equal(pixels, data.images[index].permute(1, 2, 0))
+
+
+def test_a_transform_without_pillow_says_what_to_install(whole, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    whole.transform = lambda image: image
+    with pytest.raises(MissingExtraError, match=r"pip install 'distilled-data\[engine\]'"):
+        whole[0]
+
+
+def test_a_target_transform_is_given_the_label(whole):
+    hard = whole.with_labels("hard")
+    hard.target_transform = lambda label: hard.classes[label]
+    assert [label for _, label in hard.__getitems__([0, 4, 47])] == ["ant", "bee", "dog"]
+    whole.target_transform = lambda label: label * 2
+    assert torch.equal(whole[3][1], whole.soft_targets[3] * 2)
+
+
+# derived sets
+
+
+@pytest.mark.parametrize(
+    "subset", [{}, {"ipc": 1}, {"classes": ["cat", "ant"]}, {"ipc": 2, "classes": [3, 0, 1]}], ids=str
+)
+def test_selecting_equals_loading_only_that(folder, whole, subset):
+    chosen, loaded = whole.select(**subset), DistilledDataset.from_folder(folder, **subset)
+    assert chosen.content_hash == loaded.content_hash
+    assert chosen.info == loaded.info
+    assert torch.equal(chosen.images, loaded.images)
+    assert torch.equal(chosen.soft_targets, loaded.soft_targets)
+
+
+def test_selecting_leaves_the_set_as_it_was(whole, artifact):
+    whole.select(ipc=1, classes=["dog", "cat"])
+    assert (len(whole), whole.ipc, whole.classes) == (48, 3, artifact.metadata.classes)
+    assert whole.content_hash == artifact.content_hash
+
+
+def test_derived_sets_keep_labels_transforms_and_folder(whole):
+    whole.transform, whole.target_transform = str, repr
+    for derived in (whole.select(ipc=1), whole.with_labels("logits").select(classes=[0, 1])):
+        assert (derived.transform, derived.target_transform, derived.folder) == (str, repr, whole.folder)
+    assert whole.with_labels("hard").select(ipc=2).labels == "hard"
+
+
+def test_with_labels_changes_the_labels_and_nothing_else(whole):
+    hard = whole.with_labels("hard")
+    assert (hard.labels, whole.labels) == ("hard", "soft")
+    assert hard.content_hash == whole.content_hash
+    assert torch.equal(hard[6][0], whole[6][0])
+
+
+def test_the_content_hash_is_of_the_tensors_that_were_loaded(folder, whole):
+    def expected(tensors: dict[str, torch.Tensor]) -> str:
+        digest = hashlib.sha256()
+        for name, dtype in (("images", "uint8"), ("logits", "float16")):
+            digest.update(
+                f"{name}:{dtype}:{list(tensors[name].shape)}:".encode() + tensors[name].numpy().tobytes()
+            )
+        return digest.hexdigest()
+
+    stored = load_file(folder / f.ARTIFACT_FILE)
+    assert whole.content_hash == expected(stored)
+    part = DistilledDataset.from_folder(folder, ipc=2)
+    assert part.content_hash == expected({name: tensor[:2].contiguous() for name, tensor in stored.items()})
+
+
+def test_repr_says_what_the_set_is(whole):
+    assert repr(whole) == (
+        "DistilledDataset(made up: 48 images of 1x6x6, 4 classes, ipc=3, factor=2, labels='soft')"
+    )
+
+
+# sets in memory
+
+
+def test_a_set_in_memory_has_what_it_was_given():
+    data = colour(2)
+    assert data.classes == ("red", "green", "blue")
+    assert (data.ipc, data.info.factor, len(data)) == (2, 2, 24)
+    assert (data.mean, data.std) == ((0.1, 0.5, 0.9), (0.2, 0.3, 0.4))
+    assert torch.allclose(data.soft_targets, (data.artifact.logits.float() / 3.0).softmax(3).flatten(0, 2))
+
+
+def test_mean_and_std_default_to_those_of_the_images():
+    images = torch.randint(
+        256, (2, 2, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    data = DistilledDataset.from_tensors(images, ["a", "b"])
+    pixels = images.double().numpy() / 255
+    np.testing.assert_allclose(data.mean, pixels.mean((0, 1, 3, 4)))
+    np.testing.assert_allclose(data.std, pixels.std((0, 1, 3, 4), ddof=1))
+
+
+def test_a_set_in_memory_can_be_saved_and_loaded(tmp_path):
+    data = colour(3)
+    loaded = DistilledDataset.from_folder(write(tmp_path, data.artifact))
+    assert loaded.info == data.info
+    assert loaded.content_hash == data.content_hash
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": torch.zeros(2, 3, 1, 4, 4)}, r"uint8 .* got torch.float32 \[2, 3, 1, 4, 4\]"),
+        ({"images": torch.zeros(6, 1, 4, 4, dtype=torch.uint8)}, r"got torch.uint8 \[6, 1, 4, 4\]"),
+        ({"images": torch.zeros(2, 3, 1, 4, 4, dtype=torch.uint8), "std": None}, "std must be positive"),
+        ({"images": torch.zeros(2, 3, 2, 4, 4, dtype=torch.uint8)}, "channels must be 1 or 3"),
+        ({"classes": ["a", "b"]}, r"\[2, 2, 1, 4, 4\] by the metadata"),
+        ({"classes": ["a", "b", "b"]}, "class names must differ"),
+        ({"factor": 3}, "multiple of factor 3"),
+        ({"factor": 0}, "factor must be a positive integer"),
+        ({"mean": [0.5, 0.5]}, "mean must be one number per channel"),
+        ({"std": [0.0]}, "std must be positive"),
+        ({"logits": torch.zeros(2, 3, 4, 3)}, "artifact tensor 'logits'"),
+        ({"logits": torch.full((2, 3, 1, 3), torch.nan)}, "not finite"),
+        ({"logits": torch.full((2, 3, 1, 3), 1e6)}, "not finite"),  # beyond half precision
+        ({"labels": "logits"}, "no teacher logits"),
+    ],
+)
+def test_tensors_that_make_no_set_are_refused(changes, message):
+    good = {
+        "images": torch.zeros(2, 3, 1, 4, 4, dtype=torch.uint8),
+        "classes": ["a", "b", "c"],
+        "mean": [0.5],
+        "std": [0.5],
+    }
+    DistilledDataset.from_tensors(**good)
+    with pytest.raises(DistilledDataError, match=message):
+        DistilledDataset.from_tensors(**good | changes)
+
+
+# verification
+
+
+def test_an_untouched_folder_verifies_also_through_a_part_of_it(whole):
+    whole.verify()
+    whole.select(ipc=1).with_labels("hard").verify()
+
+
+@pytest.mark.parametrize("name", [f.ARTIFACT_FILE, f.PREVIEW_FILE])
+def test_an_altered_file_fails_verification(whole, folder, name):
+    content = bytearray((folder / name).read_bytes())
+    content[-1] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(IntegrityError, match=f"{name} is not the file that was published"):
+        whole.verify()
+
+
+@pytest.mark.parametrize("name", [f.ARTIFACT_FILE, f.PREVIEW_FILE])
+def test_a_missing_file_fails_verification(whole, folder, name):
+    (folder / name).unlink()
+    with pytest.raises(IntegrityError, match=f"{name} is missing"):
+        whole.verify()
+
+
+def test_a_set_in_memory_has_nothing_to_verify():
+    with pytest.raises(UsageError, match="made in memory"):
+        colour(1).verify()
+
+
+def test_loading_needs_the_artifact_and_the_manifest_alone(folder, artifact):
+    (folder / f.PREVIEW_FILE).unlink()
+    assert DistilledDataset.from_folder(folder).content_hash == artifact.content_hash
+
+
+# folders that cannot be trusted
+
+
+def test_a_folder_without_a_manifest_is_refused(folder):
+    (folder / f.MANIFEST_FILE).unlink()
+    with pytest.raises(FormatError, match=r"manifest\.json is missing"):
+        DistilledDataset.from_folder(folder)
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(FormatError, match="nowhere"):
+        DistilledDataset.from_folder(tmp_path / "nowhere")
+
+
+def test_a_folder_without_its_artifact_is_refused(folder):
+    (folder / f.ARTIFACT_FILE).unlink()
+    with pytest.raises(IntegrityError, match=r"distilled\.safetensors is missing"):
+        DistilledDataset.from_folder(folder)
+
+
+def damage(kind: str, content: bytes) -> bytes:
+    middle = len(content) - 100
+    return {
+        "altered": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "truncated": content[:-1],
+        "empty": b"",
+        "longer": content + b"\0",
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["altered", "truncated", "empty", "longer"])
+def test_a_damaged_artifact_is_refused_before_it_is_read(folder, monkeypatch, kind):
+    path = folder / f.ARTIFACT_FILE
+    path.write_bytes(damage(kind, path.read_bytes()))
+    monkeypatch.setattr(f, "safe_open", None)
+    with pytest.raises(IntegrityError, match="expected sha256"):
+        DistilledDataset.from_folder(folder)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "longer"])
+def test_a_damaged_artifact_is_refused_even_when_the_manifest_was_made_after_the_damage(folder, kind):
+    path = folder / f.ARTIFACT_FILE
+    content = damage(kind, path.read_bytes())
+    path.write_bytes(content)
+    manifest = json.loads((folder / f.MANIFEST_FILE).read_text())
+    manifest["files"][f.ARTIFACT_FILE] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    (folder / f.MANIFEST_FILE).write_text(json.dumps(manifest))
+    with pytest.raises(FormatError, match=str(path)):
+        DistilledDataset.from_folder(folder)
+
+
+def test_a_copied_folder_is_the_same_set(folder, tmp_path, whole):
+    shutil.copytree(folder, tmp_path / "copy")
+    assert DistilledDataset.from_folder(tmp_path / "copy").content_hash == whole.content_hash
+
+
+# the loader of a set (test_loader.py has the loader itself)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "strategy"),
+    [({"augment": "color_crop"}, "color_crop"), ({}, DSA), ({"seed": 1}, DSA)],
+    ids=str,
+)
+def test_dsa_is_the_strategy_that_the_artifact_was_evaluated_with(artifact, recipe, strategy):
+    metadata: Metadata = dataclasses.replace(artifact.metadata, recipe=recipe)
+    data = DistilledDataset(dataclasses.replace(artifact, metadata=metadata))
+    batches, expected = data.loader(16, augment="dsa"), data.loader(16, augment=strategy)
+    for (images, _), (others, _) in zip(batches, expected, strict=True):
+        assert torch.equal(images, others)
+
+
+def test_another_strategy_is_taken_as_it_is(artifact):
+    metadata = dataclasses.replace(artifact.metadata, recipe={"augment": "color_crop"})
+    data = DistilledDataset(dataclasses.replace(artifact, metadata=metadata))
+    assert data.loader(augment="flip").augment == "flip"
+    assert data.loader().augment is None

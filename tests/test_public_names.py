@@ -1,0 +1,114 @@
+"""The public surface of the design: names, signatures and shapes that users may rely on."""
+
+import inspect
+
+import pytest
+import torch
+
+import distilled_data
+from distilled_data import DistilledDataset, errors
+from distilled_data.loader import Loader
+from ncfm_engine.discrepancy import characteristic_function, ncfd
+from ncfm_engine.frequencies import SamplingNetwork
+
+
+def signature(function) -> str:
+    """Names, kinds and defaults of the parameters, without types."""
+    parameters = inspect.signature(function).parameters.values()
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
+    return str(inspect.Signature(bare))
+
+
+def test_the_package_exports_these_names_in_this_order():
+    assert distilled_data.__all__ == [
+        "Artifact",
+        "ArtifactError",
+        "CheckpointError",
+        "DistilledDataError",
+        "DistilledDataset",
+        "DivergenceError",
+        "FormatError",
+        "IntegrityError",
+        "Metadata",
+        "MissingExtraError",
+        "NewerFormatError",
+        "OutputError",
+        "SourceError",
+        "UnknownNameError",
+        "UsageError",
+    ]
+    assert distilled_data.__all__ == sorted(distilled_data.__all__)
+
+
+@pytest.mark.parametrize("name", distilled_data.__all__)
+def test_an_exported_name_exists_and_is_documented(name):
+    exported = getattr(distilled_data, name)
+    if issubclass(exported, Exception):
+        assert name in errors.__doc__.split()  # drawn in the error tree
+    else:
+        assert exported.__doc__
+
+
+def test_every_error_is_exported_and_is_one_of_ours():
+    defined = {
+        name: value
+        for name, value in vars(errors).items()
+        if getattr(value, "__module__", "") == errors.__name__
+    }
+    assert set(defined) <= set(distilled_data.__all__)
+    assert all(issubclass(error, distilled_data.DistilledDataError) for error in defined.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (DistilledDataset.from_folder, "(path, *, ipc=None, classes=None, labels='soft')"),
+        (
+            DistilledDataset.from_tensors,
+            "(images, classes, logits=None, factor=1, mean=None, std=None, temperature=1.0, labels='soft')",
+        ),
+        (DistilledDataset.select, "(self, ipc=None, classes=None)"),
+        (DistilledDataset.with_labels, "(self, labels)"),
+        (
+            DistilledDataset.loader,
+            "(self, batch_size=256, *, device='cpu', augment=None, shuffle=True, drop_last=False, seed=0)",
+        ),
+        (DistilledDataset.verify, "(self)"),
+        (ncfd, "(real, synthetic, frequencies, alpha=0.5)"),
+        (characteristic_function, "(features, frequencies)"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_public_function_has_the_signature_of_the_design_and_a_docstring(method, expected):
+    assert signature(method) == expected
+    assert method.__doc__
+
+
+@pytest.mark.parametrize("kind", [DistilledDataset, Loader, SamplingNetwork])
+def test_public_methods_are_documented(kind):
+    methods = {
+        name: value for name, value in vars(kind).items() if callable(value) or isinstance(value, classmethod)
+    }
+    assert [name for name, value in methods.items() if not name.startswith("_") and not value.__doc__] == []
+
+
+def test_a_set_has_the_attributes_of_torchvisions_datasets_and_its_own(artifact):
+    data = DistilledDataset(artifact)
+    names = ("images", "targets", "soft_targets", "classes", "class_to_idx", "transform", "target_transform")
+    for name in (*names, "ipc", "mean", "std", "info", "content_hash"):
+        assert hasattr(data, name), name
+
+
+def test_the_sampling_network_takes_a_dimension_and_a_count_and_is_called_with_a_generator():
+    network = SamplingNetwork(7, 40)
+    assert SamplingNetwork(dim=7, num_frequencies=40)(torch.Generator()).shape == (40, 7)
+    assert network(torch.Generator()).shape == (40, 7)
+
+
+def test_the_discrepancy_is_one_number_per_class():
+    generator = torch.Generator().manual_seed(0)
+    real, synthetic = (torch.randn(3, count, 5, generator=generator) for count in (20, 4))
+    frequencies = torch.randn(11, 5, generator=generator)
+    assert ncfd(real, synthetic, frequencies).shape == (3,)
+    real_part, imaginary_part = characteristic_function(real, frequencies)
+    assert real_part.shape == imaginary_part.shape == (3, 11)
