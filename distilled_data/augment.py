@@ -47,14 +47,20 @@ def augment(images: Tensor, strategy: str, generator: torch.Generator, *, shared
 
 def draw(strategy: str, count: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
     """Returns the operations to apply, and `count` rows of the uniform numbers they take, side by side."""
-    slots = [slot.split("|") for slot in (DSA if strategy == "dsa" else strategy).split("_")]
-    for name in (name for slot in slots for name in slot):
-        if name not in OPERATIONS:
-            raise UnknownNameError("augmentation", name, [*OPERATIONS, "dsa"])
+    slots = parse(strategy)
     choices = torch.rand(len(slots), generator=generator).tolist()
     operations = [slot[int(choice * len(slot))] for slot, choice in zip(slots, choices, strict=True)]
     uniforms = sum(OPERATIONS[name].uniforms for name in operations)
     return operations, torch.rand(count, uniforms, generator=generator)
+
+
+def parse(strategy: str) -> list[list[str]]:
+    """The alternatives of each place of a strategy. Raises UnknownNameError."""
+    slots = [slot.split("|") for slot in (DSA if strategy == "dsa" else strategy).split("_")]
+    for name in (name for slot in slots for name in slot):
+        if name not in OPERATIONS:
+            raise UnknownNameError("augmentation", name, [*OPERATIONS, "dsa"])
+    return slots
 
 
 def apply(images: Tensor, operations: list[str], uniforms: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class DistilledDataset(Dataset):
         `logits` is [ipc, classes, factor**2, classes]; `mean` and `std` (of pixels in [0, 1]) default to
         those of the images themselves.
         """
-        if images.ndim != 5 or images.dtype != torch.uint8:
+        if images.ndim != 5 or images.dtype != torch.uint8 or images.numel() == 0:
             raise UsageError(
                 "images must be uint8 [ipc, classes, channels, height, width], got "
                 f"{images.dtype} {list(images.shape)}"
@@ -92,8 +92,8 @@ class DistilledDataset(Dataset):
             channels=images.shape[2],
             height=images.shape[3],
             width=images.shape[4],
-            mean=tuple(pixels.mean((0, 1, 3, 4)).tolist() if mean is None else mean),
-            std=tuple(pixels.std((0, 1, 3, 4)).tolist() if std is None else std),
+            mean=tuple(pixels.mean((0, 1, 3, 4)).tolist() if mean is None else map(float, mean)),
+            std=tuple(pixels.std((0, 1, 3, 4)).tolist() if std is None else map(float, std)),
             ipc=images.shape[0],
             factor=factor,
             labels={"temperature": temperature},
@@ -172,8 +172,9 @@ class DistilledDataset(Dataset):
     def select(self, ipc: int | None = None, classes: Sequence[str | int] | None = None) -> Self:
         """The first `ipc` images per class, of `classes` (names or indices, renumbered in that order)."""
         ranks = format.resolve_ipc(ipc, self.ipc)
-        logits = None if self.artifact.logits is None else self.artifact.logits[:ranks]
-        artifact = Artifact(self.artifact.images[:ranks], dataclasses.replace(self.info, ipc=ranks), logits)
+        images, logits = self.artifact.images[:ranks].clone(), self.artifact.logits
+        logits = None if logits is None else logits[:ranks].clone()  # a view would pickle the whole set
+        artifact = Artifact(images, dataclasses.replace(self.info, ipc=ranks), logits)
         if classes is not None:
             artifact = format.select_classes(artifact, classes)
         return self._derived(artifact, self.labels)

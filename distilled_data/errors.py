@@ -17,7 +17,7 @@ A message says what happened, where, what was expected, what was found, and what
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class DistilledDataError(Exception):
@@ -31,11 +31,11 @@ class UsageError(DistilledDataError, ValueError):
 
 
 class UnknownNameError(UsageError):
-    """`kind` names what was looked up ("dataset"), `known` all names that exist."""
+    """`kind` names what was looked up ("dataset"), `known` all names that exist, `close` the likely ones."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]):
+    def __init__(self, kind: str, name: str, known: Iterable[str], close: Sequence[str] = ()):
         known = sorted(known)
-        close = difflib.get_close_matches(name, known, n=3)
+        close = close or difflib.get_close_matches(name, known, n=3)
         hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
         super().__init__(f"unknown {kind} {name!r}. {hint}Known: {', '.join(known)}.")
 

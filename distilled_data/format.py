@@ -15,7 +15,6 @@ import dataclasses
 import errno
 import hashlib
 import json
-import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -86,9 +85,12 @@ class Metadata:
             check(pixels % self.factor == 0, f"{name} must be a multiple of factor {self.factor}", pixels)
         for name in ("mean", "std"):
             value = getattr(self, name)
-            finite = all(isinstance(x, (int, float)) and math.isfinite(x) for x in value)
+            finite = all(isinstance(x, (int, float)) and abs(x) < 1e30 for x in value)
             check(len(value) == self.channels and finite, f"{name} must be one number per channel", value)
         check(all(x > 0 for x in self.std), "std must be positive", self.std)
+        temperature = self.labels.get("temperature", 1.0) if isinstance(self.labels, dict) else None
+        positive = isinstance(temperature, (int, float)) and 0 < temperature < 1e30
+        check(positive, "labels.temperature must be a positive number", temperature)
         for name in ("labels", "source", "recipe"):
             check(isinstance(getattr(self, name), dict), f"{name} must be an object", getattr(self, name))
         check(all(isinstance(r, dict) for r in self.results), "results must be objects", self.results)
@@ -116,7 +118,7 @@ class Metadata:
                 f"the artifact has format version {version}, this package reads up to {FORMAT_VERSION}. "
                 "Upgrade it: pip install -U distilled-data"
             )
-        if version != FORMAT_VERSION:
+        if type(version) is not int or version != FORMAT_VERSION:
             raise FormatError(f"artifact metadata: expected format_version {FORMAT_VERSION}, got {version!r}")
         decode, value_range = content.pop("decode", None), content.pop("value_range", None)
         if decode != _DECODE or value_range != [0, 255]:
@@ -214,9 +216,9 @@ def resolve_ipc(ipc: int | None, stored: int) -> int:
     """The number of ranks to take: all `stored` for None; `UsageError` outside 1..stored."""
     if ipc is None:
         return stored
-    if not 1 <= ipc <= stored:
+    if type(ipc) is not int or not 1 <= ipc <= stored:
         raise UsageError(
-            f"ipc={ipc} was asked for; the artifact holds {stored} images per class (1..{stored})"
+            f"ipc={ipc!r} was asked for; the artifact holds {stored} images per class (1..{stored})"
         )
     return ipc
 
@@ -227,8 +229,8 @@ def select_classes(artifact: Artifact, classes: Sequence[str | int]) -> Artifact
     for wanted in classes:
         if isinstance(wanted, str) and wanted not in names:
             raise UnknownNameError("class", wanted, names)
-        if isinstance(wanted, int) and not 0 <= wanted < len(names):
-            raise UsageError(f"class index {wanted} is outside 0..{len(names) - 1}")
+        if not isinstance(wanted, str) and wanted not in range(len(names)):
+            raise UsageError(f"class index {wanted} is not a whole number in 0..{len(names) - 1}")
     index = [names.index(c) if isinstance(c, str) else int(c) for c in classes]
     if len(set(index)) != len(index) or len(index) < 2:
         raise UsageError(f"classes must be two or more different ones, got {list(classes)}")
@@ -264,30 +266,38 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys)
         files = {str(name): (str(row["sha256"]), int(row["size"])) for name, row in manifest["files"].items()}
         version, _ = manifest["format_version"], manifest["content_hash"]
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise FormatError(
             f"{path} is missing, so nothing in this folder can be verified. Expected a folder written by "
             "distill_and_push.py or downloaded whole."
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise FormatError(f"{path} is not a manifest of this format: {error!r}") from error
     if type(version) is int and version > FORMAT_VERSION:
         raise NewerFormatError(
             f"{path} has format version {version}, this package reads up to {FORMAT_VERSION}. "
             "Upgrade it: pip install -U distilled-data"
         )
-    if version != FORMAT_VERSION or ARTIFACT_FILE not in files or set(files) - set(FOLDER_FILES):
+    if (
+        type(version) is not int
+        or version != FORMAT_VERSION
+        or ARTIFACT_FILE not in files
+        or set(files) - set(FOLDER_FILES)
+    ):
         raise FormatError(f"{path} is not a manifest of format version {FORMAT_VERSION}")
     return manifest
 
 
 def verify_folder(folder: str | Path, files: Sequence[str] | None = None) -> None:
-    """Compare the bytes of `files` (default: all in the manifest) with `manifest.json`.
+    """Compare the bytes of `files` (default: all in the manifest, and the content hash) with `manifest.json`.
 
     Raises `IntegrityError` for a file that is missing or differs.
     """
     folder = Path(folder)
-    rows = read_manifest(folder)["files"]
+    manifest = read_manifest(folder)
+    rows = manifest["files"]
     for name in rows if files is None else files:
         path, row = folder / name, rows[name]
         if not path.is_file():
@@ -298,6 +308,12 @@ def verify_folder(folder: str | Path, files: Sequence[str] | None = None) -> Non
             raise IntegrityError(
                 f"{path} is not the file that was published: expected sha256 {row['sha256']} "
                 f"({row['size']} bytes), got {found} ({size} bytes). Get the folder again."
+            )
+    if files is None:
+        found = read_artifact(folder / ARTIFACT_FILE).content_hash
+        if found != manifest["content_hash"]:
+            raise IntegrityError(
+                f"{folder}: the manifest says {manifest['content_hash']}, the artifact is {found}."
             )
 
 

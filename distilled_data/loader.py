@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .augment import augment as augment_batch
+from .augment import parse
 from .decode import enlarge
 from .errors import UsageError
 from .randomness import generator_at
@@ -34,8 +35,10 @@ class Loader:
         drop_last: bool = False,
         seed: int = 0,
     ):
-        if batch_size < 1:
-            raise UsageError(f"batch_size must be 1 or more, got {batch_size}")
+        if type(batch_size) is not int or batch_size < 1:
+            raise UsageError(f"batch_size must be a whole number, 1 or more, got {batch_size!r}")
+        if isinstance(augment, str):
+            parse(augment)  # an unknown name fails here, not at the first batch
         self.tiles, self.targets = tiles.to(device), targets.to(device)
         self.size, self.batch_size, self.augment = size, batch_size, augment
         self.shuffle, self.drop_last, self.seed, self.epoch = shuffle, drop_last, seed, 0

@@ -1,26 +1,45 @@
 """The recipe of a run: small frozen dataclasses, every field with its unit, senseless values refused."""
 
 import dataclasses
+import math
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from distilled_data import UnknownNameError, UsageError
+from distilled_data.augment import parse
+
+from .networks import ACTIVATIONS, NETWORKS, NORMS, POOLINGS
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UsageError(message)
+class _Config:
+    """Refuses values of another type than the field's, and numbers that are not finite."""
 
+    def __post_init__(self):
+        for name, kind in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            fits = isinstance(value, (int, float) if kind is float else typing.get_origin(kind) or kind)
+            fits = fits and (kind is bool or not isinstance(value, bool))
+            finite = not isinstance(value, (int, float)) or math.isfinite(value)
+            self._require(fits and finite, name, f"must be {getattr(kind, '__name__', kind)}")
 
-def _at_least(config: Any, minimum: float, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(value >= minimum, f"{type(config).__name__}.{name} must be {minimum} or more, got {value}")
+    def _require(self, condition: bool, name: str, rule: str) -> None:
+        if not condition:
+            raise UsageError(f"{type(self).__name__}.{name} {rule}, got {getattr(self, name)!r}")
+
+    def _within(self, low: float, high: float, *names: str) -> None:
+        for name in names:
+            rule = f"must be {low:g} or more" if high == math.inf else f"must lie in {low:g}..{high:g}"
+            self._require(low <= getattr(self, name) <= high, name, rule)
+
+    def _known(self, kind: str, name: str, known: Iterable[str]) -> None:
+        if getattr(self, name) not in known:
+            raise UnknownNameError(kind, getattr(self, name), known)
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class NetworkConfig(_Config):
     """An architecture of `ncfm_engine.networks`; width, depth, activation and pooling are for convnet."""
 
     name: str = "convnet"
@@ -31,11 +50,16 @@ class NetworkConfig:
     pooling: str = "avg"
 
     def __post_init__(self):
-        _at_least(self, 1, "width", "depth")
+        super().__post_init__()
+        self._known("network", "name", NETWORKS)
+        self._known("norm", "norm", NORMS)
+        self._known("activation", "activation", ACTIVATIONS)
+        self._known("pooling", "pooling", POOLINGS)
+        self._within(1, math.inf, "width", "depth")
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(_Config):
     """The pool of feature networks, each kept at initialisation and after training."""
 
     networks: int = 20
@@ -48,12 +72,16 @@ class PretrainConfig:
     cutmix: float = 0.5  # probability per batch
 
     def __post_init__(self):
-        _at_least(self, 1, "networks", "epochs", "batch_size")
-        _at_least(self, 0, "learning_rate", "momentum", "weight_decay", "cutmix")
+        super().__post_init__()
+        parse(self.augment)
+        self._within(1, math.inf, "networks", "epochs", "batch_size")
+        self._within(0, math.inf, "learning_rate", "weight_decay")
+        self._within(0, 1, "cutmix")
+        self._require(0 <= self.momentum < 1, "momentum", "must be 0 or more and below 1")
 
 
 @dataclass(frozen=True)
-class DistillConfig:
+class DistillConfig(_Config):
     """The matching game."""
 
     iterations: int = 20_000
@@ -73,27 +101,30 @@ class DistillConfig:
     checkpoint_every: int = 500  # steps
 
     def __post_init__(self):
-        _at_least(self, 1, "real_batch", "frequencies", "factor", "checkpoint_every")
-        _at_least(self, 0, "iterations", "weight", "calibration", "learning_rate", "sampler_learning_rate")
-        _require(0 <= self.alpha <= 1, f"DistillConfig.alpha must lie in 0..1, got {self.alpha}")
-        if self.schedule not in ("constant", "cosine"):
-            raise UnknownNameError("schedule", self.schedule, ["constant", "cosine"])
-        if self.initialisation not in ("real", "noise"):
-            raise UnknownNameError("initialisation", self.initialisation, ["real", "noise"])
+        super().__post_init__()
+        parse(self.augment)
+        self._known("schedule", "schedule", ("constant", "cosine"))
+        self._known("initialisation", "initialisation", ("real", "noise"))
+        self._within(1, math.inf, "real_batch", "frequencies", "factor", "checkpoint_every")
+        self._within(0, math.inf, "iterations", "weight", "calibration")
+        self._within(0, math.inf, "learning_rate", "sampler_learning_rate")
+        self._within(0, 1, "alpha")
+        self._require(0 <= self.sampler_momentum < 1, "sampler_momentum", "must be 0 or more and below 1")
 
 
 @dataclass(frozen=True)
-class LabelConfig:
+class LabelConfig(_Config):
     """Soft labels: logits of the trained pool, averaged."""
 
     temperature: float = 1.0  # of the softmax that the set is used with
 
     def __post_init__(self):
-        _require(self.temperature > 0, f"LabelConfig.temperature must be positive, got {self.temperature}")
+        super().__post_init__()
+        self._require(self.temperature > 0, "temperature", "must be positive")
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(_Config):
     """Protocol "ncfm": fresh networks trained on the artifact, AdamW halved at each fifth."""
 
     epochs: int = 2000  # passes over the decoded distilled images; the random subset gets as many steps
@@ -107,15 +138,19 @@ class EvaluateConfig:
     full_repeats: int = 3
 
     def __post_init__(self):
-        _at_least(self, 1, "epochs", "batch_size", "repeats", "full_epochs")
-        _at_least(self, 0, "learning_rate", "cutmix", "full_repeats")
+        super().__post_init__()
+        parse(self.augment)
+        self._within(1, math.inf, "epochs", "batch_size", "repeats", "full_epochs")
+        self._within(0, math.inf, "learning_rate", "full_repeats")
+        self._within(0, 1, "cutmix")
         for name in self.labels:
             if name not in ("hard", "soft"):
-                raise UnknownNameError("label kind", name, ["hard", "soft"])
+                raise UnknownNameError("label kind", name, ("hard", "soft"))
+        self._require(0 < len(set(self.labels)) == len(self.labels), "labels", "must be hard, soft or both")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(_Config):
     """Everything that decides the result, besides the real images themselves."""
 
     ipc: int = 10  # packed images per class
@@ -128,8 +163,9 @@ class Recipe:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self):
-        _at_least(self, 1, "ipc")
-        _require(0 <= self.validation < 1, f"Recipe.validation must lie in 0..1, got {self.validation}")
+        super().__post_init__()
+        self._within(1, math.inf, "ipc")
+        self._require(0 <= self.validation < 1, "validation", "must be 0 or more and below 1")
 
     def replace(self, changes: dict[str, Any]) -> "Recipe":
         """This recipe with dotted fields changed: `{"distill.alpha": 0.3}`.
@@ -150,7 +186,8 @@ class Recipe:
 def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in content.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        group = isinstance(value, dict) and value
+        flat |= _flatten(value, f"{prefix}{name}.") if group else {prefix + name: value}
     return flat
 
 
@@ -158,19 +195,24 @@ def _replace(config: Any, path: str, names: list[str], value: Any) -> Any:
     types = typing.get_type_hints(type(config))
     name, rest = names[0], names[1:]
     if name not in types or dataclasses.is_dataclass(types[name]) != bool(rest):
-        raise UnknownNameError("setting", path, _flatten(dataclasses.asdict(Recipe())))
+        known = _flatten(dataclasses.asdict(Recipe()))
+        same = [setting for setting in known if setting.endswith(f".{path}")]
+        raise UnknownNameError("setting", path, known, close=same)
     new = _replace(getattr(config, name), path, rest, value) if rest else _convert(path, value, types[name])
     return dataclasses.replace(config, **{name: new})
 
 
 def _convert(path: str, value: Any, kind: Any) -> Any:
-    if kind is bool and isinstance(value, str):
-        words = {"true": True, "1": True, "false": False, "0": False}
-        _require(value.lower() in words, f"--set {path}: expected true or false, got {value!r}")
-        return words[value.lower()]
+    """Text, as on a command line, or a list, as in JSON, to the field's type; else `value` itself."""
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, str):
+        return value
     if typing.get_origin(kind) is tuple:
-        return tuple(value.split(",") if isinstance(value, str) else value)
+        return tuple(word.strip() for word in value.split(","))
+    words = {"true": True, "1": True, "false": False, "0": False}
     try:
-        return kind(value)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"setting {path}: expected {kind.__name__}, got {value!r}") from error
+        return words[value.lower()] if kind is bool else kind(value)
+    except (KeyError, ValueError) as error:
+        expected = "true or false" if kind is bool else kind.__name__
+        raise UsageError(f"setting {path}: expected {expected}, got {value!r}") from error

@@ -4,13 +4,14 @@ import torch
 from torch import Tensor, nn
 
 DRAWS_PER_SCALE = 16  # frequencies that share one scale vector, each with a normal draw of its own
+LOG_RANGE = 1.0  # scales lie within a factor of exp(LOG_RANGE) around one
 
 
 class SamplingNetwork(nn.Module):
     """psi of NCFM §4.2.2: T distinct frequencies from an adversarial Gaussian scale mixture.
 
     A small perceptron maps noise to K = T/16 scale vectors [K, D]; each scales 16 independent standard
-    normal draws. The scales are kept within a factor of e^2 around one, because a frequency far beyond
+    normal draws. The scales are kept within a factor of e around one, because a frequency far beyond
     the features' spread sees only sampling noise, which would always look like a discrepancy.
     """
 
@@ -25,7 +26,7 @@ class SamplingNetwork(nn.Module):
         device = generator.device
         noise = torch.randn(scales, self.noise, generator=generator, device=device)
         normal = torch.randn(scales, DRAWS_PER_SCALE, self.dim, generator=generator, device=device)
-        scale = (2 * self.layers(noise).tanh()).exp()
+        scale = (LOG_RANGE * self.layers(noise).tanh()).exp()
         return (scale[:, None] * normal).flatten(0, 1)[: self.num_frequencies]
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import platform
+import resource
 import shlex
 import subprocess
 import sys
@@ -215,7 +216,8 @@ def write_results(path: Path, rows: list[dict[str, Any]], device: str, seconds: 
     """
     origin = {**provenance(device), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
     known = json.loads(path.read_text())["rows"] if path.exists() else []
-    merged = _merged(known, [row | origin | {"stages": seconds} for row in rows])
+    cost = {"stages": seconds, "peak_memory_mib": peak_memory_mib()}
+    merged = _merged(known, [row | origin | cost for row in rows])
     write_file(path, json.dumps({"rows": merged}, indent=1).encode() + b"\n")
 
 
@@ -223,6 +225,12 @@ def _merged(known: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> t
     setting = ("ipc", "network", "protocol", "labels")
     rows = {tuple(row.get(name) for name in setting): row for row in [*known, *new]}
     return tuple(rows.values())
+
+
+def peak_memory_mib() -> int:
+    """The most main memory that this process has held so far."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
 
 
 def provenance(device: str) -> dict[str, Any]:

@@ -42,6 +42,7 @@ SUBSETS = ("nette", "woof", "fruit", "meow", "squawk", "yellow")
         (DistillConfig, "factor", [0, -2]),
         (DistillConfig, "initialisation", ["zeros", ""]),
         (DistillConfig, "learning_rate", [-1e-3, NAN]),
+        (DistillConfig, "schedule", ["linear", ""]),
         (DistillConfig, "sampler_learning_rate", [-1e-3]),
         (DistillConfig, "checkpoint_every", [0]),
         (LabelConfig, "temperature", [0, -1, NAN]),
@@ -160,9 +161,7 @@ def test_every_field_can_be_set_from_the_text_of_its_default():
         ("ipc", "ten", "int"),
         ("ipc", "1.5", "int"),
         ("ipc", "", "int"),
-        ("ipc", None, "int"),
         ("distill.alpha", "half", "float"),
-        ("distill.alpha", None, "float"),
         ("distill.adversarial", "maybe", "true or false"),
         ("distill.adversarial", "", "true or false"),
     ],
@@ -245,7 +244,16 @@ def test_published_rows_are_the_papers(dataset, spec, size, depth, learning_rate
         recipe = preset.recipe()
         assert (preset.dataset, preset.ipc, preset.size) == (spec, ipc, size)
         assert recipe.network == NetworkConfig("convnet", width=128, depth=depth, norm="instance")
-        assert recipe.pretrain == PretrainConfig(networks=20, epochs=60, learning_rate=0.01, batch_size=128)
+        assert recipe.pretrain == PretrainConfig(
+            networks=20,
+            epochs=60,
+            learning_rate=0.01,
+            momentum=0.9,
+            weight_decay=5e-4,
+            batch_size=128,
+            augment="color_crop",
+            cutmix=0.5,
+        )
         assert recipe.distill == DistillConfig(
             iterations=20_000,
             real_batch=1024,
@@ -255,9 +263,17 @@ def test_published_rows_are_the_papers(dataset, spec, size, depth, learning_rate
             calibration=1,
             factor=2,
             learning_rate=learning_rate,
+            schedule="constant",
+            sampler_learning_rate=1e-3,
+            sampler_momentum=0.5,
         )
         assert recipe.evaluate == EvaluateConfig(
-            epochs=epochs, learning_rate=1e-3, batch_size=128, repeats=10
+            epochs=epochs,
+            learning_rate=1e-3,
+            batch_size=128,
+            augment="flip_color_crop|scale|rotate",
+            cutmix=0.5,
+            repeats=10,
         )
 
 
@@ -302,3 +318,53 @@ def test_an_unknown_preset_is_refused_and_names_the_close_ones(name, close):
         find_preset(name, "digits", None)
     assert all(preset in str(error.value) for preset in PRESETS)
     assert close is None or f"'{close}'" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "value"),
+    [
+        (NetworkConfig, "name", "resnet19"),
+        (NetworkConfig, "norm", "instanc"),
+        (NetworkConfig, "activation", "swosh"),
+        (NetworkConfig, "pooling", "average"),
+        (PretrainConfig, "augment", "colour"),
+        (PretrainConfig, "cutmix", 1.5),
+        (PretrainConfig, "momentum", 1.0),
+        (PretrainConfig, "learning_rate", float("inf")),
+        (DistillConfig, "augment", "colour"),
+        (DistillConfig, "sampler_momentum", -3.0),
+        (DistillConfig, "sampler_momentum", float("nan")),
+        (DistillConfig, "weight", float("inf")),
+        (LabelConfig, "temperature", float("inf")),
+        (EvaluateConfig, "augment", "colour"),
+        (EvaluateConfig, "cutmix", 2.0),
+        (EvaluateConfig, "labels", ()),
+        (EvaluateConfig, "labels", ("hard", "hard")),
+    ],
+)
+def test_a_name_or_number_that_would_fail_hours_later_is_refused_at_once(config, name, value):
+    with pytest.raises(UsageError):
+        config(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("ipc", 1.5),
+        ("ipc", True),
+        ("ipc", float("inf")),
+        ("network.name", None),
+        ("network.name", 3),
+        ("distill.adversarial", None),
+        ("distill.adversarial", 2),
+        ("evaluate.labels", 3),
+    ],
+)
+def test_a_value_of_another_type_is_refused(path, value):
+    with pytest.raises(UsageError):
+        Recipe().replace({path: value})
+
+
+def test_the_last_part_of_a_setting_is_close_to_it():
+    with pytest.raises(UnknownNameError, match=r"Did you mean .*distill\.alpha"):
+        Recipe().replace({"alpha": "0.3"})

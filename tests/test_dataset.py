@@ -561,3 +561,56 @@ def test_another_strategy_is_taken_as_it_is(artifact):
     data = DistilledDataset(dataclasses.replace(artifact, metadata=metadata))
     assert data.loader(augment="flip").augment == "flip"
     assert data.loader().augment is None
+
+
+def test_the_artifact_file_in_the_place_of_its_folder_is_refused(tmp_path, artifact):
+    f.write_artifact(tmp_path / f.ARTIFACT_FILE, artifact)
+    f.write_manifest(tmp_path)
+    with pytest.raises(FormatError):
+        DistilledDataset.from_folder(tmp_path / f.ARTIFACT_FILE)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, None, "2", float("nan")])
+def test_a_temperature_that_makes_no_probabilities_is_refused(temperature):
+    with pytest.raises((UsageError, FormatError)):
+        DistilledDataset.from_tensors(
+            torch.arange(32, dtype=torch.uint8).view(2, 2, 1, 2, 4),
+            ["a", "b"],
+            logits=torch.zeros(2, 2, 1, 2),
+            temperature=temperature,
+        )
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, lambda values: torch.tensor(values).numpy()])
+def test_mean_and_std_may_be_tensors_or_arrays(kind):
+    images = torch.arange(32, dtype=torch.uint8).view(2, 2, 1, 2, 4)
+    assert DistilledDataset.from_tensors(images, ["a", "b"], mean=kind([0.5]), std=kind([0.25])).mean == (
+        0.5,
+    )
+
+
+def test_no_images_are_refused_without_a_warning_from_torch():
+    with pytest.raises((UsageError, FormatError)):
+        DistilledDataset.from_tensors(torch.zeros(0, 2, 1, 2, 4, dtype=torch.uint8), ["a", "b"])
+
+
+@pytest.mark.parametrize("ipc", [1.5, "2"])
+def test_an_ipc_that_is_no_whole_number_is_refused(tmp_path, artifact, ipc):
+    f.write_artifact(tmp_path / f.ARTIFACT_FILE, artifact)
+    f.write_manifest(tmp_path)
+    with pytest.raises(UsageError):
+        DistilledDataset.from_folder(tmp_path, ipc=ipc)
+
+
+def test_a_numpy_class_index_outside_is_refused(artifact):
+    import numpy as np
+
+    for index in (np.int64(-1), np.int64(9), 1.5):
+        with pytest.raises(UsageError):
+            f.select_classes(artifact, [0, index])
+
+
+def test_a_pickled_selection_holds_only_what_was_selected():
+    images = torch.arange(50 * 4 * 256).to(torch.uint8).view(50, 4, 1, 16, 16)
+    data = DistilledDataset.from_tensors(images, list("abcd"))
+    assert len(pickle.dumps(data.select(ipc=1))) < len(pickle.dumps(data)) / 5

@@ -280,3 +280,27 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
         content = path.read_bytes()
         assert len(content) == 3_000_000
         assert len(set(content)) == 1
+
+
+@pytest.mark.parametrize("changes", [{"mean": [10**400]}, {"format_version": True}])
+def test_numbers_in_metadata_that_are_too_large_or_of_another_type_are_refused(artifact, changes):
+    with pytest.raises(FormatError):
+        Metadata.from_json(json.dumps(json.loads(artifact.metadata.to_json()) | changes))
+
+
+def test_a_manifest_with_an_infinite_size_or_that_is_a_folder_is_refused(tmp_path):
+    files = f'{{"{f.ARTIFACT_FILE}":{{"sha256":"","size":Infinity}}}}'
+    (tmp_path / f.MANIFEST_FILE).write_text(f'{{"format_version":1,"content_hash":"","files":{files}}}')
+    with pytest.raises(FormatError):
+        f.read_manifest(tmp_path)
+    (tmp_path / "other" / f.MANIFEST_FILE).mkdir(parents=True)
+    with pytest.raises(FormatError):
+        f.read_manifest(tmp_path / "other")
+
+
+def test_a_content_hash_in_the_manifest_that_is_not_the_artifacts_fails_verification(tmp_path, artifact):
+    f.write_artifact(tmp_path / f.ARTIFACT_FILE, artifact)
+    manifest = f.write_manifest(tmp_path)
+    (tmp_path / f.MANIFEST_FILE).write_text(json.dumps(manifest | {"content_hash": "0" * 64}))
+    with pytest.raises(f.IntegrityError):
+        f.verify_folder(tmp_path)

@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,9 +92,12 @@ def test_the_core_of_the_engine_needs_torch_torchvision_numpy_and_safetensors_al
     assert forbidden((ROOT / "ncfm_engine" / f"{name}.py").read_text(), "ncfm_engine", row) == []
 
 
-def test_every_folder_with_modules_has_a_row_in_the_table():
-    found = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("[!.]*/**/*.py")}
-    assert {folder for folder in found if not folder.startswith("tests")} == set(TABLE)
+def test_every_package_has_a_row_in_the_table():
+    packages = [path.parent for path in ROOT.glob("*/__init__.py")]
+    folders = {
+        path.parent.relative_to(ROOT).as_posix() for package in packages for path in package.rglob("*.py")
+    }
+    assert folders | {"tools"} == set(TABLE)
 
 
 @pytest.mark.parametrize(
@@ -170,3 +174,12 @@ def test_importing_the_consumer_loads_nothing_that_it_does_not_need(found):
 
 def test_the_engine_imports_without_the_packages_of_single_sources_and_reports(found):
     assert found["error"] is None, found["error"]
+
+
+def test_every_package_folder_is_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    found = {
+        path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for path in ROOT.glob("[!.]*/**/__init__.py")
+    }
+    assert set(project["tool"]["setuptools"]["packages"]) == found

@@ -189,5 +189,16 @@ def test_changing_a_batch_changes_nothing_in_the_set(data):
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_size_below_one_is_refused(data, batch_size):
-    with pytest.raises(UsageError, match=f"batch_size must be 1 or more, got {batch_size}"):
+    with pytest.raises(UsageError, match=f"1 or more, got {batch_size}"):
         data.loader(batch_size)
+
+
+def test_an_unknown_strategy_is_refused_before_the_first_batch(artifact):
+    with pytest.raises(UnknownNameError):
+        DistilledDataset(artifact).loader(augment="cutot")
+
+
+@pytest.mark.parametrize("batch_size", [2.5, "4", None])
+def test_a_batch_size_that_is_no_whole_number_is_refused(artifact, batch_size):
+    with pytest.raises(UsageError):
+        DistilledDataset(artifact).loader(batch_size)

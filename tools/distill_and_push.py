@@ -14,7 +14,7 @@ from command_line import duration, run_command, settings, size, table
 from hub import complete_folder
 from hub.publish import plan_push, push
 from ncfm_engine.cache import cache_folder
-from ncfm_engine.pipeline import open_source, run
+from ncfm_engine.pipeline import open_source, peak_memory_mib, run
 from ncfm_engine.plan import check_output, describe, make_plan
 from ncfm_engine.report import Bars
 
@@ -77,7 +77,8 @@ def main(arguments: argparse.Namespace) -> None:
         return
     complete_folder(plan.output)
     print(table(outcome.rows))
-    print(", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items()))
+    times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items())
+    print(f"{times}; peak memory {peak_memory_mib()} MiB")
     print(f"artifact in {plan.output}, metrics and plots in {plan.run_folder}")
     if arguments.repo:
         print(
