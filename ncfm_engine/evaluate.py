@@ -123,7 +123,7 @@ def _row(
         random.append(train_and_test(subset, epochs, source, config, network, here)[0])
         report(f"evaluate ({labels} labels)", repeat + 1, config.repeats)
     return {
-        "dataset": source.name,
+        "dataset": source.title,
         "ipc": dataset.ipc,
         "network": network.name,
         "protocol": "ncfm",

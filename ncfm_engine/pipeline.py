@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from distilled_data import Artifact, DistilledDataset, Metadata, SourceError
+from distilled_data import Artifact, DistilledDataset, Metadata, SourceError, UsageError
 from distilled_data.format import ARTIFACT_FILE, read_artifact, write_artifact, write_file, write_manifest
 
 from .config import Recipe
@@ -114,7 +114,7 @@ def make_artifact(plan: Plan, source: Source, pool: FeaturePool, distilled: Dist
     """
     recipe, images = plan.recipe, distilled.quantised()
     metadata = Metadata(
-        dataset=source.name,
+        dataset=source.title,
         classes=source.classes,
         channels=source.channels,
         height=source.height,
@@ -164,6 +164,8 @@ def evaluate_folder(
     chosen = DistilledDataset.from_folder(folder, ipc=ipc)
     info = chosen.info
     recipe = Recipe.from_dict(info.recipe["settings"]).replace(changes)
+    if dataset is None and info.source["id"].startswith("folder:"):
+        raise UsageError(f"{folder} was distilled from a folder of images; name it with --dataset folder:PATH")
     source = load_source(dataset or info.dataset, data=data, size=info.height)
     if recipe.validation:
         source = hold_out(source, recipe.validation)

@@ -24,9 +24,9 @@ class Preset:
         return Recipe().replace({"ipc": self.ipc} | self.changes)
 
 
-# The reference steps AdamW at 1e-3 once per class, over all images: within one iteration an image moves by
-# its own class' gradient once and coasts on momentum for the rest. In all that is 1.0, 3.2 and 9.8 times
-# 1e-3 at 1, 10 and 100 classes (measured); one step for all classes takes it as its learning rate.
+# The reference steps AdamW at 1e-3 once per class over all images, so an image sees its own gradient g once in
+# C steps: Adam's first moment averages g / C, its second g^2 / C, and C steps move the image by about sqrt(C)
+# times 1e-3. One step for all classes takes that as its learning rate.
 _TEN, _HUNDRED, _TWO_HUNDRED = 3.2e-3, 9.8e-3, 1.4e-2
 
 _SMALL_IMAGES = {"distill.frequencies": 4096}
@@ -49,16 +49,16 @@ PRESETS: dict[str, Preset] = {
             "network.depth": 2,
             "pretrain.networks": 5,
             "pretrain.epochs": 30,
-            "distill.iterations": 500,
+            "distill.iterations": 400,
             "distill.frequencies": 256,
             "distill.factor": 1,  # a tile of 4x4 pixels holds no digit
             "distill.learning_rate": 0.02,
             "distill.schedule": "cosine",
             "distill.augment": "color_crop|scale|rotate",
             "distill.checkpoint_every": 100,
-            "evaluate.epochs": 500,
+            "evaluate.epochs": 400,
             "evaluate.repeats": 5,
-            "evaluate.full_epochs": 60,
+            "evaluate.full_epochs": 40,
             "evaluate.full_repeats": 3,
         },
     ),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -115,6 +116,14 @@ def test_a_network_trains_on_the_artifact_in_a_plain_loop(finished):
             optimiser.step()
             losses.append(loss.item())
     assert losses[-1] < losses[0] / 2
+
+
+def test_the_code_of_the_readme_runs_as_printed(finished):
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    names = {"torch": torch, "network": network}
+    exec(code.replace("distilled/digits-ipc10", str(finished[0] / "out")), names)
+    assert names["loss"].isfinite()
 
 
 def test_load_dataset_opens_the_folder_with_class_names(finished, tmp_path):

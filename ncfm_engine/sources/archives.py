@@ -1,6 +1,5 @@
 """Published data sets that torchvision can download and read."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from distilled_data.errors import MissingExtraError, SourceError
 
+from ..cache import cache_folder
 from .resize import resize_all
 from .source import LabelledImages, Source
 
@@ -112,7 +112,7 @@ def load_archive(name: str, data: str | Path | None, size: int | None) -> Source
 
     archive = ARCHIVES[name]
     dataset = getattr(torchvision.datasets, archive.dataset)
-    root = _cache_folder() if data is None else Path(data).expanduser()
+    root = cache_folder() / "sources" if data is None else Path(data).expanduser()
     try:
         # The CIFAR files are pickles; torchvision unpickles them only after their md5 matched.
         classes, train = _read(dataset, root, "train", download=data is None)
@@ -148,10 +148,6 @@ def _read(dataset: Any, root: Path, part: str, *, download: bool):
     if len(images) != len(targets) or set(np.unique(targets)) != set(range(len(classes))):
         raise ValueError(f"{len(images)} images and {len(targets)} labels that do not fit")
     return classes, (images, targets)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distilled-data" / "sources"
 
 
 def _diagnosis(name: str, root: Path, *, downloaded: bool, error: Exception) -> str:

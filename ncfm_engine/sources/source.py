@@ -74,6 +74,11 @@ class Source:
         )
 
     @property
+    def title(self) -> str:
+        """What people call it: for a folder its own name, else the name in `SOURCES`."""
+        return self.id.removeprefix("folder:") if self.name == "folder" else self.name
+
+    @property
     def num_classes(self) -> int:
         return len(self.classes)
 
