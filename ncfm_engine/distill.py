@@ -81,6 +81,7 @@ def distill(
         _truncate_metrics(folder / METRICS_FILE, done)
 
     start, pending = time.monotonic() - spent, []
+    report("distil", done, config.iterations)
     for step in range(done, config.iterations):
         optimisers[0].param_groups[0]["lr"] = _learning_rate(config, step)
         for optimiser in optimisers:

@@ -39,6 +39,7 @@ def evaluate(
     """
     full = []
     for repeat in range(config.full_repeats):
+        report("evaluate (all real images)", repeat, config.full_repeats)
         here = seed_at(seed, repeat)
         loader = real_loader(
             source, source.train, config.batch_size, device, augment=config.augment, seed=here
@@ -111,6 +112,7 @@ def _row(
     start, last, best, random = time.monotonic(), [], [], []
     options = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
     for repeat in range(config.repeats):
+        report(f"evaluate ({labels} labels)", repeat, config.repeats)
         here = seed_at(seed, repeat)
         loader = dataset.with_labels(labels).loader(**options, seed=here)
         scores = train_and_test(loader, config.epochs, source, config, network, here)

@@ -83,13 +83,14 @@ def run(plan: Plan, report: Report = silent) -> Outcome:
         report=report,
     )
     start = _lap(seconds, "distilling", start)
+    finished = distilled.step >= recipe.distill.iterations
+    if finished:
+        artifact = make_artifact(plan, source, pool, distilled)
+        write_artifact(plan.output / ARTIFACT_FILE, artifact)
+        write_manifest(plan.output)
     plot_losses(plan.run_folder / METRICS_FILE, plan.run_folder / LOSS_PLOT_FILE)
-    if distilled.step < recipe.distill.iterations:
+    if not finished:
         return Outcome(False, distilled.step, [], seconds)
-
-    artifact = make_artifact(plan, source, pool, distilled)
-    write_artifact(plan.output / ARTIFACT_FILE, artifact)
-    write_manifest(plan.output)
     start = _lap(seconds, "labelling", start)
     rows = evaluate(
         DistilledDataset.from_folder(plan.output),
@@ -165,7 +166,9 @@ def evaluate_folder(
     info = chosen.info
     recipe = Recipe.from_dict(info.recipe["settings"]).replace(changes)
     if dataset is None and info.source["id"].startswith("folder:"):
-        raise UsageError(f"{folder} was distilled from a folder of images; name it with --dataset folder:PATH")
+        raise UsageError(
+            f"{folder} was distilled from a folder of images; name it with --dataset folder:PATH"
+        )
     source = load_source(dataset or info.dataset, data=data, size=info.height)
     if recipe.validation:
         source = hold_out(source, recipe.validation)

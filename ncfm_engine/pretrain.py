@@ -115,6 +115,7 @@ def pretrain(
     folder = cache / "pool" / pool_key(config, network, source, seed)
     rows = []
     for index in range(config.networks):
+        report("pretrain", index, config.networks)
         path = folder / f"network-{index:03d}.safetensors"
         row = _cached(path, template)
         if row is None:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from distilled_data import MissingExtraError
 
@@ -18,7 +18,7 @@ def silent(stage: str, done: int, total: int, **figures: float) -> None:
 
 
 class Bars:
-    """One tqdm bar per stage, with step time and time left."""
+    """One tqdm bar per stage, with step time and time left; a context manager that ends the last one."""
 
     def __init__(self):
         self._stage, self._bar = "", None
@@ -28,9 +28,17 @@ class Bars:
 
         if self._bar is None or stage != self._stage:
             self.close()
-            self._stage, self._bar = stage, tqdm(desc=stage, total=total, unit="step", dynamic_ncols=True)
+            # A resumed stage begins at `done`, which must not count as progress of this process.
+            self._bar = tqdm(desc=stage, total=total, initial=done, unit="step", dynamic_ncols=True)
+            self._stage = stage
         self._bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()}, refresh=False)
         self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         if self._bar is not None:

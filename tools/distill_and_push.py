@@ -69,9 +69,8 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(describe(plan, open_source(plan)))
         return
-    bars = Bars()
-    outcome = run(plan, bars)
-    bars.close()
+    with Bars() as bars:
+        outcome = run(plan, bars)
     if not outcome.finished:
         print(f"stopped after step {outcome.step} of {plan.recipe.distill.iterations}; go on with --resume")
         return

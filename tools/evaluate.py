@@ -42,19 +42,18 @@ def main(arguments: argparse.Namespace) -> None:
     for field, value in (("network.name", arguments.network), ("evaluate.repeats", arguments.seeds)):
         if value is not None:
             changes[field] = value
-    bars, start = Bars(), time.monotonic()
-    device = resolve_device(arguments.device)
-    rows = evaluate_folder(
-        arguments.folder,
-        changes=changes,
-        cache=cache_folder(),
-        device=device,
-        dataset=arguments.dataset,
-        data=arguments.data,
-        ipc=arguments.ipc,
-        report=bars,
-    )
-    bars.close()
+    device, start = resolve_device(arguments.device), time.monotonic()
+    with Bars() as bars:
+        rows = evaluate_folder(
+            arguments.folder,
+            changes=changes,
+            cache=cache_folder(),
+            device=device,
+            dataset=arguments.dataset,
+            data=arguments.data,
+            ipc=arguments.ipc,
+            report=bars,
+        )
     complete_folder(arguments.folder)
     run_folder = arguments.folder.with_name(arguments.folder.name + ".run")
     seconds = {"evaluating": round(time.monotonic() - start, 1)}
