@@ -130,7 +130,8 @@ def _fields(artifact: Artifact, repo_id: str | None) -> dict[str, object]:
         "labels": _labels(artifact),
         "content_hash": artifact.content_hash,
         "class_names": json.dumps(dict(enumerate(classes)), indent=1, ensure_ascii=False),
-        "recipe": _facts(metadata.recipe) or "The recipe was not recorded.",
+        "recipe": _facts({name: value for name, value in metadata.recipe.items() if name != "settings"})
+        or "The recipe was not recorded.",
         "configuration": json.dumps(stored, indent=1, sort_keys=True, ensure_ascii=False),
         "source": _source(metadata),
         "artifact": ARTIFACT_FILE,
@@ -159,11 +160,22 @@ def _results(metadata: Metadata) -> str:
     )  # fmt: skip
     lines = [header, ["---"] * len(header)]
     for row in metadata.results:
-        names = [_plain(row.get(name, "-")) for name in ("network", "protocol", "ipc", "labels", "n")]
+        names = [_plain(row.get(name, "-")) for name in ("network", "ipc", "labels", "n")]
+        names.insert(1, _protocol(row))
         scores = [_score(row, kind) for kind in ("last", "random", "full", "best")]
         lines.append([*names, *scores, _plain(row.get("device", "-"))])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return f"{table}\n\n{_HOW_MEASURED}"
+
+
+def _protocol(row: Mapping[str, Any]) -> str:
+    """What was measured how: "ncfm, 400 epochs", and the split unless it is the real test set."""
+    words = [str(row.get("protocol", "-"))]
+    if "epochs" in row:
+        words.append(f"{row['epochs']} epochs")
+    if row.get("split", "test") != "test":
+        words.append(str(row["split"]))
+    return _plain(", ".join(words))
 
 
 def _score(row: Mapping[str, Any], kind: str) -> str:

@@ -129,6 +129,7 @@ class EvaluateConfig(_Config):
 
     epochs: int = 2000  # passes over the decoded distilled images; the random subset gets as many steps
     learning_rate: float = 1e-3
+    weight_decay: float = 0.01  # AdamW's own default
     batch_size: int = 128
     augment: str = "flip_color_crop|scale|rotate"
     cutmix: float = 0.5  # probability per batch
@@ -141,7 +142,7 @@ class EvaluateConfig(_Config):
         super().__post_init__()
         parse(self.augment)
         self._within(1, math.inf, "epochs", "batch_size", "repeats", "full_epochs")
-        self._within(0, math.inf, "learning_rate", "full_repeats")
+        self._within(0, math.inf, "learning_rate", "weight_decay", "full_repeats")
         self._within(0, 1, "cutmix")
         for name in self.labels:
             if name not in ("hard", "soft"):

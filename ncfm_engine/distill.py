@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from distilled_data import CheckpointError, DivergenceError, UsageError
+from distilled_data import CheckpointError, DivergenceError, OutputError, UsageError
 from distilled_data.format import write_file
 from distilled_data.randomness import generator_at
 
@@ -76,7 +76,11 @@ def distill(
             )
         )
     progress = _Progress(images, game.sampler, optimisers)
-    done, spent = progress.load(folder, recipe_key) if folder and resume else (0, 0.0)
+    done, spent = 0, 0.0
+    checkpoint = read_checkpoint(folder, recipe_key, config.iterations) if folder and resume else None
+    if checkpoint:
+        progress.load(checkpoint)
+        done, spent = checkpoint.step, checkpoint.seconds
     if folder:
         _truncate_metrics(folder / METRICS_FILE, done)
 
@@ -99,6 +103,8 @@ def distill(
             row = _log(pending, done, time.monotonic() - start, folder)
             report("distil", done, config.iterations, loss=row["discrepancy"])
             pending = []
+        if save_now:
+            _check_finite(images, done)
         if save_now and folder:
             progress.save(folder, recipe_key, done, time.monotonic() - start)
         if late:
@@ -108,21 +114,12 @@ def distill(
 
 def initial_images(config: DistillConfig, source: Source, *, ipc: int, seed: int) -> Tensor:
     """Packed images [ipc, C, channels, H, W] in [0, 1]: real images shrunk into the tiles, or noise."""
+    check_packing(config, source, ipc)
     height, width, factor = source.height, source.width, config.factor
-    if height % factor or width % factor:
-        raise UsageError(
-            f"factor {factor} does not divide the image size {height}x{width}; each packed image holds "
-            f"{factor}x{factor} tiles. Choose another factor (--set distill.factor=1) or size."
-        )
     generator = generator_at(seed, "initial images")
     shape = (ipc, source.num_classes, source.channels, height, width)
     if config.initialisation == "noise":
         return torch.rand(shape, generator=generator)
-    smallest = int(source.train.counts.min())
-    if ipc > smallest:
-        raise UsageError(
-            f"ipc={ipc} is more than the {smallest} training images of the smallest class of {source.name!r}"
-        )
     # A class with fewer than ipc * factor**2 images gives some of them twice.
     index = ClassSampler(source.train).draw(ipc * factor**2, generator)
     tiles = source.train.images[index.T.flatten()].float() / 255
@@ -131,6 +128,21 @@ def initial_images(config: DistillConfig, source: Source, *, ipc: int, seed: int
     )
     grid = tiles.view(ipc, factor, factor, *shape[1:3], height // factor, width // factor)
     return grid.permute(0, 3, 4, 1, 5, 2, 6).reshape(shape).clamp(0, 1)
+
+
+def check_packing(config: DistillConfig, source: Source, ipc: int) -> None:
+    """Raise `UsageError` for a factor or an IPC that the real images do not allow."""
+    height, width, factor = source.height, source.width, config.factor
+    if height % factor or width % factor:
+        raise UsageError(
+            f"factor {factor} does not divide the image size {height}x{width}; each packed image holds "
+            f"{factor}x{factor} tiles. Choose another factor (--set distill.factor=1) or size."
+        )
+    smallest = int(source.train.counts.min())
+    if ipc > smallest:
+        raise UsageError(
+            f"ipc={ipc} is more than the {smallest} training images of the smallest class of {source.title!r}"
+        )
 
 
 def _learning_rate(config: DistillConfig, step: int) -> float:
@@ -143,23 +155,77 @@ def _log(pending: list[StepLosses], done: int, seconds: float, folder: Path | No
     table = torch.stack([torch.stack([row.discrepancy, row.calibration]) for row in pending]).cpu()
     bad = (~table.isfinite().all(1)).nonzero()
     if len(bad):
-        raise DivergenceError(
-            f"the loss at step {done - len(pending) + int(bad[0]) + 1} is not finite. The last checkpoint is "
-            "kept. Try a smaller --set distill.learning_rate or distill.sampler_learning_rate."
-        )
+        raise _divergence("the loss", done - len(pending) + int(bad[0]) + 1)
     discrepancy, calibration = table.mean(0).tolist()
     row = {"step": done, "discrepancy": discrepancy, "calibration": calibration, "seconds": round(seconds, 3)}
     if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / METRICS_FILE).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with (folder / METRICS_FILE).open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"could not write {folder / METRICS_FILE}: {error.strerror}. The last checkpoint is kept; "
+                "free some space and go on with --resume."
+            ) from error
     return row
+
+
+def _check_finite(images: Tensor, done: int) -> None:
+    """A finite loss can have a gradient that is not; such a state must never become the last good one."""
+    if not bool(images.isfinite().all()):
+        raise _divergence("an image", done)
+
+
+def _divergence(what: str, step: int) -> DivergenceError:
+    return DivergenceError(
+        f"{what} at step {step} is not finite. The last checkpoint is kept. Try a smaller "
+        "--set distill.learning_rate or distill.sampler_learning_rate."
+    )
 
 
 def _truncate_metrics(path: Path, done: int) -> None:
     """Drop the rows after the checkpoint: those steps are played again."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     write_file(path, "".join(line for line in lines if json.loads(line)["step"] <= done).encode())
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Saved progress of a run."""
+
+    step: int
+    seconds: float
+    tensors: dict[str, Tensor]
+
+
+def read_checkpoint(folder: Path, recipe_key: str, iterations: int) -> Checkpoint | None:
+    """The checkpoint of a run folder, or None where there is none.
+
+    Raises `CheckpointError` for one that is damaged, of another recipe, or beyond `iterations`.
+    """
+    path = folder / CHECKPOINT_FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            progress = json.loads(file.metadata()["progress"])
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        found, step, seconds = progress["recipe"], int(progress["step"]), float(progress["seconds"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole checkpoint ({error}). Start again with --overwrite."
+        ) from error
+    if found != recipe_key:
+        raise CheckpointError(
+            f"{path} belongs to another recipe or dataset: expected {recipe_key}, got {found}. "
+            "Use the settings that it was made with, or start again with --overwrite."
+        )
+    if step > iterations:
+        raise CheckpointError(
+            f"{path} stands at step {step}, beyond the {iterations} iterations that were asked for. Ask for "
+            "more, or start again with --overwrite."
+        )
+    return Checkpoint(step, seconds, tensors)
 
 
 class _Progress:
@@ -178,24 +244,9 @@ class _Progress:
         progress = json.dumps({"recipe": recipe_key, "seconds": seconds, "step": step}, sort_keys=True)
         write_file(folder / CHECKPOINT_FILE, save(tensors, {"progress": progress}))
 
-    def load(self, folder: Path, recipe_key: str) -> tuple[int, float]:
-        """Restore the last checkpoint of `folder`; (steps, seconds) done, zeros when there is none."""
-        path = folder / CHECKPOINT_FILE
-        if not path.exists():
-            return 0, 0.0
-        try:
-            with safe_open(path, framework="pt") as file:
-                progress = json.loads(file.metadata()["progress"])
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} is not a whole checkpoint ({error}). Run without --resume to start again."
-            ) from error
-        if progress["recipe"] != recipe_key:
-            raise CheckpointError(
-                f"{path} belongs to another recipe or dataset: expected {recipe_key}, got "
-                f"{progress['recipe']}. Use the same settings, or run without --resume to start again."
-            )
+    def load(self, checkpoint: "Checkpoint") -> None:
+        """Take over the state of a checkpoint."""
+        tensors = checkpoint.tensors
         self.images.data.copy_(tensors["images"])
         self.sampler.load_state_dict(_under("sampler/", tensors))
         for player, optimiser in enumerate(self.optimisers):
@@ -204,7 +255,6 @@ class _Progress:
                 index, key = name.split("/")
                 content["state"].setdefault(int(index), {})[key] = value
             optimiser.load_state_dict(content)
-        return progress["step"], progress["seconds"]
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

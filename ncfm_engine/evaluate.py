@@ -1,5 +1,8 @@
 """How well a network trained on the artifact does on real test images, beside random and all images."""
 
+import dataclasses
+import hashlib
+import json
 import statistics
 import time
 from typing import Any
@@ -18,7 +21,7 @@ from .sampling import ClassSampler
 from .sources import Source
 from .train import accuracy, logits_of, train
 
-CHECKS = 20  # evenly spaced tests during a training, for the best-over-epochs column
+CHECKS = 10  # evenly spaced tests during a training, for the best-over-epochs column
 
 
 def evaluate(
@@ -44,7 +47,7 @@ def evaluate(
         loader = real_loader(
             source, source.train, config.batch_size, device, augment=config.augment, seed=here
         )
-        full.append(train_and_test(loader, config.full_epochs, source, config, network, here)[0])
+        full.append(train_and_test(loader, config.full_epochs, source, config, network, here, checks=1)[0])
         report("evaluate (all real images)", repeat + 1, config.full_repeats)
     return [
         _row(dataset, source, config, network, labels, seed, device, pool, full, report)
@@ -53,18 +56,24 @@ def evaluate(
 
 
 def train_and_test(
-    loader: Loader, epochs: int, source: Source, config: EvaluateConfig, network: NetworkConfig, seed: int
+    loader: Loader,
+    epochs: int,
+    source: Source,
+    config: EvaluateConfig,
+    network: NetworkConfig,
+    seed: int,
+    checks: int = CHECKS,
 ) -> tuple[float, float]:
-    """Train a new network for `epochs`; its test accuracy in percent at the end, and the best of `CHECKS`."""
+    """Train a new network for `epochs`; its test accuracy in percent at the end, and the best of `checks`."""
     device = str(loader.device)
     model = build(network, source, seed).to(device)
-    optimiser = torch.optim.AdamW(model.parameters(), config.learning_rate)
+    optimiser = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     test = real_loader(source, source.test, 512, device, shuffle=False)
-    checks = {round(epochs * (k + 1) / CHECKS) for k in range(CHECKS)}
+    tested = {round(epochs * (k + 1) / checks) for k in range(checks)}
     found = []
 
     def after_epoch(done: int) -> None:
-        if done in checks:
+        if done in tested:
             found.append(accuracy(logits_of(model, test), source.test.targets))
 
     train(
@@ -82,7 +91,14 @@ def train_and_test(
 
 
 def random_subset(
-    source: Source, *, ipc: int, seed: int, pool: FeaturePool | None, labels: str, device: str
+    source: Source,
+    *,
+    ipc: int,
+    seed: int,
+    device: str,
+    labels: str = "hard",
+    pool: FeaturePool | None = None,
+    temperature: float = 1.0,
 ) -> DistilledDataset:
     """`ipc` random real images per class as a `DistilledDataset`, with the same teacher's labels if soft."""
     index = ClassSampler(source.train).draw(ipc, generator_at(seed, "random subset"))
@@ -93,8 +109,19 @@ def random_subset(
             raise UsageError("soft labels for the random subset need the pool that labelled the artifact")
         logits = label(images, pool, source, factor=1, device=device)
     return DistilledDataset.from_tensors(
-        images, source.classes, logits, mean=source.mean, std=source.std, labels=labels
+        images,
+        source.classes,
+        logits,
+        mean=source.mean,
+        std=source.std,
+        temperature=temperature,
+        labels=labels,
     )
+
+
+def epochs_of_as_many_steps(epochs: int, loader: Loader, other: Loader) -> int:
+    """How often to pass over `other` to take the optimiser steps of `epochs` passes over `loader`."""
+    return max(1, round(epochs * len(loader) / len(other)))
 
 
 def _row(
@@ -119,10 +146,16 @@ def _row(
         last.append(scores[0])
         best.append(scores[1])
         subset = random_subset(
-            source, ipc=dataset.ipc, seed=here, pool=pool, labels=labels, device=device
+            source,
+            ipc=dataset.ipc,
+            seed=here,
+            device=device,
+            labels=labels,
+            pool=pool,
+            temperature=dataset.info.labels.get("temperature", 1.0),
         ).loader(**options, seed=here)
-        epochs = round(config.epochs * len(loader) / len(subset))  # as many optimiser steps
-        random.append(train_and_test(subset, epochs, source, config, network, here)[0])
+        epochs = epochs_of_as_many_steps(config.epochs, loader, subset)
+        random.append(train_and_test(subset, epochs, source, config, network, here, checks=1)[0])
         report(f"evaluate ({labels} labels)", repeat + 1, config.repeats)
     return {
         "dataset": source.title,
@@ -130,6 +163,9 @@ def _row(
         "network": network.name,
         "protocol": "ncfm",
         "labels": labels,
+        "epochs": config.epochs,
+        "split": source.split,
+        "settings": _short_hash(config, network, seed),
         "n": config.repeats,
         **_mean_std("last", last),
         **_mean_std("best", best),
@@ -140,6 +176,14 @@ def _row(
         "seed": seed,
         "content_hash": dataset.content_hash,
     }
+
+
+def _short_hash(config: EvaluateConfig, network: NetworkConfig, seed: int) -> str:
+    """Tells rows of different settings apart; how many networks were trained is not one of them."""
+    content = dataclasses.asdict(config) | {"network": dataclasses.asdict(network), "seed": seed}
+    for name in ("repeats", "full_repeats", "labels"):
+        del content[name]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _mean_std(name: str, values: list[float]) -> dict[str, float | None]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from distilled_data.augment import augment
 from distilled_data.decode import decode
-from distilled_data.randomness import generator_at
+from distilled_data.randomness import generator_at, seed_at
 
 from .config import DistillConfig
 from .discrepancy import ncfd
@@ -74,7 +74,7 @@ class MatchingStep:
         dim = self._blended.network.features(example).numel()  # type: ignore[operator]
         players = SamplingNetwork if config.adversarial else GaussianFrequencies
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator_at(seed, "sampler").initial_seed())
+            torch.default_generator.manual_seed(seed_at(seed, "sampler"))  # torch.manual_seed reaches GPUs
             self.sampler: nn.Module = players(dim, config.frequencies).to(device)
 
     def backward(self, images: Tensor, step: int) -> StepLosses:

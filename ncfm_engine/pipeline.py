@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,18 @@ from distilled_data import Artifact, DistilledDataset, Metadata, SourceError, Us
 from distilled_data.format import ARTIFACT_FILE, read_artifact, write_artifact, write_file, write_manifest
 
 from .config import Recipe
-from .distill import METRICS_FILE, Distilled, distill, initial_images
+from .distill import METRICS_FILE, Distilled, check_packing, distill, read_checkpoint
 from .evaluate import evaluate
 from .label import label, teacher
-from .plan import LOSS_PLOT_FILE, RESULTS_FILE, Plan, check_output, classes_per_chunk, recipe_key
+from .plan import (
+    LOSS_PLOT_FILE,
+    RESULTS_FILE,
+    Plan,
+    check_output,
+    classes_per_chunk,
+    clear_output,
+    recipe_key,
+)
 from .pretrain import FeaturePool, pretrain
 from .report import Report, plot_losses, silent
 from .sources import Source, hold_out, load_source
@@ -54,9 +63,10 @@ def run(plan: Plan, report: Report = silent) -> Outcome:
     recipe, start = plan.recipe, time.monotonic()
     source = open_source(plan)
     chunk = classes_per_chunk(plan, source)
-    initial_images(
-        recipe.distill, source, ipc=recipe.ipc, seed=recipe.seed
-    )  # fails now, not after pretraining
+    check_packing(recipe.distill, source, recipe.ipc)
+    key = recipe_key(recipe, source)
+    if plan.resume:
+        read_checkpoint(plan.run_folder, key, recipe.distill.iterations)  # refused now, not after pretraining
     start = _lap(seconds, "loading", start)
     pool = pretrain(
         recipe.pretrain,
@@ -76,7 +86,7 @@ def run(plan: Plan, report: Report = silent) -> Outcome:
         seed=recipe.seed,
         device=plan.device,
         folder=plan.run_folder,
-        recipe_key=recipe_key(recipe, source),
+        recipe_key=key,
         resume=plan.resume,
         deadline=None if plan.time_budget is None else time.monotonic() + plan.time_budget,
         classes_per_chunk=chunk,
@@ -86,6 +96,7 @@ def run(plan: Plan, report: Report = silent) -> Outcome:
     finished = distilled.step >= recipe.distill.iterations
     if finished:
         artifact = make_artifact(plan, source, pool, distilled)
+        clear_output(plan)
         write_artifact(plan.output / ARTIFACT_FILE, artifact)
         write_manifest(plan.output)
     plot_losses(plan.run_folder / METRICS_FILE, plan.run_folder / LOSS_PLOT_FILE)
@@ -103,7 +114,7 @@ def run(plan: Plan, report: Report = silent) -> Outcome:
         report=report,
     )
     _lap(seconds, "evaluating", start)
-    record_results(plan.output, rows)
+    record_results(plan.output, rows, plan.device)
     write_results(plan.run_folder / RESULTS_FILE, rows, plan.device, seconds)
     return Outcome(True, distilled.step, rows, seconds)
 
@@ -155,33 +166,34 @@ def evaluate_folder(
     dataset: str | None = None,
     data: Path | None = None,
     ipc: int | None = None,
+    skip_damaged: bool = False,
     report: Report = silent,
 ) -> list[dict[str, Any]]:
     """Evaluate a saved artifact under its own recipe with `changes`, and add the rows to its metadata.
 
     `dataset` names the real data where the artifact's own name is not enough (folder:PATH). Raises
-    `SourceError` when that data is not what the artifact was distilled from.
+    `UsageError` for an artifact that does not record its recipe, and `SourceError` when the data is not what
+    it was distilled from.
     """
     chosen = DistilledDataset.from_folder(folder, ipc=ipc)
     info = chosen.info
-    recipe = Recipe.from_dict(info.recipe["settings"]).replace(changes)
+    if not {"settings"} <= set(info.recipe) or not {"id", "fingerprint"} <= set(info.source):
+        raise UsageError(f"{folder} does not record its recipe and source, so it cannot be evaluated again")
+    original = Recipe.from_dict(info.recipe["settings"])
+    recipe = original.replace(changes)
     if dataset is None and info.source["id"].startswith("folder:"):
-        raise UsageError(
-            f"{folder} was distilled from a folder of images; name it with --dataset folder:PATH"
-        )
-    source = load_source(dataset or info.dataset, data=data, size=info.height)
-    if recipe.validation:
-        source = hold_out(source, recipe.validation)
+        raise UsageError(f"{folder} was distilled from a folder; name it with --dataset folder:PATH")
+    size = info.height if info.height == info.width else None
+    source = load_source(dataset or info.dataset, data=data, size=size, skip_damaged=skip_damaged)
+    if original.validation:
+        source = hold_out(source, original.validation)
     if source.fingerprint != info.source["fingerprint"]:
         raise SourceError(
             f"{dataset or info.dataset} is not the data that {folder} was distilled from: expected "
             f"fingerprint {info.source['fingerprint']}, got {source.fingerprint}."
         )
-    original = Recipe.from_dict(
-        info.recipe["settings"]
-    )  # the labels come from its own pool, whatever is tested
     pool = None
-    if "soft" in recipe.evaluate.labels:
+    if "soft" in recipe.evaluate.labels:  # random images are labelled by the teacher of the artifact
         pool = pretrain(
             original.pretrain,
             original.network,
@@ -191,6 +203,13 @@ def evaluate_folder(
             cache=cache,
             report=report,
         )
+        recorded = info.labels.get("teacher", {}).get("weights_sha256")
+        if pool.weights_hash != recorded:
+            warnings.warn(
+                f"the teacher of {folder} was trained elsewhere (weights {recorded}); the random images are "
+                f"labelled by one of the same recipe trained here ({pool.weights_hash})",
+                stacklevel=2,
+            )
     rows = evaluate(
         chosen,
         source,
@@ -201,14 +220,18 @@ def evaluate_folder(
         pool=pool,
         report=report,
     )
-    record_results(folder, rows)
+    record_results(folder, rows, device)
     return rows
 
 
-def record_results(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Put result rows into the artifact's metadata, in the place of older rows of the same setting."""
+def record_results(folder: Path, rows: list[dict[str, Any]], device: str) -> None:
+    """Put result rows into the artifact's metadata, in the place of older rows of the same setting.
+
+    Times and the command stay out: a resumed run must give the bytes of an uninterrupted one.
+    """
     artifact = read_artifact(folder / ARTIFACT_FILE)
-    untimed = [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    origin = {name: provenance(device)[name] for name in ("device", "versions")}
+    untimed = [{name: value for name, value in row.items() if name != "seconds"} | origin for row in rows]
     metadata = dataclasses.replace(artifact.metadata, results=_merged(artifact.metadata.results, untimed))
     write_artifact(folder / ARTIFACT_FILE, dataclasses.replace(artifact, metadata=metadata))
     write_manifest(folder)
@@ -227,7 +250,7 @@ def write_results(path: Path, rows: list[dict[str, Any]], device: str, seconds: 
 
 
 def _merged(known: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    setting = ("ipc", "network", "protocol", "labels")
+    setting = ("content_hash", "ipc", "network", "protocol", "labels", "split", "settings")
     rows = {tuple(row.get(name) for name in setting): row for row in [*known, *new]}
     return tuple(rows.values())
 

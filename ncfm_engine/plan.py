@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 from distilled_data import OutputError, UsageError
-from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES
+from distilled_data.format import FOLDER_FILES, MANIFEST_FILE, PARQUET_FILE, PREVIEW_FILE
 
 from .config import Recipe
-from .distill import CHECKPOINT_FILE, METRICS_FILE
+from .distill import CHECKPOINT_FILE, METRICS_FILE, check_packing
+from .evaluate import CHECKS
 from .presets import find_preset
 from .pretrain import build
 from .sources import Source
@@ -26,13 +27,13 @@ LOSS_PLOT_FILE = "losses.png"
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a run needs besides the real images. Nothing here is read from the environment."""
+    """Everything a run needs besides the real images."""
 
     dataset: str  # as `load_source` takes it
     preset: str
     recipe: Recipe
     output: Path  # artifact folder
-    cache: Path  # feature networks, downloads
+    cache: Path  # of feature networks
     data: Path | None = None
     size: int | None = None  # pixels, for sources of other sizes
     device: str = "cpu"
@@ -44,8 +45,7 @@ class Plan:
 
     @property
     def run_folder(self) -> Path:
-        """Metrics, plots, checkpoint and results.json, beside the artifact folder."""
-        return self.output.with_name(self.output.name + ".run")
+        return run_folder_of(self.output)
 
 
 def make_plan(
@@ -87,6 +87,12 @@ def make_plan(
     )
 
 
+def run_folder_of(output: Path) -> Path:
+    """Metrics, plots, checkpoint and results.json of an artifact folder lie beside it."""
+    output = output.resolve()
+    return output.with_name(output.name + ".run")
+
+
 def resolve_device(name: str) -> str:
     """ "auto" is the GPU where there is one. Raises `UsageError` for a device that torch does not see."""
     if name == "auto":
@@ -117,23 +123,35 @@ def check_output(plan: Plan) -> None:
     for folder in (plan.output, plan.run_folder):
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder} is a file; expected a folder, or nothing. Choose another --output.")
-    if plan.overwrite or plan.resume:
-        return
     held = [
-        p for folder in (plan.output, plan.run_folder) if folder.is_dir() for p in sorted(folder.iterdir())
+        path
+        for folder in (plan.output, plan.run_folder)
+        if folder.is_dir()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     ]
-    if held:
-        ours = any(p.name in (ARTIFACT_FILE, CHECKPOINT_FILE) for p in held)
-        raise OutputError(
-            f"{held[0].parent} is not empty: it holds {held[0].name}"
-            f"{f' and {len(held) - 1} more' if len(held) > 1 else ''}. "
-            + (
-                "Continue that run with --resume, replace it with --overwrite, or"
-                if ours
-                else "Use --overwrite, or"
-            )
-            + " choose another --output."
-        )
+    if plan.overwrite or not held:
+        return
+    ours = (plan.run_folder / CHECKPOINT_FILE).exists()
+    if plan.resume and ours:
+        return
+    way = "continue that run with --resume, replace it with --overwrite" if ours else "use --overwrite"
+    more = f" and {len(held) - 1} more" if len(held) > 1 else ""
+    raise OutputError(
+        f"{plan.output} or {plan.run_folder.name} beside it is not empty: found {held[0]}{more}. Choose "
+        f"another --output, or {way}."
+    )
+
+
+def clear_output(plan: Plan) -> None:
+    """Remove what was derived from an artifact that is about to be replaced, its manifest first.
+
+    So a run killed before it finishes leaves a folder that does not verify, never one that mixes two sets.
+    The card stays, because people edit it, and so does everything of another name.
+    """
+    stale = [plan.output / name for name in (MANIFEST_FILE, PARQUET_FILE, PREVIEW_FILE)]
+    for path in (*stale, plan.run_folder / RESULTS_FILE):
+        path.unlink(missing_ok=True)
 
 
 def step_bytes(recipe: Recipe, source: Source, classes: int) -> int:
@@ -173,6 +191,7 @@ def classes_per_chunk(plan: Plan, source: Source) -> int | None:
 def describe(plan: Plan, source: Source) -> str:
     """The plan as text: shapes, steps, memory, a time estimate from a short probe, and the files."""
     recipe, config = plan.recipe, plan.recipe.distill
+    check_packing(config, source, recipe.ipc)
     chunk = classes_per_chunk(plan, source) or source.num_classes
     memory = _fixed_bytes(recipe, source) + step_bytes(recipe, source, chunk)
     real = min(config.real_batch, int(source.train.counts.min()))
@@ -183,7 +202,7 @@ def describe(plan: Plan, source: Source) -> str:
     files += [plan.run_folder / n for n in (METRICS_FILE, CHECKPOINT_FILE, LOSS_PLOT_FILE, RESULTS_FILE)]
     changed = _differences(dataclasses.asdict(Recipe()), dataclasses.asdict(recipe))
     lines = [
-        f"dataset      {source.name}: {len(source.train)} images of {source.channels}x{source.height}x"
+        f"dataset      {source.title}: {len(source.train)} images of {source.channels}x{source.height}x"
         f"{source.width}, {source.num_classes} classes, tested on {len(source.test)}",
         f"preset       {plan.preset}" + "".join(f"\n             {row}" for row in changed),
         f"images       uint8 {shape}, {views} views per class, {math.prod(shape)} bytes",
@@ -204,11 +223,14 @@ def estimate_seconds(plan: Plan, source: Source) -> dict[str, float]:
     real = min(config.real_batch, int(source.train.counts.min())) * source.num_classes
     views = recipe.ipc * config.factor**2 * source.num_classes
     networks = 2 if config.calibration else 1
-    trainings = 2 * evaluate.repeats * len(evaluate.labels) * evaluate.epochs * views
+    kinds = evaluate.repeats * len(evaluate.labels)
+    trained = 2 * kinds * evaluate.epochs * views
+    trained += evaluate.full_repeats * evaluate.full_epochs * len(source.train)
+    tested = (kinds * (CHECKS + 1) + evaluate.full_repeats) * len(source.test)
     return {
         "pretraining": recipe.pretrain.networks * recipe.pretrain.epochs * len(source.train) * both,
         "distilling": config.iterations * (real * forward + networks * views * both),
-        "evaluating": (trainings + evaluate.full_repeats * evaluate.full_epochs * len(source.train)) * both,
+        "evaluating": trained * both + tested * forward,
     }
 
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from distilled_data import UsageError
+from distilled_data import DivergenceError, UsageError
 from distilled_data.format import write_file
 from distilled_data.loader import Loader
 from distilled_data.randomness import seed_at
@@ -112,17 +113,29 @@ def pretrain(
             f"network.norm={network.norm!r} keeps running statistics, which cannot be blended between "
             "initialisation and training. Use instance, layer, group or none."
         )
-    folder = cache / "pool" / pool_key(config, network, source, seed)
+    folder = cache / "pool" / pool_key(config, network, source, seed, device)
     rows = []
     for index in range(config.networks):
-        report("pretrain", index, config.networks)
         path = folder / f"network-{index:03d}.safetensors"
+        done, total = index * config.epochs, config.networks * config.epochs  # in epochs
+        report("pretrain", done, total)
         row = _cached(path, template)
         if row is None:
-            row = _train_one(config, network, source, seed, index, device)
+            row = _train_one(
+                config,
+                network,
+                source,
+                seed_at(seed, "pool", index),
+                device,
+                lambda epoch, done=done, total=total: report("pretrain", done + epoch, total),
+            )
+            if not all(tensor.isfinite().all() for tensor in row.values()):
+                raise DivergenceError(
+                    f"feature network {index} has weights that are not finite after {config.epochs} epochs. "
+                    "Try a smaller --set pretrain.learning_rate."
+                )
             write_file(path, save(row))
         rows.append(row)
-        report("pretrain", index + 1, config.networks)
     return FeaturePool(
         template,
         torch.stack([row["initial"] for row in rows]).to(device),
@@ -131,11 +144,18 @@ def pretrain(
     )
 
 
-def pool_key(config: PretrainConfig, network: NetworkConfig, source: Source, seed: int) -> str:
-    """A name for everything that decides the weights; the number of networks does not."""
+def pool_key(
+    config: PretrainConfig, network: NetworkConfig, source: Source, seed: int, device: str = "cpu"
+) -> str:
+    """A name for everything that decides the weights; the number of networks does not.
+
+    torch and the kind of device do: they round differently.
+    """
     content = dataclasses.asdict(config) | {"network": dataclasses.asdict(network), "seed": seed}
     del content["networks"]
-    text = json.dumps(content | {"fingerprint": source.fingerprint}, sort_keys=True)
+    content |= {"fingerprint": source.fingerprint, "torch": torch.__version__}
+    content["device"] = torch.device(device).type
+    text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -151,9 +171,13 @@ def _cached(path: Path, template: nn.Module) -> dict[str, Tensor] | None:
 
 
 def _train_one(
-    config: PretrainConfig, network: NetworkConfig, source: Source, seed: int, index: int, device: str
+    config: PretrainConfig,
+    network: NetworkConfig,
+    source: Source,
+    seed: int,
+    device: str,
+    after_epoch: Callable[[int], None],
 ) -> dict[str, Tensor]:
-    seed = seed_at(seed, "pool", index)
     model = build(network, source, seed).to(device)
     initial = nn.utils.parameters_to_vector(model.parameters()).detach().cpu().clone()
     optimiser = torch.optim.SGD(
@@ -169,6 +193,7 @@ def _train_one(
         schedule=torch.optim.lr_scheduler.MultiStepLR(optimiser, steps, 0.2),
         cutmix_probability=config.cutmix,
         seed=seed,
+        after_epoch=after_epoch,
     )
     test = real_loader(source, source.test, 512, device, shuffle=False)
     return {

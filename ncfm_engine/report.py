@@ -1,10 +1,12 @@
 """What a long run shows: bars on the terminal, a plot of the losses."""
 
+import io
 import json
 from pathlib import Path
 from typing import Protocol, Self
 
 from distilled_data import MissingExtraError
+from distilled_data.format import write_file
 
 
 class Report(Protocol):
@@ -65,4 +67,6 @@ def plot_losses(metrics: Path, path: Path) -> None:
         axis.set(title=title, xlabel="step", ylim=(0, None))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_file(path, picture.getvalue())

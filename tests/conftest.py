@@ -11,6 +11,8 @@ import torch
 
 from distilled_data import Artifact, Metadata
 
+torch.set_num_threads(1)  # small work is faster so, and rounds like the commands that the tests start
+
 
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from distilled_data import CheckpointError, DivergenceError, UsageError
+from distilled_data import CheckpointError, DivergenceError, OutputError, UsageError
 from distilled_data.decode import tiles
 from ncfm_engine import distill as module
 from ncfm_engine.config import DistillConfig, NetworkConfig, PretrainConfig
@@ -148,6 +148,40 @@ def test_a_damaged_checkpoint_is_refused(play, tmp_path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match="not a whole checkpoint"):
         play(folder=tmp_path, resume=True)
+
+
+def test_a_checkpoint_beyond_the_iterations_asked_for_is_refused(play, tmp_path):
+    play(folder=tmp_path)
+    with pytest.raises(CheckpointError, match="stands at step 12, beyond the 5 iterations"):
+        play(dataclasses.replace(CONFIG, iterations=5), folder=tmp_path, resume=True)
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(play, tmp_path, monkeypatch):
+    def poison(self, images, step, real=module.MatchingStep.backward):
+        losses = real(self, images, step)
+        if step == 7:  # the loss is finite, and the checkpoint after this step is due
+            images.grad[0] = float("nan")
+        return losses
+
+    monkeypatch.setattr(module.MatchingStep, "backward", poison)
+    with pytest.raises(DivergenceError, match="an image at step 8 is not finite"):
+        play(folder=tmp_path)
+    monkeypatch.undo()
+    assert module.read_checkpoint(tmp_path, "key", 12).step == 4
+
+
+def test_metrics_that_cannot_be_written_are_an_output_error(play, tmp_path):
+    real_open = module.Path.open
+
+    def full(path, mode="r", *options):
+        if path.name == METRICS_FILE and mode == "a":
+            raise OSError(28, "No space left on device")
+        return real_open(path, mode, *options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.Path, "open", full)
+        with pytest.raises(OutputError, match="No space left"):
+            play(folder=tmp_path)
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_checkpoint(play, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from distilled_data import DistilledDataset, UsageError
+from distilled_data import DistilledDataset, DivergenceError, UsageError
 from ncfm_engine.config import EvaluateConfig, LabelConfig, NetworkConfig, PretrainConfig
 from ncfm_engine.evaluate import evaluate, random_subset
 from ncfm_engine.label import label, teacher
@@ -111,6 +111,32 @@ def test_a_random_subset_is_real_images_of_their_class_with_the_teachers_labels(
     assert not torch.equal(other.images, dataset.images)
 
 
+def test_random_images_are_labelled_at_the_temperature_of_the_distilled_ones(digits, pool, monkeypatch):
+    from ncfm_engine import evaluate as module
+
+    seen = []
+
+    def watch(network, loader, *, epochs, after_epoch, **options):
+        seen.append(loader.targets)
+        after_epoch(epochs)
+
+    monkeypatch.setattr(module, "train", watch)
+    images = digits.train.images[:20].view(2, 10, 1, 8, 8)
+    hot = DistilledDataset.from_tensors(
+        images, digits.classes, label(images, pool, digits, factor=1, device="cpu"), temperature=50.0
+    )
+    config = dataclasses.replace(EVALUATE, labels=("soft",), repeats=1, full_repeats=0)
+    evaluate(hot, digits, config, NETWORK, seed=0, device="cpu", pool=pool)
+    assert all(targets.max() < 0.25 for targets in seen)  # at 1 the teacher is surer than that
+
+
+def test_a_pool_that_diverged_is_named_and_not_cached(digits, tmp_path):
+    wild = dataclasses.replace(PRETRAIN, networks=1, epochs=3, learning_rate=1e30)
+    with pytest.raises(DivergenceError, match=r"feature network 0 .* pretrain.learning_rate"):
+        pretrain(wild, NETWORK, digits, seed=0, device="cpu", cache=tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_soft_labels_for_a_random_subset_need_the_pool(digits):
     with pytest.raises(UsageError, match="need the pool"):
         random_subset(digits, ipc=2, seed=0, pool=None, labels="soft", device="cpu")
@@ -120,8 +146,8 @@ def test_a_result_row_has_every_field_and_names_the_set_it_measured(digits, pool
     rows = evaluate(dataset, digits, EVALUATE, NETWORK, seed=0, device="cpu", pool=pool)
     assert [row["labels"] for row in rows] == ["hard", "soft"]
     expected = (
-        "dataset ipc network protocol labels n last_mean last_std best_mean best_std random_mean random_std "
-        "full_mean full_std full_n seconds seed content_hash"
+        "dataset ipc network protocol labels epochs split settings n last_mean last_std best_mean best_std "
+        "random_mean random_std full_mean full_std full_n seconds seed content_hash"
     )
     assert set(rows[0]) == set(expected.split())
     assert rows[0]["content_hash"] == dataset.content_hash

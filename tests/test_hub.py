@@ -74,7 +74,7 @@ def hostile_artifact(text):
         dataset=text,
         source=fields,
         recipe=fields,
-        labels={"temperature": text, "teacher": fields},
+        labels={"kind": text, "teacher": fields},
         results=(dict.fromkeys(RESULTS, text),),
     )
 

@@ -3,11 +3,12 @@
   python tools/ablate.py --preset digits --seeds 3 --output tools/results/ablation-digits.json
 
 Tested on a part of the training set that no variant sees, so that recipes can be chosen by it. Every seed
-distils anew and trains one network on the result, with hard labels.
+distils anew and trains one network on the result, with hard labels. No artifact is saved.
 """
 
 import argparse
 import json
+import math
 import statistics
 import time
 from pathlib import Path
@@ -75,7 +76,9 @@ def accuracy(
         augment=recipe.evaluate.augment,
         seed=seed,
     )
-    return train_and_test(loader, recipe.evaluate.epochs, source, recipe.evaluate, recipe.network, seed)[0]
+    return train_and_test(
+        loader, recipe.evaluate.epochs, source, recipe.evaluate, recipe.network, seed, checks=1
+    )[0]
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -95,7 +98,7 @@ def main(arguments: argparse.Namespace) -> None:
     for name, variant in VARIANTS.items():
         rows += variant_rows(name, base.replace(variant), source, pool, arguments.seeds, plan.device)
     if arguments.output:
-        content = {"dataset": source.name, "ipc": base.ipc, "validation": base.validation, "rows": rows}
+        content = {"dataset": source.title, "ipc": base.ipc, "validation": base.validation, "rows": rows}
         write_file(arguments.output, json.dumps(content | provenance(plan.device), indent=1).encode() + b"\n")
 
 
@@ -121,10 +124,12 @@ def random_row(recipe: Recipe, source: Source, seeds: int, device: str) -> dict:
     start, config, values = time.monotonic(), recipe.evaluate, []
     for repeat in range(seeds):
         seed = seed_at(0, repeat)
-        subset = random_subset(source, ipc=recipe.ipc, seed=seed, pool=None, labels="hard", device=device)
+        subset = random_subset(source, ipc=recipe.ipc, seed=seed, device=device)
         loader = subset.loader(config.batch_size, device=device, augment=config.augment, seed=seed)
-        epochs = config.epochs * recipe.distill.factor**2
-        values.append(train_and_test(loader, epochs, source, config, recipe.network, seed)[0])
+        views = recipe.ipc * source.num_classes * recipe.distill.factor**2
+        steps = config.epochs * math.ceil(views / config.batch_size)
+        epochs = round(steps / len(loader))  # as many steps as on the distilled views
+        values.append(train_and_test(loader, epochs, source, config, recipe.network, seed, checks=1)[0])
     return row("random real images", values, start)
 
 

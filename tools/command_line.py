@@ -24,7 +24,7 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
     try:
         main(arguments)
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted; run again with --resume to go on from the last checkpoint")
+        sys.exit("\ninterrupted")
     except Exception as error:
         if arguments.debug:
             raise

@@ -16,7 +16,7 @@ from command_line import run_command, settings, table
 from hub import complete_folder
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.pipeline import evaluate_folder, write_results
-from ncfm_engine.plan import RESULTS_FILE, resolve_device
+from ncfm_engine.plan import RESULTS_FILE, resolve_device, run_folder_of
 from ncfm_engine.report import Bars
 
 
@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     add("folder", type=Path, help="artifact folder")
     add("--dataset", help="the real images, where the artifact's name is not enough: folder:PATH")
     add("--data", type=Path, help="folder with the files of a named dataset; without it they are downloaded")
+    add("--skip-damaged", action="store_true", help="leave out unreadable images of a folder")
     add("--network", help="convnet, resnet18, vgg11, alexnet or vit (default: the artifact's own)")
     add("--ipc", type=int, help="use only the first images of each class")
     add("--seeds", type=int, help="number of networks, each with a seed of its own")
@@ -52,12 +53,12 @@ def main(arguments: argparse.Namespace) -> None:
             dataset=arguments.dataset,
             data=arguments.data,
             ipc=arguments.ipc,
+            skip_damaged=arguments.skip_damaged,
             report=bars,
         )
     complete_folder(arguments.folder)
-    run_folder = arguments.folder.with_name(arguments.folder.name + ".run")
     seconds = {"evaluating": round(time.monotonic() - start, 1)}
-    write_results(run_folder / RESULTS_FILE, rows, device, seconds)
+    write_results(run_folder_of(arguments.folder) / RESULTS_FILE, rows, device, seconds)
     print(table(rows))
 
 

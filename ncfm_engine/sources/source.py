@@ -65,6 +65,7 @@ class Source:
     license: str  # SPDX identifier, "other" or "unknown"
     citation: str  # BibTeX, or empty
     fingerprint: str  # sha256 of splits, class names, image shapes and pixels; the order of files has no part
+    split: str = "test"  # what `test` is: the real test set, or a part of train cut off to choose settings by
 
     @classmethod
     def from_splits(cls, classes: Sequence[str], train: LabelledImages, test: LabelledImages, **origin: Any):
@@ -101,7 +102,8 @@ def hold_out(source: Source, fraction: float = 0.1, seed: int = 0) -> Source:
     Mean, std and fingerprint are those of the new splits. Raises as `split` does.
     """
     train, test = split(source.train, source.classes, fraction, seed)
-    return replace(source, train=train, test=test, **_measured(source.classes, train, test))
+    measured = _measured(source.classes, train, test)
+    return replace(source, train=train, test=test, split=f"validation {fraction:g}", **measured)
 
 
 def split(

@@ -1,0 +1,121 @@
+"""The plan: flags resolved in order, occupied folders left alone, memory counted."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from distilled_data import OutputError, UnknownNameError, UsageError
+from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, PARQUET_FILE
+from ncfm_engine.distill import CHECKPOINT_FILE
+from ncfm_engine.plan import (
+    Plan,
+    check_output,
+    classes_per_chunk,
+    clear_output,
+    make_plan,
+    recipe_key,
+    run_folder_of,
+    step_bytes,
+)
+
+
+@pytest.fixture
+def plan(tmp_path) -> Plan:
+    return make_plan(dataset="digits", output=tmp_path / "out", cache=tmp_path / "cache", device="cpu")
+
+
+def put(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("something")
+    return path
+
+
+def test_a_flag_beats_set_and_set_beats_the_preset_and_the_preset_the_default(tmp_path):
+    options = {"dataset": "digits", "cache": tmp_path, "device": "cpu"}
+    assert make_plan(**options).recipe.distill.factor == 1  # default 2
+    assert make_plan(**options, changes={"distill.iterations": "7"}).recipe.distill.iterations == 7
+    both = make_plan(**options, changes={"distill.iterations": "7", "ipc": "2"}, iterations=9, ipc=3)
+    assert (both.recipe.distill.iterations, both.recipe.ipc) == (9, 3)
+
+
+def test_the_output_is_named_after_dataset_and_ipc(tmp_path):
+    named = make_plan(dataset="folder:some/photos", ipc=5, cache=tmp_path, device="cpu")
+    assert named.output == Path("distilled/photos-ipc5")
+    assert named.preset == "default"
+
+
+def test_the_run_folder_lies_beside_the_output_wherever_that_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_folder_of(Path(".")) == tmp_path.parent / f"{tmp_path.name}.run"
+    assert run_folder_of(Path("a/b/")) == tmp_path / "a" / "b.run"
+
+
+def test_neither_dataset_nor_preset_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="--dataset or a --preset"):
+        make_plan(cache=tmp_path)
+    with pytest.raises(UsageError, match="folder:PATH"):
+        make_plan(preset="tinyimagenet-ipc10", cache=tmp_path)
+    with pytest.raises(UnknownNameError, match="Did you mean 'cpu'"):
+        make_plan(preset="cpuu", cache=tmp_path)
+
+
+def test_an_empty_or_missing_output_is_free(plan):
+    check_output(plan)
+    plan.output.mkdir()
+    check_output(plan)
+
+
+@pytest.mark.parametrize("name", [ARTIFACT_FILE, "README.md", "deep/er/thesis.txt"])
+def test_an_occupied_output_needs_overwrite_and_resume_is_not_enough(plan, name):
+    path = put(plan.output / name)
+    for occupied in (plan, dataclasses.replace(plan, resume=True)):
+        with pytest.raises(OutputError, match=str(path)):
+            check_output(occupied)
+    check_output(dataclasses.replace(plan, overwrite=True))
+
+
+def test_a_run_with_a_checkpoint_may_be_resumed_and_says_so(plan):
+    put(plan.run_folder / CHECKPOINT_FILE)
+    with pytest.raises(OutputError, match="--resume"):
+        check_output(plan)
+    check_output(dataclasses.replace(plan, resume=True))
+
+
+def test_an_output_that_is_a_file_is_refused_even_with_overwrite(plan):
+    put(plan.output)
+    with pytest.raises(OutputError, match="is a file"):
+        check_output(dataclasses.replace(plan, overwrite=True))
+
+
+def test_clearing_removes_what_is_derived_and_keeps_the_rest(plan):
+    derived = [put(plan.output / name) for name in (MANIFEST_FILE, PARQUET_FILE)]
+    kept = [put(plan.output / name) for name in ("README.md", "notes.txt")]
+    clear_output(plan)
+    assert not any(path.exists() for path in derived)
+    assert all(path.exists() for path in kept)
+
+
+def test_the_recipe_key_changes_with_what_decides_the_images_only(plan, digits):
+    key = recipe_key(plan.recipe, digits)
+    for change in ({"distill.alpha": 0.3}, {"seed": 1}, {"ipc": 3}, {"pretrain.epochs": 1}):
+        assert recipe_key(plan.recipe.replace(change), digits) != key
+    for change in ({"evaluate.epochs": 1}, {"label.temperature": 2.0}, {"distill.checkpoint_every": 1}):
+        assert recipe_key(plan.recipe.replace(change), digits) == key
+    constant = plan.recipe.replace({"distill.schedule": "constant"})
+    longer = constant.replace({"distill.iterations": 10_000})
+    assert recipe_key(constant, digits) == recipe_key(longer, digits)
+    assert recipe_key(plan.recipe.replace({"distill.iterations": 10_000}), digits) != key
+
+
+def test_memory_grows_with_the_classes_and_a_budget_cuts_them(plan, digits):
+    assert step_bytes(plan.recipe, digits, 10) == 10 * step_bytes(plan.recipe, digits, 1)
+    assert classes_per_chunk(plan, digits) is None
+    assert classes_per_chunk(dataclasses.replace(plan, memory=2**40), digits) == 10
+    three = 3 * step_bytes(plan.recipe, digits, 1) + step_bytes(plan.recipe, digits, 1) // 2
+    assert classes_per_chunk(dataclasses.replace(plan, memory=three), digits) in (2, 3)
+
+
+def test_a_memory_budget_below_one_class_names_the_minimum_and_what_takes_it(plan, digits):
+    with pytest.raises(UsageError, match=r"minimum of \d+MiB: \d+MiB for the real images"):
+        classes_per_chunk(dataclasses.replace(plan, memory=1000), digits)
