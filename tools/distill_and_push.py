@@ -7,6 +7,7 @@ python tools/distill_and_push.py --dataset folder:photos --size 64 --set distill
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from command_line import duration, run_command, settings, size, table
@@ -78,7 +79,7 @@ def main(arguments: argparse.Namespace) -> None:
     print(table(outcome.rows))
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items())
     print(f"{times}; peak memory {peak_memory_mib()} MiB")
-    print(f"artifact in {plan.output}, metrics and plots in {plan.run_folder}")
+    print(f"artifact in {plan.output}, metrics and plots in {os.path.relpath(plan.run_folder)}")
     if arguments.repo:
         print(
             push(
