@@ -53,6 +53,13 @@ def test_images_stay_pixels_and_are_stored_as_bytes(play):
     assert (stored / 255 - result.images).abs().max() <= 0.5 / 255 + 1e-6
 
 
+def test_one_iteration_moves_a_pixel_by_the_learning_rate_whatever_the_number_of_classes(play, digits):
+    # A reference that steps its optimiser once per class moves it by sqrt(classes) times that.
+    start = initial_images(CONFIG, digits, ipc=2, seed=0)
+    moved = (play(dataclasses.replace(CONFIG, iterations=1)).images - start).abs().max()
+    assert moved == pytest.approx(CONFIG.learning_rate, rel=1e-3)
+
+
 def test_images_start_as_real_images_of_their_class(digits):
     start = (initial_images(CONFIG, digits, ipc=3, seed=0) * 255).round().to(torch.uint8)
     for label in range(10):

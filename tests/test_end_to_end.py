@@ -228,7 +228,7 @@ def test_a_time_budget_leaves_a_checkpoint_and_no_artifact(here):
 
 
 def test_a_memory_budget_changes_how_the_work_is_cut_and_not_what_is_done(finished, here):
-    arguments = ("--dataset", "digits", "--ipc", "3", "--output", "tight", "--memory", "3MiB")
+    arguments = ("--dataset", "digits", "--ipc", "3", "--output", "tight", "--memory", "1MiB")
     status, output, error = here("distill_and_push.py", *arguments, "--dry-run", settings=TINY)
     assert status == 0, error
     assert "10 classes at once" not in output
