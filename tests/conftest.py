@@ -26,6 +26,22 @@ def digits():
     return load_source("digits")
 
 
+@pytest.fixture(scope="session")
+def pool(digits, tmp_path_factory):
+    """Two small feature networks, barely trained: enough to play against."""
+    from ncfm_engine.config import NetworkConfig, PretrainConfig
+    from ncfm_engine.pretrain import pretrain
+
+    return pretrain(
+        PretrainConfig(networks=2, epochs=1),
+        NetworkConfig(width=8, depth=2),
+        digits,
+        seed=0,
+        device="cpu",
+        cache=tmp_path_factory.mktemp("cache"),
+    )
+
+
 @pytest.fixture
 def artifact() -> Artifact:
     """Three ranks of four classes, factor 2, with logits; every tensor element has a value of its own."""

@@ -10,24 +10,14 @@ import torch
 from distilled_data import CheckpointError, DivergenceError, OutputError, UsageError
 from distilled_data.decode import tiles
 from ncfm_engine import distill as module
-from ncfm_engine.config import DistillConfig, NetworkConfig, PretrainConfig
+from ncfm_engine.config import DistillConfig
 from ncfm_engine.distill import CHECKPOINT_FILE, METRICS_FILE, distill, initial_images
-from ncfm_engine.pretrain import pretrain
 
 CONFIG = DistillConfig(iterations=12, real_batch=20, frequencies=32, factor=1, checkpoint_every=4)
 
 
-@pytest.fixture(scope="module")
-def play(digits, tmp_path_factory):
-    pool = pretrain(
-        PretrainConfig(networks=2, epochs=1),
-        NetworkConfig(width=8, depth=2),
-        digits,
-        seed=0,
-        device="cpu",
-        cache=tmp_path_factory.mktemp("cache"),
-    )
-
+@pytest.fixture
+def play(digits, pool):
     def play(config=CONFIG, seed=0, **options):
         return distill(config, digits, pool, ipc=2, seed=seed, device="cpu", recipe_key="key", **options)
 
@@ -58,6 +48,28 @@ def test_one_iteration_moves_a_pixel_by_the_learning_rate_whatever_the_number_of
     start = initial_images(CONFIG, digits, ipc=2, seed=0)
     moved = (play(dataclasses.replace(CONFIG, iterations=1)).images - start).abs().max()
     assert moved == pytest.approx(CONFIG.learning_rate, rel=1e-3)
+
+
+def test_the_sampling_network_plays_against_the_images(play, tmp_path):
+    still = dataclasses.replace(CONFIG, learning_rate=0.0, calibration=0.0, iterations=10)
+    play(dataclasses.replace(still, sampler_learning_rate=0.0), folder=tmp_path / "fixed")
+    play(dataclasses.replace(still, sampler_learning_rate=1e-2), folder=tmp_path / "playing")
+    fixed, playing = (metrics(tmp_path / name)[-1]["discrepancy"] for name in ("fixed", "playing"))
+    assert playing > 1.05 * fixed
+
+
+def test_without_an_adversary_the_frequencies_are_not_learned(play):
+    quiet = dataclasses.replace(CONFIG, adversarial=False)
+    loud = dataclasses.replace(quiet, sampler_learning_rate=10.0)
+    assert torch.equal(play(quiet).images, play(loud).images)
+
+
+def test_a_cosine_schedule_falls_from_the_learning_rate_to_nothing():
+    config = dataclasses.replace(CONFIG, schedule="cosine", iterations=100, learning_rate=0.4)
+    rates = [module._learning_rate(config, step) for step in (0, 50, 99)]
+    assert rates[:2] == pytest.approx([0.4, 0.2])
+    assert rates[2] < 0.001
+    assert module._learning_rate(dataclasses.replace(config, schedule="constant"), 99) == 0.4
 
 
 def test_images_start_as_real_images_of_their_class(digits):

@@ -6,25 +6,13 @@ import pytest
 import torch
 
 from distilled_data.randomness import generator_at
-from ncfm_engine.config import DistillConfig, NetworkConfig, PretrainConfig
+from ncfm_engine.config import DistillConfig
 from ncfm_engine.distill import initial_images
 from ncfm_engine.matching import MatchingStep, RealBatches
-from ncfm_engine.pretrain import FlatNetwork, pretrain
+from ncfm_engine.pretrain import FlatNetwork
 from ncfm_engine.sampling import ClassSampler
 
 SMALL = DistillConfig(real_batch=30, frequencies=64, factor=1)
-
-
-@pytest.fixture(scope="module")
-def pool(digits, tmp_path_factory):
-    return pretrain(
-        PretrainConfig(networks=2, epochs=1),
-        NetworkConfig(width=8, depth=2),
-        digits,
-        seed=0,
-        device="cpu",
-        cache=tmp_path_factory.mktemp("cache"),
-    )
 
 
 def game(digits, pool, config=SMALL, **options) -> tuple[MatchingStep, torch.Tensor]:
