@@ -165,6 +165,15 @@ def test_an_evaluation_is_repeatable(digits, pool, dataset):
     assert first["full_mean"] is None
 
 
+def test_the_last_score_is_the_last_and_the_best_the_best(digits, dataset, monkeypatch):
+    from ncfm_engine import evaluate as module
+
+    scores = iter([10.0, 90.0, 50.0])
+    monkeypatch.setattr(module, "accuracy", lambda logits, targets: next(scores))
+    loader = dataset.with_labels("hard").loader(16)
+    assert module.train_and_test(loader, 3, digits, EVALUATE, NETWORK, 0, checks=3) == (50.0, 90.0)
+
+
 def test_distilled_and_random_images_get_the_same_number_of_optimiser_steps(digits, pool, monkeypatch):
     from ncfm_engine import evaluate as module
 

@@ -22,9 +22,10 @@ def game(digits, pool, config=SMALL, **options) -> tuple[MatchingStep, torch.Ten
 
 def test_real_batches_hold_their_class_and_no_image_twice(digits):
     real = RealBatches(digits, 50, "cpu")
-    index = real.sampler.draw(50, generator_at(0))
+    smallest = int(digits.train.counts.min())
+    index = real.sampler.draw(smallest, generator_at(0))
     assert (digits.train.targets[index] == torch.arange(10)[:, None]).all()
-    assert all(len(set(row.tolist())) == 50 for row in index)
+    assert all(len(set(row.tolist())) == smallest for row in index)
     assert real.draw(generator_at(0)).shape == (10, 50, 1, 8, 8)
 
 
@@ -33,6 +34,20 @@ def test_real_batches_differ_between_steps_and_cover_the_whole_class(digits):
     draws = [sampler.draw(30, generator_at(0, "real", step)) for step in range(60)]
     assert not torch.equal(draws[0].sort().values, draws[1].sort().values)
     assert len(torch.cat([d.flatten() for d in draws]).unique()) == len(digits.train)
+
+
+def test_every_step_of_the_game_draws_other_real_images(digits, pool, monkeypatch):
+    step, images = game(digits, pool)
+    drawn, draw = [], step.real.draw
+
+    def watch(*arguments):
+        drawn.append(draw(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(step.real, "draw", watch)
+    step.backward(images, 0)
+    step.backward(images, 1)
+    assert not torch.equal(*drawn)
 
 
 def test_a_draw_larger_than_a_class_gives_every_image_before_any_twice(digits):
