@@ -281,7 +281,7 @@ def test_a_shuffled_data_loader_gives_every_sample_once_with_its_own_label(whole
 
 def test_a_pickled_set_is_the_same_set(whole):
     whole.target_transform = torch.argmax
-    copy = pickle.loads(pickle.dumps(whole))
+    copy = pickle.loads(pickle.dumps(whole))  # its own bytes, as spawned DataLoader workers do
     assert repr(copy) == repr(whole)
     assert copy.content_hash == whole.content_hash
     for index in (0, 20, 47):

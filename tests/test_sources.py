@@ -224,7 +224,7 @@ def cifar10(tmp_path, monkeypatch) -> Path:
     for name, repeats in (("data_batch_1", 3), ("test_batch", 1)):
         labels = list(range(10)) * repeats
         entry = {"data": pixels(repeats, (len(labels), 3072)), "labels": labels}
-        (folder / name).write_bytes(pickle.dumps(entry))
+        (folder / name).write_bytes(pickle.dumps(entry))  # the layout that torchvision reads
     names = {"label_names": [f"class {i}" for i in range(10)]}
     (folder / "batches.meta").write_bytes(pickle.dumps(names))
     monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", None]])
