@@ -11,7 +11,9 @@
     │   │   └── NewerFormatError       it was written by a later version of this package
     │   └── IntegrityError             the bytes are not the ones that were published
     ├── CheckpointError                saved progress cannot be continued
-    └── DivergenceError                training produced a loss that is not finite
+    ├── DivergenceError                training produced a loss that is not finite
+    ├── DeviceMemoryError              the work does not fit into the memory of the device
+    └── RankError                      another process of a distributed run failed or never came
 
 A message says what happened, where, what was expected, what was found, and what to do next.
 """
@@ -81,4 +83,12 @@ class CheckpointError(DistilledDataError):
 
 
 class DivergenceError(DistilledDataError):
+    pass
+
+
+class DeviceMemoryError(DistilledDataError):
+    pass
+
+
+class RankError(DistilledDataError):
     pass

@@ -1,0 +1,133 @@
+"""Saved progress of any stage: one safetensors file with a JSON header, and the one before it.
+
+    the current one is also the previous one ─► a new one is written beside it ─► it becomes the current one
+
+So at every moment at least one whole checkpoint exists, whatever kills the process or fills the disk.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from distilled_data import CheckpointError
+from distilled_data.format import write_file
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`progress` is what the stage put there; `tensors` lie on the CPU."""
+
+    path: Path
+    progress: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+class _DamagedError(Exception):
+    """A file that is not a whole checkpoint."""
+
+
+def previous_of(path: Path) -> Path:
+    """Where the checkpoint before the one at `path` lies."""
+    return path.with_suffix(".previous.safetensors")
+
+
+def save_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], *, identity: Mapping[str, Any], progress: Mapping[str, Any]
+) -> None:
+    """Replace the checkpoint at `path`, keeping the last one beside it.
+
+    `identity` (flat, JSON) is everything that the progress depends on. Raises `OutputError` when the disk is
+    full; the last checkpoint is then still there.
+    """
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    head = {"format": FORMAT, "identity": dict(identity), "progress": dict(progress)}
+    head["sha256"] = _digest(head, stored)
+    content = save(stored, {"checkpoint": json.dumps(head, sort_keys=True)})
+    if path.exists():
+        _keep(path)
+    write_file(path, content)
+
+
+def _keep(path: Path) -> None:
+    """Let the previous checkpoint be the current one, which stays where it is."""
+    link = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    link.unlink(missing_ok=True)
+    try:
+        link.hardlink_to(path)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, link)
+    link.replace(previous_of(path))
+
+
+def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
+    """The newest whole checkpoint, or None where there is none.
+
+    A damaged one is passed over with a warning that names the one used instead. Raises `CheckpointError`
+    when all are damaged, or when the newest was made under another `identity`; the differences are listed.
+    """
+    found = [candidate for candidate in (path, previous_of(path)) if candidate.exists()]
+    damages = []
+    for candidate in found:
+        try:
+            checkpoint = _read(candidate, json.loads(json.dumps(dict(identity))))
+        except _DamagedError as error:
+            damages.append(f"{candidate} is not a whole checkpoint ({error})")
+            continue
+        if damages:
+            warnings.warn(f"{damages[0]}; going on from the one before it, {candidate}", stacklevel=2)
+        return checkpoint
+    if damages:
+        raise CheckpointError(f"{'; '.join(damages)}. Start again with --overwrite.")
+    return None
+
+
+def _read(path: Path, identity: dict[str, Any]) -> Checkpoint:
+    try:
+        with safe_open(path, framework="pt") as file:
+            head = json.loads(file.metadata()["checkpoint"])
+            version, recorded = head["format"], head.get("identity")
+            if version == FORMAT:
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                digest = head.pop("sha256")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise _DamagedError(error) from error
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {version}; this version reads format {FORMAT}. Finish the run "
+            "with the version that began it, or start again with --overwrite."
+        )
+    if digest != _digest(head, tensors):
+        raise _DamagedError("its content differs from its checksum")
+    if recorded != identity:
+        raise CheckpointError(
+            f"{path} belongs to another run: {_differences(recorded, identity)}. Use the settings that it "
+            "was made with, or start again: --overwrite, or no --resume."
+        )
+    return Checkpoint(path, head["progress"], tensors)
+
+
+def _digest(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}:".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _differences(recorded: dict[str, Any], wanted: dict[str, Any]) -> str:
+    names = sorted(name for name in {*recorded, *wanted} if recorded.get(name) != wanted.get(name))
+    return ", ".join(
+        f"{name} is {recorded.get(name)!r} there and {wanted.get(name)!r} here" for name in names
+    )

@@ -1,0 +1,147 @@
+"""Saved progress: whole or not at all, of this run or refused, with the one before it to fall back on."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from distilled_data import CheckpointError, OutputError
+from ncfm_engine import checkpoint as module
+from ncfm_engine.checkpoint import load_checkpoint, previous_of, save_checkpoint
+
+IDENTITY = {"distill.alpha": 0.5, "dataset": "digits", "evaluate.labels": ("hard",)}
+
+
+def save(path: Path, step: int) -> None:
+    save_checkpoint(
+        path, {"images": torch.full((3, 2), float(step))}, identity=IDENTITY, progress={"step": step}
+    )
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    save(path, 1)
+    save(path, 2)
+    return path
+
+
+def test_what_was_saved_is_loaded(path):
+    found = load_checkpoint(path, IDENTITY)
+    assert found.progress == {"step": 2}
+    assert torch.equal(found.tensors["images"], torch.full((3, 2), 2.0))
+    assert load_checkpoint(path.with_name("none.safetensors"), IDENTITY) is None
+
+
+def test_the_one_before_is_kept_and_nothing_else(path):
+    assert sorted(path.parent.iterdir()) == sorted([path, previous_of(path)])
+    assert load_checkpoint(previous_of(path), IDENTITY).progress == {"step": 1}
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "a flipped bit of the header", "removed"])
+def test_a_damaged_checkpoint_is_passed_over_and_the_one_used_is_named(path, damage):
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[-3] ^= 1
+    if damage == "a flipped bit of the header":
+        at = content.index(b'\\"step\\": 2')
+        content[at + 10 : at + 11] = b"3"
+    path.write_bytes({"empty": b"", "cut": content[:-5]}.get(damage, bytes(content)))
+    if damage == "removed":
+        path.unlink()
+        assert load_checkpoint(path, IDENTITY).progress == {"step": 1}
+        return
+    with pytest.warns(
+        UserWarning, match="not a whole checkpoint .* going on from the one before it, .*previous"
+    ):
+        assert load_checkpoint(path, IDENTITY).progress == {"step": 1}
+
+
+def test_two_damaged_checkpoints_are_an_error_that_names_both(path):
+    path.write_bytes(b"")
+    previous_of(path).write_bytes(b"half")
+    with pytest.raises(CheckpointError, match=rf"{path} .*; {previous_of(path)} .*--overwrite"):
+        load_checkpoint(path, IDENTITY)
+
+
+def test_another_run_is_refused_with_the_differences_listed(path):
+    other = IDENTITY | {"distill.alpha": 0.3, "dataset": "cifar10", "new": 1}
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(path, other)
+    for words in (
+        "distill.alpha is 0.5 there and 0.3 here",
+        "'digits' there and 'cifar10' here",
+        "new is None",
+    ):
+        assert words in str(error.value)
+    assert "labels" not in str(error.value)
+
+
+def test_another_format_version_is_refused(path, monkeypatch):
+    monkeypatch.setattr(module, "FORMAT", 2)
+    with pytest.raises(CheckpointError, match="has checkpoint format 1; this version reads format 2"):
+        load_checkpoint(path, IDENTITY)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(path, monkeypatch):
+    # A real limit on the size of files: the write itself fails, as on a full disk.
+    large = {"images": torch.zeros(100_000)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="could not write"):
+            save_checkpoint(path, large, identity=IDENTITY, progress={"step": 3})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert load_checkpoint(path, IDENTITY).progress == {"step": 2}
+    assert sorted(path.parent.iterdir()) == sorted([path, previous_of(path)])
+
+
+def test_a_file_system_without_links_serves_as_well(path, monkeypatch):
+    def refuse(self, target):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    save(path, 3)
+    assert [load_checkpoint(p, IDENTITY).progress["step"] for p in (path, previous_of(path))] == [3, 2]
+
+
+def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path):
+    program = """
+import sys, torch
+from pathlib import Path
+from ncfm_engine.checkpoint import save_checkpoint
+for step in range(10**6):
+    x = torch.full((200_000,), float(step))
+    save_checkpoint(Path(sys.argv[1]), {"x": x}, identity={}, progress={"step": step})
+    print(step, flush=True)
+"""
+    path = tmp_path / "checkpoint.safetensors"
+    for attempt in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[1],
+        )
+        for _ in range(5 + 3 * attempt):
+            process.stdout.readline()
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        found = load_checkpoint(path, {})
+        assert found.tensors["x"].unique().tolist() == [found.progress["step"]]
+
+
+def test_nothing_is_unpickled(path):
+    head = json.loads(json.dumps(IDENTITY))
+    path.write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR.")
+    with pytest.warns(UserWarning, match="not a whole checkpoint"):
+        assert load_checkpoint(path, head).progress == {"step": 1}
