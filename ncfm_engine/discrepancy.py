@@ -1,6 +1,7 @@
 """Neural characteristic function discrepancy, equations 5 to 8 of NCFM (arXiv 2502.20653).
 
-Computed in float32 (or float64 when given that) whatever autocast is on.
+Computed in float32 (or float64 when given that) whatever autocast is on. Below it stand the distances that
+it generalises, with the same shapes.
 """
 
 import torch
@@ -10,15 +11,37 @@ from torch import Tensor
 _TINY = 1e-12
 
 
+class _MeanWave(torch.autograd.Function):
+    """(mean cos, mean sin) over the batch of angle = features @ frequencies.T; keeps the angle alone.
+
+    Plain autograd keeps as much, but takes three more tensors of the angle's size at its peak.
+    """
+
+    @staticmethod
+    def forward(ctx, features: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+        angle = features @ frequencies.T  # [C, B, T]
+        ctx.save_for_backward(features, frequencies, angle)
+        return angle.cos().mean(1), angle.sin().mean(1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, cosine: Tensor, sine: Tensor):  # [C, T] each
+        features, frequencies, angle = ctx.saved_tensors
+        slope = angle.cos().mul_(sine[:, None]).sub_(angle.sin().mul_(cosine[:, None]))
+        slope = slope.div_(features.shape[1])
+        of_features = slope @ frequencies if ctx.needs_input_grad[0] else None
+        of_frequencies = slope.flatten(0, 1).T @ features.flatten(0, 1) if ctx.needs_input_grad[1] else None
+        return of_features, of_frequencies
+
+
 def characteristic_function(features: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Equation 5: the empirical characteristic function 1/B sum_b exp(j <t, x_b>).
 
     features [C, B, D], frequencies [T, D] -> (real part [C, T], imaginary part [C, T]).
     """
     with torch.autocast(features.device.type, enabled=False):
-        dtype = torch.promote_types(features.dtype, torch.float32)
-        angle = features.to(dtype) @ frequencies.to(dtype).T  # [C, B, T]
-        return angle.cos().mean(1), angle.sin().mean(1)
+        features = _exact(features)
+        return _MeanWave.apply(features, frequencies.to(features.dtype))
 
 
 def amplitude_and_phase(
@@ -38,9 +61,11 @@ def amplitude_and_phase(
     return amplitude, (distance - amplitude).clamp_min(0)
 
 
-def ncfd_of(real: tuple[Tensor, Tensor], synthetic: tuple[Tensor, Tensor], alpha: float = 0.5) -> Tensor:
-    """Equation 8 on characteristic functions ([C, T], [C, T]): [C]."""
-    amplitude, phase = amplitude_and_phase(real, synthetic)
+def weigh(amplitude: Tensor, phase: Tensor, alpha: float = 0.5) -> Tensor:
+    """Equation 8 on what `amplitude_and_phase` returned, [C, T] each: [C].
+
+    `alpha` weighs amplitude (diversity) against phase (realism); at 1/2 the bracket is half of |a - b|^2.
+    """
     square = alpha * amplitude + (1 - alpha) * phase
     return ((square + _TINY).sqrt() - _TINY**0.5).mean(1)
 
@@ -48,9 +73,38 @@ def ncfd_of(real: tuple[Tensor, Tensor], synthetic: tuple[Tensor, Tensor], alpha
 def ncfd(real: Tensor, synthetic: Tensor, frequencies: Tensor, alpha: float = 0.5) -> Tensor:
     """Discrepancy of each class: real [C, B, D], synthetic [C, S, D], frequencies [T, D] -> [C].
 
-    Zero for equal batches, symmetric, differentiable in all three. `alpha` weighs amplitude (diversity)
-    against phase (realism); at 1/2 the bracket is half of |a - b|^2.
+    Zero for equal batches, symmetric, differentiable in all three.
     """
-    return ncfd_of(
-        characteristic_function(real, frequencies), characteristic_function(synthetic, frequencies), alpha
-    )
+    functions = [characteristic_function(features, frequencies) for features in (real, synthetic)]
+    return weigh(*amplitude_and_phase(*functions), alpha)
+
+
+def mmd(real: Tensor, synthetic: Tensor) -> Tensor:
+    """Squared maximum mean discrepancy (Gretton et al. 2012) of each class under exp(-|x - y|^2 / 2): [C].
+
+    By Bochner's theorem it is the mean of |a - b|^2 over all standard normal frequencies.
+    """
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        with torch.autocast(a.device.type, enabled=False):
+            square = a.square().sum(2)[:, :, None] + b.square().sum(2)[:, None] - 2 * a @ b.mT
+            return (-square / 2).exp().mean((1, 2))
+
+    real, synthetic = _exact(real), _exact(synthetic)
+    return kernel(real, real) + kernel(synthetic, synthetic) - 2 * kernel(real, synthetic)
+
+
+def dm(real: Tensor, synthetic: Tensor) -> Tensor:
+    """Squared distance of the mean features of each class (DM, arXiv 2110.04181): [C]."""
+    return (_exact(real).mean(1) - _exact(synthetic).mean(1)).square().sum(1)
+
+
+def mse(real: Tensor, synthetic: Tensor) -> Tensor:
+    """Squared distance between the points of each class, the mean over all pairs: [C]."""
+    real, synthetic = _exact(real), _exact(synthetic)
+    spread = (real.square().sum(2).mean(1) - real.mean(1).square().sum(1)).clamp_min(0)
+    return (synthetic - real.mean(1, keepdim=True)).square().sum(2).mean(1) + spread
+
+
+def _exact(features: Tensor) -> Tensor:
+    return features.to(torch.promote_types(features.dtype, torch.float32))

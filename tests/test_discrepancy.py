@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ncfm_engine.discrepancy import amplitude_and_phase, characteristic_function, ncfd
+from ncfm_engine.discrepancy import amplitude_and_phase, characteristic_function, dm, mmd, mse, ncfd
 
 
 def features(seed: int, *shape: int, dtype=torch.float32) -> torch.Tensor:
@@ -93,3 +93,38 @@ def test_autocast_does_not_lower_the_precision():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = ncfd(a, b, FREQUENCIES)
     assert torch.equal(inside, ncfd(a, b, FREQUENCIES))
+
+
+def test_mmd_is_the_mean_squared_difference_over_normal_frequencies():
+    # Bochner: E_t |a(t) - b(t)|^2 under t ~ N(0, I) is the MMD^2 of the Gaussian kernel of width one
+    a, b = features(0, 2, 20, 8), features(1, 2, 5, 8)
+    frequencies = torch.randn(200_000, 8, generator=torch.Generator().manual_seed(3))
+    waves = [characteristic_function(x, frequencies) for x in (a, b)]
+    expected = sum((x - y).square().mean(1) for x, y in zip(*waves, strict=True))
+    assert torch.allclose(mmd(a, b), expected, rtol=0.02)
+
+
+def test_dm_is_the_squared_distance_of_the_means():
+    a, b = torch.tensor([[[1.0, 0], [3, 0]]]), torch.tensor([[[0.0, 1]]])
+    assert dm(a, b).tolist() == [5.0]  # (2, 0) and (0, 1)
+
+
+def test_mse_is_the_mean_squared_distance_of_all_pairs():
+    a, b = features(0, 3, 20, 8) + 0.2, features(1, 3, 5, 8)
+    expected = (a[:, :, None] - b[:, None]).square().sum(3).mean((1, 2))
+    assert torch.allclose(mse(a, b), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("distance", [mmd, dm, mse])
+def test_the_relatives_keep_classes_apart_and_have_gradients(distance):
+    a, b = (features(s, 2, n, 4, dtype=torch.float64).requires_grad_() for s, n in ((0, 6), (1, 3)))
+    alone = torch.cat([distance(a[c : c + 1], b[c : c + 1]) for c in range(2)])
+    assert torch.allclose(distance(a, b), alone)
+    assert torch.autograd.gradcheck(distance, (a, b))
+
+
+def test_mse_does_not_fall_to_zero_at_identical_batches_and_the_others_do():
+    batch = features(0, 1, 20, 8)
+    assert mmd(batch, batch).abs().max() < 1e-6
+    assert dm(batch, batch).max() < 1e-12
+    assert mse(batch, batch).item() > 0.5
