@@ -60,7 +60,7 @@ class NetworkConfig(_Config):
 
 @dataclass(frozen=True)
 class PretrainConfig(_Config):
-    """The pool of feature networks, each kept at initialisation and after training."""
+    """The pool of feature networks, each kept at initialisation, along its training and after it."""
 
     networks: int = 20
     epochs: int = 60  # passes over the real training set
@@ -70,6 +70,9 @@ class PretrainConfig(_Config):
     batch_size: int = 128
     augment: str = "color_crop"
     cutmix: float = 0.5  # probability per batch
+    snapshots: int = 0  # weights kept per network on the way, evenly spaced in epochs
+    precision: str = "float32"  # of the networks; or "bfloat16" where the device is faster so
+    at_once: int = 0  # networks trained together; 0: all on a GPU, one on a CPU
 
     def __post_init__(self):
         super().__post_init__()
@@ -77,7 +80,13 @@ class PretrainConfig(_Config):
         self._within(1, math.inf, "networks", "epochs", "batch_size")
         self._within(0, math.inf, "learning_rate", "weight_decay")
         self._within(0, 1, "cutmix")
+        self._known("precision", "precision", ("float32", "bfloat16"))
+        self._within(0, math.inf, "snapshots", "at_once")
+        self._require(self.snapshots < self.epochs, "snapshots", f"must be below epochs ({self.epochs})")
         self._require(0 <= self.momentum < 1, "momentum", "must be 0 or more and below 1")
+
+
+DISCREPANCIES = ("ncfd", "cfd", "mmd", "dm", "mse")
 
 
 @dataclass(frozen=True)
@@ -85,27 +94,36 @@ class DistillConfig(_Config):
     """The matching game."""
 
     iterations: int = 20_000
+    discrepancy: str = "ncfd"  # psi plays; "cfd": normal frequencies; "mmd", "dm", "mse": its relatives
     real_batch: int = 1024  # real images per class and step; at most the smallest class
+    real_features: str = "fresh"  # every step; or "bank": made once, used by several steps
+    bank_size: int = 8  # entries alive, each one blended network and its features of a real batch
+    bank_refresh: int = 10  # steps after which the oldest entry is replaced
     frequencies: int = 1024  # T
-    adversarial: bool = True  # frequencies from psi; False: standard normal
     alpha: float = 0.5  # weight of amplitude against phase, 0..1
     weight: float = 300.0  # of the discrepancy, per class
     calibration: float = 1.0  # weight of the cross-entropy under a trained network, per class
     factor: int = 2  # each packed image holds factor x factor tiles
     initialisation: str = "real"  # or "noise"
     learning_rate: float = 0.01  # AdamW on pixels in [0, 1]
-    schedule: str = "constant"  # of that rate; or "cosine", down to zero at the last step
+    schedule: str = "constant"  # of that rate; "cosine", down to zero; "plateau", halved at a standstill
     sampler_learning_rate: float = 1e-3  # SGD ascent on psi
     sampler_momentum: float = 0.5
-    augment: str = "color_crop_cutout"  # drawn once per step, applied to real and synthetic images alike
+    augment: str = "color_crop_cutout"
+    augment_shared: bool = True  # one draw per step for real and synthetic images alike, or one per image
+    precision: str = "float32"  # of the networks; or "bfloat16" where the device is faster so
     checkpoint_every: int = 500  # steps
 
     def __post_init__(self):
         super().__post_init__()
         parse(self.augment)
-        self._known("schedule", "schedule", ("constant", "cosine"))
+        self._known("discrepancy", "discrepancy", DISCREPANCIES)
+        self._known("real features", "real_features", ("fresh", "bank"))
+        self._known("schedule", "schedule", ("constant", "cosine", "plateau"))
         self._known("initialisation", "initialisation", ("real", "noise"))
+        self._known("precision", "precision", ("float32", "bfloat16"))
         self._within(1, math.inf, "real_batch", "frequencies", "factor", "checkpoint_every")
+        self._within(1, math.inf, "bank_size", "bank_refresh")
         self._within(0, math.inf, "iterations", "weight", "calibration")
         self._within(0, math.inf, "learning_rate", "sampler_learning_rate")
         self._within(0, 1, "alpha")
@@ -137,12 +155,15 @@ class EvaluateConfig(_Config):
     labels: tuple[str, ...] = ("hard", "soft")
     full_epochs: int = 60  # passes over the full training set for the upper bound
     full_repeats: int = 3
+    precision: str = "float32"  # of the networks; or "bfloat16" where the device is faster so
+    at_once: int = 0  # networks trained together; 0: all on a GPU, one on a CPU
 
     def __post_init__(self):
         super().__post_init__()
         parse(self.augment)
         self._within(1, math.inf, "epochs", "batch_size", "repeats", "full_epochs")
-        self._within(0, math.inf, "learning_rate", "weight_decay", "full_repeats")
+        self._within(0, math.inf, "learning_rate", "weight_decay", "full_repeats", "at_once")
+        self._known("precision", "precision", ("float32", "bfloat16"))
         self._within(0, 1, "cutmix")
         for name in self.labels:
             if name not in ("hard", "soft"):
@@ -181,14 +202,15 @@ class Recipe(_Config):
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Recipe":
         """The recipe that `asdict` and JSON made of one. Unknown fields raise `UnknownNameError`."""
-        return cls().replace(_flatten(content))
+        return cls().replace(flatten(content))
 
 
-def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
     flat: dict[str, Any] = {}
     for name, value in content.items():
         group = isinstance(value, dict) and value
-        flat |= _flatten(value, f"{prefix}{name}.") if group else {prefix + name: value}
+        flat |= flatten(value, f"{prefix}{name}.") if group else {prefix + name: value}
     return flat
 
 
@@ -196,7 +218,7 @@ def _replace(config: Any, path: str, names: list[str], value: Any) -> Any:
     types = typing.get_type_hints(type(config))
     name, rest = names[0], names[1:]
     if name not in types or dataclasses.is_dataclass(types[name]) != bool(rest):
-        known = _flatten(dataclasses.asdict(Recipe()))
+        known = flatten(dataclasses.asdict(Recipe()))
         same = [setting for setting in known if setting.endswith(f".{path}")]
         raise UnknownNameError("setting", path, known, close=same)
     new = _replace(getattr(config, name), path, rest, value) if rest else _convert(path, value, types[name])

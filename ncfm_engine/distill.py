@@ -1,35 +1,41 @@
 """The matching loop: synthetic images minimise the discrepancy that the sampling network maximises."""
 
+import gc
 import json
 import math
 import time
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from distilled_data import CheckpointError, DivergenceError, OutputError, UsageError
+from distilled_data import CheckpointError, DeviceMemoryError, DivergenceError, OutputError
 from distilled_data.format import write_file
-from distilled_data.randomness import generator_at
 
+from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .config import DistillConfig
+from .initial import initial_images
 from .matching import MatchingStep, StepLosses
+from .memory import Layout
 from .pretrain import FeaturePool
+from .ranks import Ranks
 from .report import Report, silent
-from .sampling import ClassSampler
 from .sources import Source
+from .stop import Stopped, StopRequest
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 METRICS_FILE = "metrics.jsonl"
 LOG_EVERY = 10  # steps; the only host synchronisation
+PLATEAU_STEPS = 500  # without a lower loss, then half the learning rate
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """Where the game stands: `images` float32 [ipc, C, channels, H, W] in [0, 1] after `step` steps."""
+    """Where the game ended: `images` float32 [ipc, C, channels, H, W] in [0, 1] after `step` steps."""
 
     images: Tensor
     step: int
@@ -49,131 +55,232 @@ def distill(
     seed: int,
     device: str,
     folder: Path | None = None,
-    recipe_key: str = "",
+    identity: Mapping[str, Any] | None = None,
     resume: bool = False,
-    deadline: float | None = None,
-    classes_per_chunk: int | None = None,
+    stop: StopRequest | None = None,
+    layout: Layout | None = None,
+    compile: bool = False,
+    ranks: Ranks | None = None,
     report: Report = silent,
 ) -> Distilled:
-    """Play `config.iterations` steps, or up to `deadline` (`time.monotonic()`), with all classes at once.
+    """Play `config.iterations` steps, with all classes at once or as `layout` cuts them.
 
-    With a `folder`, metrics and checkpoints are written there, and `resume` continues from the last one if
-    it was made by the recipe that `recipe_key` names. Raises `DivergenceError` at a loss that is not
-    finite; the last checkpoint is then still good.
+    With a `folder`, metrics and checkpoints are written there, and `resume` continues from the last whole
+    one if it was made under the same `identity`. With `ranks`, each process plays its classes, and the first
+    one writes. Raises `Stopped` after a checkpoint when `stop` is requested, `DivergenceError` at a loss that
+    is not finite and `DeviceMemoryError`; the last checkpoint is then still good.
     """
-    game = MatchingStep(config, source, pool, seed=seed, device=device, classes_per_chunk=classes_per_chunk)
-    images = initial_images(config, source, ipc=ipc, seed=seed).to(device).requires_grad_()
-    optimisers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW([images], config.learning_rate, weight_decay=0.0)
-    ]
-    if config.adversarial:  # one backward pass serves both: images descend, psi ascends
-        optimisers.append(
-            torch.optim.SGD(
-                game.sampler.parameters(),
-                config.sampler_learning_rate,
-                config.sampler_momentum,
-                maximize=True,
-            )
-        )
-    progress = _Progress(images, game.sampler, optimisers)
-    done, spent = 0, 0.0
-    checkpoint = read_checkpoint(folder, recipe_key, config.iterations) if folder and resume else None
-    if checkpoint:
-        progress.load(checkpoint)
-        done, spent = checkpoint.step, checkpoint.seconds
-    if folder:
-        _truncate_metrics(folder / METRICS_FILE, done)
-
-    start, pending = time.monotonic() - spent, []
-    report("distil", done, config.iterations)
-    for step in range(done, config.iterations):
-        optimisers[0].param_groups[0]["lr"] = _learning_rate(config, step)
-        for optimiser in optimisers:
-            optimiser.zero_grad()
-        losses = game.backward(images, step)
-        for optimiser in optimisers:
-            optimiser.step()
-        with torch.no_grad():
-            images.clamp_(0, 1)
-        pending.append(losses)
-        done, last = step + 1, step + 1 == config.iterations
-        late = deadline is not None and time.monotonic() > deadline
-        save_now = last or late or done % config.checkpoint_every == 0
-        if save_now or done % LOG_EVERY == 0:
-            row = _log(pending, done, time.monotonic() - start, folder)
-            report("distil", done, config.iterations, loss=row["discrepancy"])
-            pending = []
-        if save_now:
-            _check_finite(images, done)
-        if save_now and folder:
-            progress.save(folder, recipe_key, done, time.monotonic() - start)
-        if late:
-            break
-    return Distilled(images.detach(), done, time.monotonic() - start)
-
-
-def initial_images(config: DistillConfig, source: Source, *, ipc: int, seed: int) -> Tensor:
-    """Packed images [ipc, C, channels, H, W] in [0, 1]: real images shrunk into the tiles, or noise."""
-    check_packing(config, source, ipc)
-    height, width, factor = source.height, source.width, config.factor
-    generator = generator_at(seed, "initial images")
-    shape = (ipc, source.num_classes, source.channels, height, width)
-    if config.initialisation == "noise":
-        return torch.rand(shape, generator=generator)
-    # A class with fewer than ipc * factor**2 images gives some of them twice.
-    index = ClassSampler(source.train).draw(ipc * factor**2, generator)
-    tiles = source.train.images[index.T.flatten()].float() / 255
-    tiles = torch.nn.functional.interpolate(
-        tiles, size=(height // factor, width // factor), mode="bilinear", antialias=True
+    ranks = ranks or Ranks()
+    part = ranks.part(source.num_classes)
+    game = MatchingStep(
+        config,
+        source,
+        pool,
+        ipc=ipc,
+        seed=seed,
+        device=device,
+        layout=layout,
+        part=part,
+        compile=compile,
     )
-    grid = tiles.view(ipc, factor, factor, *shape[1:3], height // factor, width // factor)
-    return grid.permute(0, 3, 4, 1, 5, 2, 6).reshape(shape).clamp(0, 1)
+    images = initial_images(config, source, ipc=ipc, seed=seed)[:, part].contiguous().to(device)
+    match = _Match(config, game, images, ranks, folder, dict(identity or {}))
+    if folder and resume and (checkpoint := load_checkpoint(folder / CHECKPOINT_FILE, match.identity)):
+        match.load(checkpoint)
+    if folder and ranks.rank == 0:
+        _truncate_metrics(folder / METRICS_FILE, match.step)
+    report("distil", match.step, config.iterations)
+    while match.step < config.iterations:
+        match.play()
+        last = match.step == config.iterations
+        logged = last or match.step % LOG_EVERY == 0
+        if logged:
+            row = match.log()
+            if ranks.rank == 0:
+                report("distil", match.step, config.iterations, loss=row["discrepancy"])
+        # Processes agree on a stop where they meet anyway; alone, any step will do.
+        asked = (logged or ranks.count == 1) and ranks.any(stop is not None and stop.requested, device)
+        if last or asked or match.step % config.checkpoint_every == 0:
+            match.save()
+        if asked and not last:
+            raise Stopped(f"distil, step {match.step} of {config.iterations}")
+    return Distilled(ranks.whole(images.detach(), 1, source.num_classes), match.step, match.seconds)
 
 
-def check_packing(config: DistillConfig, source: Source, ipc: int) -> None:
-    """Raise `UsageError` for a factor or an IPC that the real images do not allow."""
-    height, width, factor = source.height, source.width, config.factor
-    if height % factor or width % factor:
-        raise UsageError(
-            f"factor {factor} does not divide the image size {height}x{width}; each packed image holds "
-            f"{factor}x{factor} tiles. Choose another factor (--set distill.factor=1) or size."
+class _Match:
+    """Everything that changes from step to step. Draws are addressed, so they are not part of it."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        game: MatchingStep,
+        images: Tensor,
+        ranks: Ranks,
+        folder: Path | None,
+        identity: dict[str, Any],
+    ):
+        self.config, self.game, self.ranks, self.folder, self.identity = config, game, ranks, folder, identity
+        self.images = images
+        self.classes = game.num_classes
+        self.descent = torch.optim.AdamW([images], config.learning_rate, weight_decay=0.0)
+        self.players = list(game.sampler.parameters())
+        # One backward pass serves both: images descend, psi ascends.
+        self.ascent = (
+            torch.optim.SGD(
+                self.players, config.sampler_learning_rate, config.sampler_momentum, maximize=True
+            )
+            if self.players
+            else None
         )
-    smallest = int(source.train.counts.min())
-    if ipc > smallest:
-        raise UsageError(
-            f"ipc={ipc} is more than the {smallest} training images of the smallest class of {source.title!r}"
+        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self.descent, factor=0.5, patience=PLATEAU_STEPS // LOG_EVERY
+        )
+        self.step, self._start = 0, time.monotonic()
+        self._pending: list[Tensor] = []  # losses since the last row, [4, C of this process]
+        self._halved = False
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def play(self) -> None:
+        """One step of both players."""
+        if self.config.schedule == "cosine":
+            rate = (
+                self.config.learning_rate * (1 + math.cos(math.pi * self.step / self.config.iterations)) / 2
+            )
+            self.descent.param_groups[0]["lr"] = rate
+        losses = self._gradients()
+        self.descent.step()
+        if self.ascent:
+            self.ranks.add(*(player.grad for player in self.players if player.grad is not None))
+            self.ascent.step()
+        with torch.no_grad():
+            self.images.clamp_(0, 1)
+        self._pending.append(
+            torch.stack([losses.discrepancy, losses.calibration, losses.amplitude, losses.phase])
+        )
+        self.step += 1
+
+    def _gradients(self) -> StepLosses:
+        while True:
+            for player in self.players:
+                player.grad = None
+            try:
+                return self.game.backward(self.images, self.step)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_memory(error):
+                    raise
+                reason = str(error).splitlines()[0]
+            # Out of the handler, so that nothing holds the failed step's tensors.
+            self._halve(reason)
+
+    def _halve(self, reason: str) -> None:
+        layout = self.game.layout
+        if self._halved or layout.classes == layout.images == 1:
+            raise DeviceMemoryError(
+                f"step {self.step + 1} does not fit into the memory of {self.game.device} with "
+                f"{layout.classes} classes and {layout.images} real images at once ({reason}). The last "
+                "checkpoint is kept; go on with --resume and a smaller --memory, or on a larger device."
+            )
+        self._halved = True
+        smaller = replace(layout, classes=-(-layout.classes // 2), images=-(-layout.images // 2))
+        self.game.use(smaller)
+        gc.collect()
+        if torch.device(self.game.device).type == "cuda":
+            torch.cuda.empty_cache()
+        warnings.warn(
+            f"out of memory at step {self.step + 1} ({reason}); going on with {smaller.classes} classes and "
+            f"{smaller.images} real images at once instead of {layout.classes} and {layout.images}",
+            stacklevel=2,
         )
 
+    def log(self) -> dict[str, float]:
+        """Write the row of the steps since the last one, means over steps and classes."""
+        table = self._finite()
+        self._pending = []
+        names = ("discrepancy", "calibration", "amplitude", "phase")
+        values = dict(zip(names, table.mean((0, 2)).tolist(), strict=True))
+        if self.config.schedule == "plateau":
+            self.plateau.step(values["discrepancy"])
+        rate = self.descent.param_groups[0]["lr"]
+        row = {"step": self.step, **values, "learning_rate": rate, "seconds": round(self.seconds, 3)}
+        if self.folder and self.ranks.rank == 0:
+            _append(self.folder / METRICS_FILE, row)
+        return row
 
-def _learning_rate(config: DistillConfig, step: int) -> float:
-    if config.schedule == "constant":
-        return config.learning_rate
-    return config.learning_rate * (1 + math.cos(math.pi * step / config.iterations)) / 2
+    def save(self) -> None:
+        """Write a checkpoint; a state that is not finite must never become the last good one."""
+        pending = self._finite()
+        whole = [self.ranks.whole(tensor, 1, self.classes) for tensor in (self.images, *self._moments())]
+        for number, image in enumerate(whole[0].isfinite().flatten(2).all(2).all(0).tolist()):
+            if not image:
+                raise _divergence(f"an image of class {number}", self.step)
+        if not self.folder or self.ranks.rank:
+            return
+        tensors = dict(zip(("images", "first moment", "second moment"), whole, strict=True))
+        tensors |= {f"sampler/{name}": value for name, value in self.game.sampler.state_dict().items()}
+        if self.ascent:
+            state = self.ascent.state_dict()["state"]
+            tensors |= {f"momentum/{index}": entry["momentum_buffer"] for index, entry in state.items()}
+        progress = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "learning_rate": self.descent.param_groups[0]["lr"],
+            "plateau": self.plateau.state_dict(),
+        }
+        path = self.folder / CHECKPOINT_FILE
+        save_checkpoint(path, tensors | {"pending": pending}, identity=self.identity, progress=progress)
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Take over the state of a checkpoint, whatever the number of processes that wrote it."""
+        tensors, progress = checkpoint.tensors, checkpoint.progress
+        if progress["step"] > self.config.iterations:
+            raise CheckpointError(
+                f"{checkpoint.path} stands at step {progress['step']}, beyond the {self.config.iterations} "
+                "iterations that were asked for. Ask for more, or start again with --overwrite."
+            )
+        part = self.game.classes
+        self.step, self._start = progress["step"], time.monotonic() - progress["seconds"]
+        self.images.copy_(tensors["images"][:, part])
+        state = self.descent.state_dict()
+        state["state"] = {
+            0: {
+                "step": torch.tensor(float(self.step)),
+                "exp_avg": tensors["first moment"][:, part],
+                "exp_avg_sq": tensors["second moment"][:, part],
+            }
+        }
+        state["param_groups"][0]["lr"] = progress["learning_rate"]
+        self.descent.load_state_dict(state)
+        self.plateau.load_state_dict(progress["plateau"])
+        self.game.sampler.load_state_dict(_under("sampler/", tensors))
+        if self.ascent:
+            state = self.ascent.state_dict()
+            buffers = _under("momentum/", tensors)
+            state["state"] = {int(index): {"momentum_buffer": value} for index, value in buffers.items()}
+            self.ascent.load_state_dict(state)
+        self._pending = list(tensors["pending"][:, :, part].to(self.images.device))
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        state = self.descent.state[self.images]
+        return state["exp_avg"], state["exp_avg_sq"]
+
+    def _finite(self) -> Tensor:
+        """The pending losses of all classes, [n, 4, C] on the CPU. Raises `DivergenceError`."""
+        local = (
+            torch.stack(self._pending) if self._pending else self.images.new_zeros(0, 4, self.images.shape[1])
+        )
+        table = self.ranks.whole(local, 2, self.classes).cpu()
+        bad = (~table.isfinite()).nonzero()
+        if len(bad):
+            step, _, number = bad[0].tolist()
+            raise _divergence(f"the loss of class {number}", self.step - len(table) + step + 1)
+        return table
 
 
-def _log(pending: list[StepLosses], done: int, seconds: float, folder: Path | None) -> dict[str, float]:
-    table = torch.stack([torch.stack([row.discrepancy, row.calibration]) for row in pending]).cpu()
-    bad = (~table.isfinite().all(1)).nonzero()
-    if len(bad):
-        raise _divergence("the loss", done - len(pending) + int(bad[0]) + 1)
-    discrepancy, calibration = table.mean(0).tolist()
-    row = {"step": done, "discrepancy": discrepancy, "calibration": calibration, "seconds": round(seconds, 3)}
-    if folder:
-        try:
-            with (folder / METRICS_FILE).open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise OutputError(
-                f"could not write {folder / METRICS_FILE}: {error.strerror}. The last checkpoint is kept; "
-                "free some space and go on with --resume."
-            ) from error
-    return row
-
-
-def _check_finite(images: Tensor, done: int) -> None:
-    """A finite loss can have a gradient that is not; such a state must never become the last good one."""
-    if not bool(images.isfinite().all()):
-        raise _divergence("an image", done)
+def _is_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _divergence(what: str, step: int) -> DivergenceError:
@@ -183,79 +290,23 @@ def _divergence(what: str, step: int) -> DivergenceError:
     )
 
 
-def _truncate_metrics(path: Path, done: int) -> None:
-    """Drop the rows after the checkpoint: those steps are played again."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    write_file(path, "".join(line for line in lines if json.loads(line)["step"] <= done).encode())
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Saved progress of a run."""
-
-    step: int
-    seconds: float
-    tensors: dict[str, Tensor]
-
-
-def read_checkpoint(folder: Path, recipe_key: str, iterations: int) -> Checkpoint | None:
-    """The checkpoint of a run folder, or None where there is none.
-
-    Raises `CheckpointError` for one that is damaged, of another recipe, or beyond `iterations`.
-    """
-    path = folder / CHECKPOINT_FILE
-    if not path.exists():
-        return None
+def _append(path: Path, row: dict[str, float]) -> None:
     try:
-        with safe_open(path, framework="pt") as file:
-            progress = json.loads(file.metadata()["progress"])
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        found, step, seconds = progress["recipe"], int(progress["step"]), float(progress["seconds"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole checkpoint ({error}). Start again with --overwrite."
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise OutputError(
+            f"could not write {path}: {error.strerror}. The last checkpoint is kept; free some space and go "
+            "on with --resume."
         ) from error
-    if found != recipe_key:
-        raise CheckpointError(
-            f"{path} belongs to another recipe or dataset: expected {recipe_key}, got {found}. "
-            "Use the settings that it was made with, or start again with --overwrite."
-        )
-    if step > iterations:
-        raise CheckpointError(
-            f"{path} stands at step {step}, beyond the {iterations} iterations that were asked for. Ask for "
-            "more, or start again with --overwrite."
-        )
-    return Checkpoint(step, seconds, tensors)
 
 
-class _Progress:
-    """Everything that changes from step to step, as one safetensors file. Draws are addressed, not stored."""
-
-    def __init__(self, images: Tensor, sampler: nn.Module, optimisers: list[torch.optim.Optimizer]):
-        self.images, self.sampler, self.optimisers = images, sampler, optimisers
-
-    def save(self, folder: Path, recipe_key: str, step: int, seconds: float) -> None:
-        tensors = {"images": self.images.detach()}
-        tensors |= {f"sampler/{name}": value for name, value in self.sampler.state_dict().items()}
-        for player, optimiser in enumerate(self.optimisers):
-            for index, state in optimiser.state_dict()["state"].items():
-                tensors |= {f"optimiser/{player}/{index}/{name}": value for name, value in state.items()}
-        tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        progress = json.dumps({"recipe": recipe_key, "seconds": seconds, "step": step}, sort_keys=True)
-        write_file(folder / CHECKPOINT_FILE, save(tensors, {"progress": progress}))
-
-    def load(self, checkpoint: "Checkpoint") -> None:
-        """Take over the state of a checkpoint."""
-        tensors = checkpoint.tensors
-        self.images.data.copy_(tensors["images"])
-        self.sampler.load_state_dict(_under("sampler/", tensors))
-        for player, optimiser in enumerate(self.optimisers):
-            content = optimiser.state_dict()
-            for name, value in _under(f"optimiser/{player}/", tensors).items():
-                index, key = name.split("/")
-                content["state"].setdefault(int(index), {})[key] = value
-            optimiser.load_state_dict(content)
+def _truncate_metrics(path: Path, done: int) -> None:
+    """Drop the rows after the checkpoint, and one that was cut off: those steps are played again."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= done]
+    write_file(path, "".join(kept).encode())
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

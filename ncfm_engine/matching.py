@@ -1,4 +1,4 @@
-"""One step of the game: which images are drawn, which network looks at them, what both players are told."""
+"""One step of the game: what both players are told about all classes."""
 
 from dataclasses import dataclass
 
@@ -6,50 +6,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distilled_data.augment import augment
+from distilled_data.augment import apply, draw
 from distilled_data.decode import decode
 from distilled_data.randomness import generator_at, seed_at
 
 from .config import DistillConfig
-from .discrepancy import ncfd
+from .discrepancy import amplitude_and_phase, characteristic_function, dm, mmd, mse, weigh
+from .features import FrozenNetwork
 from .frequencies import GaussianFrequencies, SamplingNetwork
-from .pretrain import FeaturePool, FlatNetwork
-from .sampling import ClassSampler
+from .memory import Footprint, Layout, choose_layout
+from .pretrain import FeaturePool
+from .real import RealFeatures, RealImages
 from .sources import Source
 
-
-class RealBatches:
-    """Real images on the device; every step draws anew from the whole of every class."""
-
-    def __init__(self, source: Source, per_class: int, device: str):
-        self.sampler = ClassSampler(source.train)
-        self.per_class = min(per_class, int(self.sampler.counts.min()))
-        self.images = source.train.images.to(device)
-
-    def draw(self, generator: torch.Generator, classes: slice = slice(None)) -> Tensor:
-        """uint8 [C, per_class, channels, H, W]; equal draws for equal generators, whatever the chunk."""
-        index = self.sampler.draw(self.per_class, generator)[classes]
-        return self.images[index.to(self.images.device, non_blocking=True)]
+PLAIN = {"mmd": mmd, "dm": dm, "mse": mse}  # discrepancies without frequencies
 
 
 @dataclass
 class StepLosses:
-    """Means over the classes, left on the device."""
+    """One value per class, left on the device: float32 [C] each."""
 
-    discrepancy: Tensor  # scalar
-    calibration: Tensor  # scalar
-
-    def __iadd__(self, other: "StepLosses") -> "StepLosses":
-        self.discrepancy += other.discrepancy
-        self.calibration += other.calibration
-        return self
+    discrepancy: Tensor
+    calibration: Tensor
+    amplitude: Tensor  # differences that the discrepancy weighs, means over the frequencies; zero
+    phase: Tensor  # where it has none
 
 
 class MatchingStep:
     """Gradients of both players for one step: images [ipc, C, channels, H, W] in [0, 1], and psi.
 
-    All classes go through the network at once; with `classes_per_chunk` they go in chunks whose
-    gradients are added up, which gives the same result in less memory.
+    `part` is the classes of this process (all); `layout` says how many go through at once. Gradients of the
+    chunks are added up, so the layout changes rounding only. Nothing in a step waits for the device.
     """
 
     def __init__(
@@ -58,66 +45,121 @@ class MatchingStep:
         source: Source,
         pool: FeaturePool,
         *,
+        ipc: int,
         seed: int,
         device: str,
-        classes_per_chunk: int | None = None,
+        layout: Layout | None = None,
+        part: slice = slice(None),
+        compile: bool = False,
     ):
-        self.config, self.pool, self.seed, self.device = config, pool, seed, device
-        self.classes = source.num_classes
-        self.classes_per_chunk = classes_per_chunk or self.classes
-        self.real = RealBatches(source, config.real_batch, device)
+        self.config, self.seed, self.device = config, seed, device
+        self.num_classes = source.num_classes  # of all processes
+        self.classes, self.part = part, range(source.num_classes)[part]
+        self._labels = torch.tensor(self.part, device=device)
+        self.layout = layout or choose_layout(
+            Footprint.of(
+                config, pool.template, source, ipc=ipc, kept_networks=pool.trajectory[..., 0].numel()
+            ),
+            device,
+        )
         self.mean = torch.tensor(source.mean, device=device).view(-1, 1, 1)
         self.std = torch.tensor(source.std, device=device).view(-1, 1, 1)
-        self._blended = FlatNetwork(pool.template, device)
-        self._trained = FlatNetwork(pool.template, device)
-        example = torch.zeros(1, source.channels, source.height, source.width, device=device)
-        dim = self._blended.network.features(example).numel()  # type: ignore[operator]
-        players = SamplingNetwork if config.adversarial else GaussianFrequencies
+        self.blended, self.trained = (
+            FrozenNetwork(pool, device, precision=config.precision, compile=compile) for _ in range(2)
+        )
+        self.real = RealFeatures(
+            config,
+            RealImages(source, device, part=part, resident=self.layout.images_resident),
+            self.blended,
+            networks=len(pool),
+            normalise=self.normalise,
+            seed=seed,
+            layout=self.layout,
+        )
+        shape = (1, source.channels, source.height, source.width)
+        dim = pool.template.features(torch.zeros(shape)).numel()  # type: ignore[operator]
+        player = SamplingNetwork if config.discrepancy == "ncfd" else GaussianFrequencies
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed_at(seed, "sampler"))  # torch.manual_seed reaches GPUs
-            self.sampler: nn.Module = players(dim, config.frequencies).to(device)
+            self.sampler: nn.Module = player(dim, config.frequencies).to(device)
 
     def backward(self, images: Tensor, step: int) -> StepLosses:
-        """Add the gradients of weight * discrepancy + calibration, summed over the classes."""
-        draw = generator_at(self.seed, "network", step)
-        index = int(torch.randint(len(self.pool), (), generator=draw))
-        beta = torch.rand((), generator=draw).item()
-        self.pool.blend(index, beta, self._blended)
-        self.pool.blend(index, 1.0, self._trained)
-        total = StepLosses(*torch.zeros(2, device=self.device))
-        for first in range(0, self.classes, self.classes_per_chunk):
-            total += self._chunk(images, step, slice(first, first + self.classes_per_chunk))
-        return total
+        """Set `images.grad` and add to psi's gradients those of weight * discrepancy + calibration.
 
-    def _chunk(self, images: Tensor, step: int, classes: slice) -> StepLosses:
-        part = images[:, classes]
-        views = decode(part.transpose(0, 1).flatten(0, 1), self.config.factor).flatten(0, 1)
-        synthetic = self._augment((views - self.mean) / self.std, step)
-        with torch.no_grad():
-            real = self.real.draw(generator_at(self.seed, "real", step), classes).float().div_(255)
-            real = self._augment((real.flatten(0, 1) - self.mean) / self.std, step)
-            real_features = self._features(real)
-        count = part.shape[1]
-        frequencies = self.sampler(generator_at(self.seed, "frequencies", step, device=self.device))
-        discrepancy = ncfd(
-            real_features.unflatten(0, (count, -1)),
-            self._features(synthetic).unflatten(0, (count, -1)),
-            frequencies,
-            self.config.alpha,
-        ).sum()
-        calibration = torch.zeros((), device=self.device)
+        Both terms are summed over the classes. `images` are those of `part`.
+        """
+        entry = self.real.prepare(step)
         if self.config.calibration:
-            targets = torch.arange(self.classes, device=self.device)[classes]
-            each = len(synthetic) // count
-            logits = self._trained.network(synthetic)
-            calibration = F.cross_entropy(logits, targets.repeat_interleave(each), reduction="sum") / each
-        (self.config.weight * discrepancy + self.config.calibration * calibration).backward()
-        return StepLosses(discrepancy.detach() / self.classes, calibration.detach() / self.classes)
+            self.trained.load(entry.network, 1.0)
+        frequencies = self._frequencies(step)
+        # psi's own graph is walked once, after all chunks
+        leaf = None if frequencies is None else frequencies.detach().requires_grad_(frequencies.requires_grad)
+        gradient = torch.empty_like(images)
+        images.grad = gradient
+        rows = []
+        for first in range(0, len(self.part), self.layout.classes):
+            classes = slice(first, first + self.layout.classes)
+            part = images.detach()[:, classes].requires_grad_()
+            rows.append(
+                self._chunk(part, self.real.features(entry, classes), leaf, step, entry.number, classes)
+            )
+            gradient[:, classes] = part.grad  # type: ignore[assignment]
+        if frequencies is not None and frequencies.requires_grad:
+            frequencies.backward(leaf.grad)  # type: ignore[union-attr]
+        return StepLosses(*torch.cat(rows, dim=1))
 
-    def _augment(self, images: Tensor, step: int) -> Tensor:
-        generator = generator_at(self.seed, "augment", step)
-        return augment(images, self.config.augment, generator, shared=True)
+    def use(self, layout: Layout) -> None:
+        """Cut the next steps in another way."""
+        self.layout = self.real.layout = layout
 
-    def _features(self, images: Tensor) -> Tensor:
-        """Last feature maps, flattened and L2-normalised: [N, D]."""
-        return F.normalize(self._blended.network.features(images).flatten(1))  # type: ignore[operator]
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images [..., channels, H, W] in [0, 1] to zero mean and unit deviation of the real data."""
+        return (images - self.mean) / self.std
+
+    def _frequencies(self, step: int) -> Tensor | None:
+        if self.config.discrepancy in PLAIN:
+            return None
+        return self.sampler(generator_at(self.seed, "frequencies", step, device=self.device))
+
+    def _chunk(
+        self, part: Tensor, real: Tensor, frequencies: Tensor | None, step: int, entry: int, classes: slice
+    ) -> Tensor:
+        """Gradients of some classes, images [ipc, c, channels, H, W]: what `StepLosses` holds, as [4, c]."""
+        count = part.shape[1]
+        views = decode(part.transpose(0, 1).flatten(0, 1), self.config.factor).flatten(0, 1)
+        views = self._augment(self.normalise(views), step, entry, classes)
+        # Each term frees its network's activations before the other begins; they meet at the views.
+        seen = views.detach().requires_grad_()
+        features = self.blended.features(seen).unflatten(0, (count, -1))
+        rows = self._compare(real, features, frequencies)
+        (self.config.weight * rows[0].sum()).backward()
+        calibration = torch.zeros_like(rows[0])
+        if self.config.calibration:
+            targets = self._labels[classes].repeat_interleave(len(seen) // count)
+            loss = F.cross_entropy(self.trained.logits(seen), targets, reduction="none")
+            calibration = loss.unflatten(0, (count, -1)).mean(1)
+            (self.config.calibration * calibration.sum()).backward()
+        views.backward(seen.grad)
+        return torch.stack([rows[0], calibration, *rows[1:]]).detach()
+
+    def _compare(
+        self, real: Tensor, synthetic: Tensor, frequencies: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Discrepancy, amplitude and phase of each class: [c] each."""
+        if frequencies is None:
+            value = PLAIN[self.config.discrepancy](real, synthetic)
+            return value, torch.zeros_like(value), torch.zeros_like(value)
+        functions = [characteristic_function(features, frequencies) for features in (real, synthetic)]
+        amplitude, phase = amplitude_and_phase(*functions)
+        return weigh(amplitude, phase, self.config.alpha), amplitude.mean(1), phase.mean(1)
+
+    def _augment(self, views: Tensor, step: int, entry: int, classes: slice) -> Tensor:
+        """As the real images of the entry, or with numbers of each view's own."""
+        if self.config.augment_shared:
+            operations, numbers = draw(self.config.augment, 1, generator_at(self.seed, "augment", entry))
+            return apply(views, operations, numbers)
+        each = len(views) // len(self.part[classes])
+        generator = generator_at(self.seed, "augment synthetic", step)
+        operations, numbers = draw(self.config.augment, self.num_classes * each, generator)
+        chosen = numbers.unflatten(0, (-1, each))[list(self.part[classes])]
+        return apply(views, operations, chosen.flatten(0, 1))

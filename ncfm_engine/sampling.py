@@ -10,7 +10,7 @@ class ClassSampler:
     """Draws indices into `part.images`, the same number from every class, without replacement."""
 
     def __init__(self, part: LabelledImages):
-        self.counts = part.counts
+        self.counts, self.num_classes = part.counts, part.num_classes
         self._first = (self.counts.cumsum(0) - self.counts)[:, None]
         self._absent = torch.arange(int(self.counts.max())) >= self.counts[:, None]
 

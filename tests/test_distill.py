@@ -2,24 +2,28 @@
 
 import dataclasses
 import json
-import time
 
 import pytest
 import torch
 
-from distilled_data import CheckpointError, DivergenceError, OutputError, UsageError
+from distilled_data import CheckpointError, DeviceMemoryError, DivergenceError, OutputError, UsageError
 from distilled_data.decode import tiles
 from ncfm_engine import distill as module
+from ncfm_engine.checkpoint import load_checkpoint
 from ncfm_engine.config import DistillConfig
-from ncfm_engine.distill import CHECKPOINT_FILE, METRICS_FILE, distill, initial_images
+from ncfm_engine.distill import CHECKPOINT_FILE, METRICS_FILE, distill
+from ncfm_engine.initial import initial_images
+from ncfm_engine.memory import Layout
+from ncfm_engine.stop import Stopped, StopRequest
 
+IDENTITY = {"recipe": "this"}
 CONFIG = DistillConfig(iterations=12, real_batch=20, frequencies=32, factor=1, checkpoint_every=4)
 
 
 @pytest.fixture
 def play(digits, pool):
     def play(config=CONFIG, seed=0, **options):
-        return distill(config, digits, pool, ipc=2, seed=seed, device="cpu", recipe_key="key", **options)
+        return distill(config, digits, pool, ipc=2, seed=seed, device="cpu", identity=IDENTITY, **options)
 
     return play
 
@@ -59,17 +63,34 @@ def test_the_sampling_network_plays_against_the_images(play, tmp_path):
 
 
 def test_without_an_adversary_the_frequencies_are_not_learned(play):
-    quiet = dataclasses.replace(CONFIG, adversarial=False)
+    quiet = dataclasses.replace(CONFIG, discrepancy="cfd")
     loud = dataclasses.replace(quiet, sampler_learning_rate=10.0)
     assert torch.equal(play(quiet).images, play(loud).images)
 
 
-def test_a_cosine_schedule_falls_from_the_learning_rate_to_nothing():
+def rates_of(play, config, folder) -> list[float]:
+    play(config, folder=folder)
+    return [row["learning_rate"] for row in metrics(folder)]
+
+
+def test_a_cosine_schedule_falls_from_the_learning_rate_to_nothing(play, tmp_path):
     config = dataclasses.replace(CONFIG, schedule="cosine", iterations=100, learning_rate=0.4)
-    rates = [module._learning_rate(config, step) for step in (0, 50, 99)]
-    assert rates[:2] == pytest.approx([0.4, 0.2])
-    assert rates[2] < 0.001
-    assert module._learning_rate(dataclasses.replace(config, schedule="constant"), 99) == 0.4
+    rates = rates_of(play, config, tmp_path)
+    assert rates[:1] + rates[4:5] == pytest.approx([0.4, 0.2], rel=0.05)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.002
+    assert set(rates_of(play, dataclasses.replace(config, schedule="constant"), tmp_path / "constant")) == {
+        0.4
+    }
+
+
+def test_a_plateau_halves_the_learning_rate(play, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PLATEAU_STEPS", 20)  # two rows
+    still = dataclasses.replace(CONFIG, schedule="plateau", iterations=120, learning_rate=1e-6)
+    rates = rates_of(play, still, tmp_path)
+    assert rates[0] == 1e-6
+    assert rates[-1] <= 0.5e-6
+    assert {round(1e-6 / rate) for rate in rates} <= {1, 2, 4, 8, 16}
 
 
 def test_images_start_as_real_images_of_their_class(digits):
@@ -113,14 +134,27 @@ def test_an_ipc_above_the_smallest_class_is_refused(digits):
 def test_metrics_have_a_row_per_interval_and_one_for_the_last_step(play, tmp_path):
     play(folder=tmp_path)
     rows = metrics(tmp_path)
-    assert [row["step"] for row in rows] == [4, 8, 10, 12]
-    assert set(rows[0]) == {"step", "discrepancy", "calibration", "seconds"}
+    assert [row["step"] for row in rows] == [10, 12]
+    names = "step discrepancy calibration amplitude phase learning_rate seconds"
+    assert set(rows[0]) == set(names.split())
 
 
+CHANGES = [
+    {},
+    {"real_features": "bank", "bank_size": 3, "bank_refresh": 2},
+    {"schedule": "plateau"},
+    {"schedule": "cosine"},
+    {"discrepancy": "mmd"},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
 @pytest.mark.parametrize("stop", [1, 5, 8, 11])
-def test_a_run_stopped_anywhere_and_resumed_equals_an_uninterrupted_one(play, tmp_path, monkeypatch, stop):
-    whole = play(folder=tmp_path / "whole")
-    calls = []
+def test_a_run_broken_off_anywhere_and_resumed_equals_an_uninterrupted_one(
+    play, tmp_path, monkeypatch, stop, change
+):
+    config, calls = dataclasses.replace(CONFIG, **change), []
+    whole = play(config, folder=tmp_path / "whole")
 
     def interrupt(self, images, step, real=module.MatchingStep.backward):
         calls.append(step)
@@ -131,48 +165,77 @@ def test_a_run_stopped_anywhere_and_resumed_equals_an_uninterrupted_one(play, tm
     with monkeypatch.context() as patch:
         patch.setattr(module.MatchingStep, "backward", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            play(folder=tmp_path / "parts")
-    resumed = play(folder=tmp_path / "parts", resume=True)
+            play(config, folder=tmp_path / "parts")
+    resumed = play(config, folder=tmp_path / "parts", resume=True)
     assert torch.equal(resumed.images, whole.images)
     untimed = [
         [{k: v for k, v in row.items() if k != "seconds"} for row in metrics(tmp_path / name)]
         for name in ("whole", "parts")
     ]
-    assert [row["step"] for row in untimed[1]][-1] == 12
-    assert untimed[0][-1] == untimed[1][-1]
+    assert untimed[0] == untimed[1]
 
 
-def test_a_time_budget_stops_at_a_checkpoint_from_which_the_run_goes_on(play, tmp_path):
-    early = play(folder=tmp_path, deadline=time.monotonic())
-    assert early.step == 1
-    assert torch.equal(play(folder=tmp_path, resume=True).images, play().images)
+def test_a_run_stopped_at_every_step_and_resumed_each_time_equals_an_uninterrupted_one(play, tmp_path):
+    config = dataclasses.replace(CONFIG, schedule="plateau")
+    for step in range(1, 12):
+        with pytest.raises(Stopped, match=f"distil, step {step} of 12"):
+            play(config, folder=tmp_path, resume=True, stop=StopRequest(0))
+    last = play(config, folder=tmp_path, resume=True, stop=StopRequest(0))
+    assert torch.equal(last.images, play(config).images)
+    assert [row["step"] for row in metrics(tmp_path)] == [10, 12]
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(play, digits, tmp_path):
+def test_a_checkpoint_of_another_run_is_refused(play, tmp_path):
     play(folder=tmp_path)
-    content = (
-        (tmp_path / CHECKPOINT_FILE)
-        .read_bytes()
-        .replace(b'\\"recipe\\": \\"key\\"', b'\\"recipe\\": \\"kex\\"')
-    )
-    (tmp_path / CHECKPOINT_FILE).write_bytes(content)
-    with pytest.raises(CheckpointError, match="expected key, got kex"):
-        play(folder=tmp_path, resume=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(IDENTITY, "recipe", "that")
+        with pytest.raises(CheckpointError, match="recipe is 'this' there and 'that' here"):
+            play(folder=tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("keep", [0, 100, -1])
-def test_a_damaged_checkpoint_is_refused(play, tmp_path, keep):
-    play(folder=tmp_path)
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(play, tmp_path):
+    whole = play(folder=tmp_path)
     path = tmp_path / CHECKPOINT_FILE
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
-        play(folder=tmp_path, resume=True)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="going on from the one before it"):
+        assert torch.equal(play(folder=tmp_path, resume=True).images, whole.images)
 
 
 def test_a_checkpoint_beyond_the_iterations_asked_for_is_refused(play, tmp_path):
     play(folder=tmp_path)
     with pytest.raises(CheckpointError, match="stands at step 12, beyond the 5 iterations"):
         play(dataclasses.replace(CONFIG, iterations=5), folder=tmp_path, resume=True)
+
+
+def fails_for_memory(times: int):
+    real = module.MatchingStep.backward
+
+    def backward(self, images, step):
+        nonlocal times
+        if step == 5 and times:
+            times -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return real(self, images, step)
+
+    return backward
+
+
+def test_out_of_memory_halves_the_chunks_once_and_changes_nothing_else(play, tmp_path, monkeypatch):
+    whole = play(layout=Layout(10, 40))
+    monkeypatch.setattr(module.MatchingStep, "backward", fails_for_memory(1))
+    with pytest.warns(UserWarning, match=r"out of memory at step 6 .* 5 classes and 20 real images at once"):
+        halved = play(layout=Layout(10, 40), folder=tmp_path)
+    assert torch.allclose(halved.images, whole.images, atol=1e-3)
+
+
+def test_out_of_memory_again_stops_with_the_checkpoint_kept(play, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.MatchingStep, "backward", fails_for_memory(2))
+    with (
+        pytest.warns(UserWarning, match="out of memory"),
+        pytest.raises(DeviceMemoryError, match=r"step 6 does not fit .* with 5 classes .*--memory"),
+    ):
+        play(layout=Layout(10, 40), folder=tmp_path)
+    assert load_checkpoint(tmp_path / CHECKPOINT_FILE, IDENTITY).progress["step"] == 4
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(play, tmp_path, monkeypatch):
@@ -183,10 +246,10 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(play, tmp_path
         return losses
 
     monkeypatch.setattr(module.MatchingStep, "backward", poison)
-    with pytest.raises(DivergenceError, match="an image at step 8 is not finite"):
+    with pytest.raises(DivergenceError, match="an image of class 0 at step 8 is not finite"):
         play(folder=tmp_path)
     monkeypatch.undo()
-    assert module.read_checkpoint(tmp_path, "key", 12).step == 4
+    assert load_checkpoint(tmp_path / CHECKPOINT_FILE, IDENTITY).progress["step"] == 4
 
 
 def test_metrics_that_cannot_be_written_are_an_output_error(play, tmp_path):
@@ -203,16 +266,19 @@ def test_metrics_that_cannot_be_written_are_an_output_error(play, tmp_path):
             play(folder=tmp_path)
 
 
-def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_last_checkpoint(play, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_names_step_and_class_and_keeps_the_last_checkpoint(
+    play, tmp_path, monkeypatch
+):
     def poison(self, images, step, real=module.MatchingStep.backward):
         losses = real(self, images, step)
         if step == 6:  # counted from zero
-            losses.discrepancy += float("nan")
+            losses.discrepancy[3] = float("nan")
         return losses
 
     monkeypatch.setattr(module.MatchingStep, "backward", poison)
-    with pytest.raises(DivergenceError, match="step 7 is not finite"):
+    with pytest.raises(DivergenceError, match="the loss of class 3 at step 7 is not finite"):
         play(folder=tmp_path)
     monkeypatch.undo()
-    assert metrics(tmp_path)[-1]["step"] == 4
+    assert metrics(tmp_path) == []
+    assert load_checkpoint(tmp_path / CHECKPOINT_FILE, IDENTITY).progress["step"] == 4
     assert torch.equal(play(folder=tmp_path, resume=True).images, play().images)

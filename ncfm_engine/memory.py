@@ -1,0 +1,200 @@
+"""What a matching step takes, by count, and how it is cut to fit.
+
+The real images pass without gradients in small batches; the synthetic ones of some classes at a time keep
+what their backward pass needs. The counts are compared with measured peaks in tests/test_memory.py.
+"""
+
+import copy
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from distilled_data import UsageError
+
+from .config import DistillConfig
+from .sources import Source
+
+CACHE = 8 * 2**20  # bytes of one activation: on a CPU, batches whose activations leave the caches are slower
+PASS = 2**30  # the same on a GPU, where larger batches gain nothing more
+ENOUGH = 512  # synthetic images at once that keep a GPU busy
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a step is cut and where its data lie. Changes time and memory, and results only by rounding."""
+
+    classes: int  # that go through forward and backward at once
+    images: int  # real images that pass the network at once
+    images_resident: bool = True  # real images on the device, or in host memory
+    bank_resident: bool = True  # the bank of real features likewise
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Counts for one run. All sizes in bytes."""
+
+    config: DistillConfig
+    source: Source
+    ipc: int
+    num_classes: int  # of this process
+    saved: int  # by one synthetic image for its backward pass, from one network
+    largest: int  # activation of one image
+    adjacent: int  # most that two neighbouring activations of one image take
+    dim: int  # of the features
+    parameters: int
+    kept_networks: int  # weights that lie on the device: initial, trained, snapshots
+
+    @classmethod
+    def of(
+        cls,
+        config: DistillConfig,
+        template: nn.Module,
+        source: Source,
+        *,
+        ipc: int,
+        kept_networks: int,
+        num_classes: int | None = None,
+    ) -> "Footprint":
+        shape = (1, source.channels, source.height, source.width)
+        saved, outputs, features = _count(template, shape, config.precision)
+        return cls(
+            config,
+            source,
+            ipc,
+            source.num_classes if num_classes is None else num_classes,
+            saved,
+            max(outputs),
+            max(a + b for a, b in itertools.pairwise(outputs)),
+            features,
+            sum(p.numel() for p in template.parameters()),
+            kept_networks,
+        )
+
+    @property
+    def real_per_class(self) -> int:
+        return min(self.config.real_batch, int(self.source.train.counts.min()))
+
+    @property
+    def views_per_class(self) -> int:
+        return self.ipc * self.config.factor**2
+
+    @property
+    def pixels(self) -> int:
+        return self.source.channels * self.source.height * self.source.width
+
+    def fixed(self, layout: Layout) -> dict[str, int]:
+        """What lies on the device all the time, by name."""
+        config, share = self.config, self.num_classes / self.source.num_classes
+        bank = config.bank_size * self.num_classes * self.real_per_class * self.dim * 4
+        counted = {
+            "synthetic images with gradient and optimiser": 16 * self.ipc * self.num_classes * self.pixels,
+            "feature networks": 4 * self.parameters * (self.kept_networks + 2),
+            "frequencies": 16 * config.frequencies * self.dim,
+        }
+        if layout.images_resident:
+            counted["real images"] = int(len(self.source.train) * share) * self.pixels
+        if config.real_features == "bank" and layout.bank_resident:
+            counted["bank of real features"] = bank
+        return counted
+
+    def step(self, layout: Layout) -> int:
+        """The most that a step takes besides: a pass of real images, or some classes forward and backward."""
+        real_pass = layout.images * (12 * self.pixels + self.adjacent)
+        real_pass += 4 * layout.classes * self.real_per_class * self.dim
+        return max(real_pass, layout.classes * self.per_class)
+
+    @property
+    def per_class(self) -> int:
+        """Bytes of one class forward and backward."""
+        views, real, frequencies = self.views_per_class, self.real_per_class, self.config.frequencies
+        network = views * (self.saved + self.adjacent)
+        # features of real images; the angle of both kinds, its cosine and its sine
+        waves = 4 * real * self.dim + 12 * (real + views) * frequencies
+        return network + waves + 4 * views * (6 * self.pixels + 3 * self.dim)
+
+    def total(self, layout: Layout) -> int:
+        return sum(self.fixed(layout).values()) + self.step(layout)
+
+
+def choose_layout(footprint: Footprint, device: str, budget: int | None = None) -> Layout:
+    """The fastest layout, or the fastest that stays within `budget` bytes on `device`.
+
+    Chunks are made smaller as long as they keep the device busy; then the bank goes to host memory, then
+    the real images. Raises `UsageError` when not even one class at a time fits; the message says what takes
+    the memory.
+    """
+    cpu = torch.device(device).type == "cpu"
+    aim = CACHE if cpu else PASS
+    images = max(1, aim // footprint.largest)
+    fastest = footprint.num_classes
+    if cpu:  # 4: a backward pass gains from larger batches than a forward pass
+        fastest = max(1, min(fastest, 4 * aim // (footprint.views_per_class * footprint.largest)))
+    best = Layout(fastest, min(images, fastest * footprint.real_per_class))
+    if budget is None:
+        return _even(best, footprint.num_classes)
+    fitting = []
+    for place in _places(cpu):
+        rest = budget - sum(footprint.fixed(replace(best, **place)).values())
+        classes = min(fastest, int(rest // footprint.per_class))
+        layout = replace(best, classes=classes, **place)
+        while classes >= 1 and layout.images > 1 and footprint.total(layout) > budget:
+            layout = replace(layout, images=layout.images // 2)
+        if classes >= 1 and footprint.total(layout) <= budget:
+            fitting.append(layout)
+    if fitting:
+        enough = min(fastest, -(-ENOUGH // footprint.views_per_class))
+        busy = [layout for layout in fitting if layout.classes >= enough]
+        return _even([*busy, max(fitting, key=lambda layout: layout.classes)][0], footprint.num_classes)
+    least = Layout(1, 1, **_places(cpu)[-1])
+    parts = footprint.fixed(least) | {"one class forward and backward": footprint.step(least)}
+    listed = ", ".join(f"{name} {_mib(size)}" for name, size in sorted(parts.items(), key=lambda p: -p[1]))
+    raise UsageError(
+        f"--memory {_mib(budget)} is below the minimum of {_mib(footprint.total(least))}: {listed}. Raise "
+        "it, or lower distill.real_batch, distill.frequencies, ipc or network.width."
+    )
+
+
+def _places(cpu: bool) -> list[dict[str, bool]]:
+    """On a CPU there is no other memory to move to."""
+    if cpu:
+        return [{"images_resident": True, "bank_resident": True}]
+    order = ((True, True), (True, False), (False, False))
+    return [{"images_resident": images, "bank_resident": bank} for images, bank in order]
+
+
+def _even(layout: Layout, num_classes: int) -> Layout:
+    """As many chunks, of sizes that differ by one at most: fixed shapes, and no small rest."""
+    chunks = -(-num_classes // layout.classes)
+    return replace(layout, classes=-(-num_classes // chunks))
+
+
+def _count(template: nn.Module, shape: tuple[int, ...], precision: str) -> tuple[int, list[int], int]:
+    """Bytes that autograd saves for one image, bytes of each layer's output, and the features' length."""
+    network = copy.deepcopy(template).cpu().requires_grad_(False)
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    outputs: list[int] = []
+    for module in network.modules():
+        if not any(True for _ in module.children()):
+            module.register_forward_hook(lambda _, __, out: outputs.append(out.nbytes))
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    images = torch.zeros(shape, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        features = network.features(images)  # type: ignore[operator]
+    half = 2 if precision == "bfloat16" else 1
+    return sum(saved.values()) // half, [size // half for size in outputs], features.numel()
+
+
+def _mib(size: int) -> str:
+    """Rounded up, so that a budget of what is printed is enough."""
+    unit, name = (2**20, "MiB") if size >= 2**20 else (2**10, "KiB")
+    return f"{math.ceil(10 * size / unit) / 10:g}{name}"

@@ -1,0 +1,107 @@
+"""Several processes, one run: each has a part of the classes, and psi is the same in all.
+
+    torchrun --nproc-per-node N tools/distill_and_push.py ...
+
+Draws are addressed by class and step, so the number of processes changes results by rounding only.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from distilled_data import RankError, UsageError
+
+MEET = timedelta(seconds=60)  # for all processes to appear
+WAIT = timedelta(minutes=30)  # for one another, for instance while feature networks are trained
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `count`. Alone, every method does nothing."""
+
+    rank: int = 0
+    count: int = 1
+
+    def part(self, num_classes: int) -> slice:
+        """The classes of this process; the parts differ by one class at most."""
+        if self.count > num_classes:
+            raise UsageError(
+                f"{self.count} processes are more than the {num_classes} classes, which are shared out among "
+                f"them. Start at most {num_classes} (--nproc-per-node)."
+            )
+        return slice(self.rank * num_classes // self.count, (self.rank + 1) * num_classes // self.count)
+
+    def add(self, *tensors: Tensor) -> None:
+        """Replace each tensor by its sum over the processes, in one message."""
+        if self.count == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        self._collective(dist.all_reduce, flat)
+        for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(total.view_as(tensor))
+
+    def whole(self, tensor: Tensor, dim: int, num_classes: int) -> Tensor:
+        """The parts of all processes, joined along the dimension of the classes."""
+        if self.count == 1:
+            return tensor
+        shape = list(tensor.shape)
+        shape[dim] = num_classes
+        joined = tensor.new_zeros(shape)
+        part = self.part(num_classes)
+        joined.narrow(dim, part.start, part.stop - part.start).copy_(tensor)
+        self.add(joined)
+        return joined
+
+    def any(self, flag: bool, device: str) -> bool:
+        """Whether the flag is set in one process or more."""
+        if self.count == 1:
+            return flag
+        total = torch.tensor([float(flag)], device=device)
+        self.add(total)
+        return bool(total.item())
+
+    def barrier(self) -> None:
+        if self.count > 1:
+            self._collective(dist.barrier)
+
+    def _collective(self, operation, *arguments) -> None:
+        try:
+            operation(*arguments)
+        except RuntimeError as error:
+            raise RankError(
+                f"process {self.rank} of {self.count} lost another one ({str(error).splitlines()[0]}). Its "
+                "own message says why it ended. The last checkpoint is kept; go on with --resume."
+            ) from error
+
+
+@contextmanager
+def join(device: str) -> Iterator[Ranks]:
+    """Meet the other processes that torchrun started; without torchrun, be alone. Raises `RankError`."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Ranks()
+        return
+    backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
+    if backend == "nccl":
+        torch.cuda.set_device(device)
+    try:
+        store, rank, count = next(rendezvous("env://", timeout=MEET))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=WAIT)
+    except (RuntimeError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RankError(
+            f"process {os.environ.get('RANK')} of {count} did not meet the others at {place} within "
+            f"{MEET.seconds} s: {str(error).splitlines()[0]}. Check that all were started with the same "
+            "address and port, and that a firewall lets them through."
+        ) from error
+    try:
+        yield Ranks(rank, count)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,150 @@
+"""Real images and their features: where they lie, and how often a network looks at them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from distilled_data.augment import apply, draw
+from distilled_data.randomness import generator_at
+
+from .config import DistillConfig
+from .features import FrozenNetwork
+from .memory import Layout
+from .sampling import ClassSampler
+from .sources import Source
+
+
+class RealImages:
+    """The training images of the classes `part`, as bytes: on the device, or in host memory.
+
+    In host memory they may as well be a memory-mapped file; only the rows that are drawn are read. On the
+    way to a GPU each batch is copied while the one before it is looked at.
+    """
+
+    def __init__(self, source: Source, device: str, *, part: slice = slice(None), resident: bool = True):
+        self.sampler = ClassSampler(source.train)
+        self.part, self.device = part, torch.device(device)
+        counts = self.sampler.counts
+        self._first = int(counts[: part.start or 0].sum())
+        images = source.train.images[self._first : self._first + int(counts[part].sum())]
+        self._streamed = self.device.type == "cuda" and not resident
+        self.images = images if self._streamed else images.to(device)
+        self._stream = torch.cuda.Stream(device) if self._streamed else None
+
+    def draw(self, per_class: int, generator: torch.Generator) -> Tensor:
+        """Rows of `images`, int64 [C, per_class] on the CPU; the same in whatever part they are drawn."""
+        return self.sampler.draw(per_class, generator)[self.part] - self._first
+
+    def batches(self, rows: Tensor, size: int) -> Iterator[Tensor]:
+        """uint8 images [size or fewer, channels, H, W] on the device, of `rows` int64 [N] on the CPU."""
+        parts = rows.split(size)
+        if not self._streamed:
+            index = rows.to(self.device, non_blocking=True)
+            yield from (self.images[part] for part in index.split(size))
+            return
+        ahead = self._send(parts[0])
+        for following in [*parts[1:], None]:
+            images, done = ahead
+            if following is not None:
+                ahead = self._send(following)
+            torch.cuda.current_stream(self.device).wait_event(done)
+            images.record_stream(torch.cuda.current_stream(self.device))
+            yield images
+
+    def _send(self, rows: Tensor) -> tuple[Tensor, Any]:
+        """The images on their way, and the event of their arrival."""
+        pinned = self.images[rows].pin_memory()
+        with torch.cuda.stream(self._stream):
+            return pinned.to(self.device, non_blocking=True), torch.cuda.current_stream().record_event()
+
+
+class Entry(NamedTuple):
+    number: int  # address of its draws
+    network: int  # index in the pool
+
+
+class RealFeatures:
+    """What the blended network makes of real images: anew at every step, or from a rolling bank.
+
+    An entry is one blended network, one draw of real images and one draw of augmentation, all addressed by
+    its number. Fresh features are those of entry number `step`. A bank holds `bank_size` entries, replaces
+    the oldest every `bank_refresh` steps, and gives each step one of them, drawn at random; so it is the
+    same after a resume, and with one entry, refreshed at every step, it is fresh.
+    """
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        images: RealImages,
+        network: FrozenNetwork,
+        *,
+        networks: int,
+        normalise: Callable[[Tensor], Tensor],
+        seed: int,
+        layout: Layout,
+    ):
+        self.config, self.images, self.network, self.seed, self.layout = config, images, network, seed, layout
+        self.networks, self.normalise = networks, normalise
+        self.per_class = min(config.real_batch, int(images.sampler.counts.min()))
+        self._bank: dict[int, Tensor] = {}
+        self._bank_device = images.device if layout.bank_resident else torch.device("cpu")
+
+    def prepare(self, step: int) -> Entry:
+        """The step's entry, with its network loaded."""
+        entry = step
+        if self.config.real_features == "bank":
+            size, oldest = self.config.bank_size, step // self.config.bank_refresh
+            alive = range(oldest, oldest + size)
+            self._bank = {number: self._bank[number] for number in alive if number in self._bank}
+            for number in alive:
+                if number not in self._bank:
+                    self._bank[number] = self._make(number)
+            entry = oldest + int(torch.randint(size, (), generator=generator_at(self.seed, "bank", step)))
+        return self._load(entry)
+
+    def features(self, entry: Entry, classes: slice) -> Tensor:
+        """float32 [C, B, D] of some classes of the part, on the device, for the entry just prepared."""
+        if entry.number in self._bank:
+            return self._bank[entry.number][classes].to(self.images.device, non_blocking=True)
+        return self._look(entry.number, classes)
+
+    def _load(self, entry: int) -> Entry:
+        generator = generator_at(self.seed, "network", entry)
+        index = int(torch.randint(self.networks, (), generator=generator))
+        self.network.load(index, torch.rand((), generator=generator).item())
+        return Entry(entry, index)
+
+    def _make(self, entry: int) -> Tensor:
+        self._load(entry)
+        count = len(range(self.images.sampler.num_classes)[self.images.part])
+        step = self.layout.classes
+        parts = [self._look(entry, slice(first, first + step)) for first in range(0, count, step)]
+        bank = torch.cat([part.to(self._bank_device) for part in parts])
+        return bank.pin_memory() if self._bank_device != self.images.device else bank
+
+    @torch.no_grad()
+    def _look(self, entry: int, classes: slice) -> Tensor:
+        rows = self.images.draw(self.per_class, generator_at(self.seed, "real", entry))[classes]
+        strategy, generator = self.config.augment, generator_at(self.seed, "augment", entry)
+        if self.config.augment_shared:
+            operations, numbers = draw(strategy, 1, generator)
+        else:  # drawn for all classes, so that neither chunks nor ranks change it
+            total = self.images.sampler.num_classes * self.per_class
+            operations, numbers = draw(strategy, total, generator)
+            of_class = numbers.unflatten(0, (-1, self.per_class))[self.images.part][classes]
+            numbers = of_class.flatten(0, 1)
+        size, found = self.layout.images, []
+        for images, part in zip(
+            self.images.batches(rows.flatten(), size), _parts(numbers, rows.numel(), size), strict=True
+        ):
+            images = apply(self.normalise(images.float() / 255), operations, part)
+            found.append(self.network.features(images))
+        return torch.cat(found).unflatten(0, (len(rows), -1))
+
+
+def _parts(numbers: Tensor, total: int, size: int) -> Iterator[Tensor]:
+    """The rows of `numbers` [N or 1, U] for each batch."""
+    for first in range(0, total, size):
+        yield numbers if len(numbers) == 1 else numbers[first : first + size]

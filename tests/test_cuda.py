@@ -1,0 +1,110 @@
+"""What only a GPU can show. Skipped where there is none."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from ncfm_engine.config import DistillConfig, EvaluateConfig, NetworkConfig, PretrainConfig
+from ncfm_engine.distill import distill
+from ncfm_engine.evaluate import evaluate, random_subset
+from ncfm_engine.initial import initial_images
+from ncfm_engine.matching import MatchingStep
+from ncfm_engine.memory import Footprint, Layout
+from ncfm_engine.pretrain import FeaturePool, pretrain
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+SMALL = DistillConfig(iterations=12, real_batch=100, frequencies=256, factor=1, checkpoint_every=4)
+
+
+@pytest.fixture
+def pool_there(pool):
+    return dataclasses.replace(pool, trajectory=pool.trajectory.cuda())
+
+
+def game(
+    digits, pool: FeaturePool, device: str, config=SMALL, **options
+) -> tuple[MatchingStep, torch.Tensor]:
+    images = initial_images(config, digits, ipc=10, seed=0).to(device)
+    return MatchingStep(config, digits, pool, ipc=10, seed=0, device=device, **options), images
+
+
+def test_a_step_on_the_gpu_is_the_step_on_the_cpu_but_for_the_frequencies(digits, pool, pool_there):
+    # A generator on a GPU draws other numbers; a discrepancy without frequencies must agree.
+    config = dataclasses.replace(SMALL, discrepancy="mmd")
+    (here, images), (there, images_there) = (
+        game(digits, pool, "cpu", config),
+        game(digits, pool_there, "cuda", config),
+    )
+    losses, losses_there = here.backward(images, 3), there.backward(images_there, 3)
+    assert torch.allclose(losses.discrepancy, losses_there.discrepancy.cpu(), rtol=1e-2, atol=1e-4)
+    assert torch.allclose(losses.calibration, losses_there.calibration.cpu(), rtol=1e-2)
+    difference = (images.grad - images_there.grad.cpu()).norm() / images.grad.norm()
+    assert difference < 0.05
+
+
+@pytest.mark.parametrize("features", ["fresh", "bank"])
+def test_a_step_never_waits_for_the_device(digits, pool_there, features):
+    config = dataclasses.replace(SMALL, real_features=features, bank_size=2, bank_refresh=1)
+    step, images = game(digits, pool_there, "cuda", config)
+    step.backward(images, 0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step.backward(images, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("features", ["fresh", "bank"])
+def test_what_lies_in_host_memory_gives_the_same_losses(digits, pool_there, features):
+    config = dataclasses.replace(SMALL, real_features=features, bank_size=2, bank_refresh=1)
+    values = []
+    for resident in (True, False):
+        layout = Layout(4, 64, images_resident=resident, bank_resident=resident)
+        step, images = game(digits, pool_there, "cuda", config, layout=layout)
+        values.append(torch.stack([step.backward(images, number).discrepancy for number in range(4)]))
+    assert torch.allclose(*values, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layout", [Layout(10, 1000), Layout(3, 100), Layout(1, 10)])
+def test_the_memory_count_holds_on_the_gpu(digits, pool_there, layout):
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    step, images = game(digits, pool_there, "cuda", layout=layout)
+    step.backward(images, 0)
+    torch.cuda.reset_peak_memory_stats()
+    step.backward(images, 1)
+    counts = Footprint.of(
+        SMALL, pool_there.template, digits, ipc=10, kept_networks=pool_there.trajectory[..., 0].numel()
+    )
+    assert torch.cuda.max_memory_allocated() - before <= counts.total(layout) + 2**20
+
+
+def test_a_run_resumed_on_the_gpu_goes_on(digits, pool_there, tmp_path):
+    options = {"ipc": 2, "seed": 0, "device": "cuda", "folder": tmp_path, "identity": {}}
+    half = dataclasses.replace(SMALL, iterations=8)
+    distill(half, digits, pool_there, **options)
+    whole = distill(SMALL, digits, pool_there, resume=True, **options)
+    assert whole.step == 12
+    assert whole.images.device.type == "cuda"
+
+
+def test_compiled_half_precision_steps_stay_close(digits, pool_there):
+    values = []
+    for precision, compiled in (("float32", False), ("bfloat16", True)):
+        config = dataclasses.replace(SMALL, precision=precision)
+        step, images = game(digits, pool_there, "cuda", config, compile=compiled)
+        values.append(step.backward(images, 0).discrepancy)
+    assert torch.allclose(*values, rtol=0.03)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_networks_trained_together_learn_and_their_set_is_evaluated(digits, tmp_path, precision):
+    network = NetworkConfig(width=16, depth=2)
+    config = PretrainConfig(networks=3, epochs=6, learning_rate=0.1, cutmix=0, precision=precision)
+    pool = pretrain(config, network, digits, seed=0, device="cuda", cache=tmp_path)
+    assert min(pool.accuracies) > 60
+    dataset = random_subset(digits, ipc=5, seed=0, pool=pool, labels="soft", device="cuda")
+    how = EvaluateConfig(epochs=20, repeats=3, full_repeats=0, precision=precision)
+    rows = evaluate(dataset, digits, how, network, seed=0, device="cuda", pool=pool)
+    assert all(row["last_mean"] > 25 for row in rows)
