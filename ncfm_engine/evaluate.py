@@ -3,25 +3,37 @@
 import dataclasses
 import hashlib
 import json
+import math
 import statistics
 import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from distilled_data import DistilledDataset, UsageError
 from distilled_data.loader import Loader
 from distilled_data.randomness import generator_at, seed_at
 
+from .batches import Batches, reseeded
+from .checkpoint import load_checkpoint, previous_of, save_checkpoint
 from .config import EvaluateConfig, NetworkConfig
 from .label import label
-from .pretrain import FeaturePool, build, real_loader
+from .pretrain import FeaturePool, build, real_loader, real_test_loader
 from .report import Report, silent
 from .sampling import ClassSampler
 from .sources import Source
-from .train import accuracy, logits_of, train
+from .stop import StopRequest
+from .train import CHECKPOINT_SECONDS, Course, Networks, Training, counting, grouped, named
 
 CHECKS = 10  # evenly spaced tests during a training, for the best-over-epochs column
+PROGRESS_FILE = "evaluation.safetensors"  # of the run folder, until all rows are there
+
+Loaders = Callable[[Sequence[int]], list[Loader]]  # one for each seed
 
 
 def evaluate(
@@ -33,26 +45,160 @@ def evaluate(
     seed: int,
     device: str,
     pool: FeaturePool | None = None,
+    folder: Path | None = None,
+    resume: bool = False,
+    stop: StopRequest | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     report: Report = silent,
 ) -> list[dict[str, Any]]:
     """Rows of `results.json` (accuracies in percent), one for each label kind of `config.labels`.
 
     Distilled and random images share labels, optimiser steps and augmentation; every repeat has a network
     and a random subset of its own. `pool` labels the random subset and is needed for soft labels only.
+    With a `folder` progress is kept there, and `resume` goes on from it. Raises `Stopped` after saving it
+    when `stop` is requested, and `CheckpointError` for progress of another evaluation.
     """
-    full = []
-    for repeat in range(config.full_repeats):
-        report("evaluate (all real images)", repeat, config.full_repeats)
-        here = seed_at(seed, repeat)
-        loader = real_loader(
-            source, source.train, config.batch_size, device, augment=config.augment, seed=here
-        )
-        full.append(train_and_test(loader, config.full_epochs, source, config, network, here, checks=1)[0])
-        report("evaluate (all real images)", repeat + 1, config.full_repeats)
-    return [
-        _row(dataset, source, config, network, labels, seed, device, pool, full, report)
-        for labels in config.labels
-    ]
+    identity = _identity(dataset, source, config, network, seed, device, pool)
+    progress = _Progress(folder and folder / PROGRESS_FILE, identity, resume)
+    trainings = _Trainings(source, config, network, seed, device, progress, checkpoint_seconds, stop, report)
+    options: dict[str, Any] = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
+
+    def all_images(seeds: Sequence[int]) -> list[Loader]:
+        loader = real_loader(source, source.train, **options)
+        return [reseeded(loader, here) for here in seeds]
+
+    full = trainings.scores("all real images", config.full_repeats, config.full_epochs, all_images)
+    rows = [_row(dataset, labels, pool, trainings, full, options) for labels in config.labels]
+    progress.discard()
+    return rows
+
+
+def _row(
+    dataset: DistilledDataset,
+    labels: str,
+    pool: FeaturePool | None,
+    trainings: "_Trainings",
+    full: list[list[float]],
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    source, config, device = trainings.source, trainings.config, trainings.device
+
+    def distilled(seeds: Sequence[int]) -> list[Loader]:
+        loader = dataset.with_labels(labels).loader(**options)
+        return [reseeded(loader, here) for here in seeds]
+
+    def random(seeds: Sequence[int]) -> list[Loader]:
+        temperature = dataset.info.labels.get("temperature", 1.0)
+        choice = {"ipc": dataset.ipc, "labels": labels, "pool": pool, "temperature": temperature}
+        subsets = [random_subset(source, seed=here, device=device, **choice) for here in seeds]
+        return [subset.loader(**options, seed=here) for subset, here in zip(subsets, seeds, strict=True)]
+
+    names = f"{labels} labels, distilled", f"{labels} labels, random"
+    batches = [math.ceil(n / config.batch_size) for n in (len(dataset), dataset.ipc * source.num_classes)]
+    epochs = epochs_of_as_many_steps(config.epochs, *batches)
+    of_distilled = trainings.scores(names[0], config.repeats, config.epochs, distilled, CHECKS)
+    of_random = trainings.scores(names[1], config.repeats, epochs, random)
+    return {
+        "dataset": source.title,
+        "ipc": dataset.ipc,
+        "network": trainings.network.name,
+        "protocol": "ncfm",
+        "labels": labels,
+        "epochs": config.epochs,
+        "split": source.split,
+        "settings": _short_hash(config, trainings.network, trainings.seed),
+        "n": config.repeats,
+        **_mean_std("last", [last for last, _ in of_distilled]),
+        **_mean_std("best", [best for _, best in of_distilled]),
+        **_mean_std("random", [last for last, _ in of_random]),
+        **_mean_std("full", [last for last, _ in full]),
+        "full_n": len(full),
+        "seconds": round(sum(trainings.progress.seconds[name] for name in names), 1),
+        "seed": trainings.seed,
+        "content_hash": dataset.content_hash,
+    }
+
+
+class _Progress:
+    """Scores of the finished trainings and the state of the one that runs, in one checkpoint at `path`.
+
+    `scores` is [last, best] by "name repeat", `seconds` the time spent by name. Without a path they are only
+    held in memory.
+    """
+
+    def __init__(self, path: Path | None, identity: dict[str, Any], resume: bool):
+        self.path, self.identity = path, identity
+        self.scores: dict[str, list[float]] = {}
+        self.seconds: dict[str, float] = {}
+        self._found = load_checkpoint(path, identity) if path and resume else None
+        if self._found:
+            self.scores, self.seconds = self._found.progress["scores"], self._found.progress["seconds"]
+        else:
+            self.discard()
+
+    def run(self, name: str, repeats: list[int], start: Callable[[], Training], **options: Any) -> None:
+        """Run the training of these repeats that `start` makes, from where it was stopped, and record it."""
+        began, before = time.monotonic(), self.seconds.get(name, 0.0)
+        title, training = f"evaluate, {name}, {named(repeats)}", start()
+        if self._found and self._found.progress["running"] == title:
+            training.restore(self._found.tensors, self._found.progress["training"])
+        self._found = None
+
+        def save(tensors: Mapping[str, Tensor], training: Mapping[str, Any], running: str = title) -> None:
+            self.seconds[name] = before + time.monotonic() - began
+            if self.path:
+                progress = {"scores": self.scores, "seconds": self.seconds}
+                progress |= {"running": running, "training": training}
+                save_checkpoint(self.path, tensors, identity=self.identity, progress=progress)
+
+        training.run(title, save=save, **options)
+        for repeat, values in zip(repeats, zip(*training.scores, strict=True), strict=True):
+            self.scores[f"{name} {repeat}"] = [values[-1], max(values)]
+        save({}, {}, running="")
+
+    def discard(self) -> None:
+        if self.path:
+            for generation in (self.path, previous_of(self.path)):
+                generation.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Trainings:
+    """The trainings of one evaluation: those that are recorded already are not run again."""
+
+    source: Source
+    config: EvaluateConfig
+    network: NetworkConfig
+    seed: int
+    device: str
+    progress: _Progress
+    checkpoint_seconds: float
+    stop: StopRequest | None
+    report: Report
+
+    def scores(
+        self, name: str, repeats: int, epochs: int, loaders: Loaders, checks: int = 1
+    ) -> list[list[float]]:
+        """The last and the best accuracy of every repeat."""
+        recorded, config = self.progress.scores, self.config
+        missing = [repeat for repeat in range(repeats) if f"{name} {repeat}" not in recorded]
+        template = build(self.network, self.source, self.seed)
+        self.progress.seconds.setdefault(name, 0.0)
+        for group in grouped(missing, config.at_once, template, self.device):
+            done = sum(f"{name} {repeat}" in recorded for repeat in range(repeats)) * epochs
+            seeds = [seed_at(self.seed, repeat) for repeat in group]
+            self.progress.run(
+                name,
+                group,
+                partial(self._start, loaders, seeds, epochs, checks),
+                checkpoint_seconds=self.checkpoint_seconds,
+                stop=self.stop,
+                after_epoch=counting(self.report, f"evaluate ({name})", done, repeats * epochs, len(group)),
+            )
+        return [recorded[f"{name} {repeat}"] for repeat in range(repeats)]
+
+    def _start(self, loaders: Loaders, seeds: list[int], epochs: int, checks: int) -> Training:
+        return _training(loaders(seeds), epochs, self.source, self.config, self.network, seeds, checks)
 
 
 def train_and_test(
@@ -64,30 +210,39 @@ def train_and_test(
     seed: int,
     checks: int = CHECKS,
 ) -> tuple[float, float]:
-    """Train a new network for `epochs`; its test accuracy in percent at the end, and the best of `checks`."""
-    device = str(loader.device)
-    model = build(network, source, seed).to(device)
-    optimiser = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    test = real_loader(source, source.test, 512, device, shuffle=False)
-    tested = {round(epochs * (k + 1) / checks) for k in range(checks)}
-    found = []
+    """Train a new network for `epochs`; its test accuracy in percent at the end, and the best of `checks`.
 
-    def after_epoch(done: int) -> None:
-        if done in tested:
-            found.append(accuracy(logits_of(model, test), source.test.targets))
+    `seed` decides the initial weights, the seed of the loader everything else.
+    """
+    training = _training([loader], epochs, source, config, network, [seed], checks)
+    training.run()
+    values = [score for (score,) in training.scores]
+    return values[-1], max(values)
 
-    train(
-        model,
-        loader,
-        classes=source.num_classes,
-        epochs=epochs,
-        optimiser=optimiser,
-        schedule=torch.optim.lr_scheduler.MultiStepLR(optimiser, [epochs * k // 5 for k in range(1, 5)], 0.5),
-        cutmix_probability=config.cutmix,
-        seed=seed,
-        after_epoch=after_epoch,
+
+def _training(
+    loaders: list[Loader],
+    epochs: int,
+    source: Source,
+    config: EvaluateConfig,
+    network: NetworkConfig,
+    seeds: Sequence[int],
+    checks: int,
+) -> Training:
+    device = str(loaders[0].device)
+    course = Course(
+        epochs,
+        lambda weights: torch.optim.AdamW(weights, config.learning_rate, weight_decay=config.weight_decay),
+        milestones=[epochs * k // 5 for k in range(1, 5)],
+        decay=0.5,
+        tested={round(epochs * (k + 1) / checks) for k in range(checks)},
     )
-    return found[-1], max(found)
+    return Training(
+        Networks([build(network, source, seed) for seed in seeds], device, config.precision),
+        Batches(loaders, classes=source.num_classes, cutmix=config.cutmix),
+        course,
+        real_test_loader(source, len(seeds), device),
+    )
 
 
 def random_subset(
@@ -119,71 +274,47 @@ def random_subset(
     )
 
 
-def epochs_of_as_many_steps(epochs: int, loader: Loader, other: Loader) -> int:
-    """How often to pass over `other` to take the optimiser steps of `epochs` passes over `loader`."""
-    return max(1, round(epochs * len(loader) / len(other)))
+def epochs_of_as_many_steps(epochs: int, batches: int, other: int) -> int:
+    """How often to pass over `other` batches for the optimiser steps of `epochs` passes over `batches`."""
+    return max(1, round(epochs * batches / other))
 
 
-def _row(
+def _identity(
     dataset: DistilledDataset,
     source: Source,
     config: EvaluateConfig,
     network: NetworkConfig,
-    labels: str,
     seed: int,
     device: str,
     pool: FeaturePool | None,
-    full: list[float],
-    report: Report,
 ) -> dict[str, Any]:
-    start, last, best, random = time.monotonic(), [], [], []
-    options = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
-    for repeat in range(config.repeats):
-        report(f"evaluate ({labels} labels)", repeat, config.repeats)
-        here = seed_at(seed, repeat)
-        loader = dataset.with_labels(labels).loader(**options, seed=here)
-        scores = train_and_test(loader, config.epochs, source, config, network, here)
-        last.append(scores[0])
-        best.append(scores[1])
-        subset = random_subset(
-            source,
-            ipc=dataset.ipc,
-            seed=here,
-            device=device,
-            labels=labels,
-            pool=pool,
-            temperature=dataset.info.labels.get("temperature", 1.0),
-        ).loader(**options, seed=here)
-        epochs = epochs_of_as_many_steps(config.epochs, loader, subset)
-        random.append(train_and_test(subset, epochs, source, config, network, here, checks=1)[0])
-        report(f"evaluate ({labels} labels)", repeat + 1, config.repeats)
-    return {
-        "dataset": source.title,
-        "ipc": dataset.ipc,
-        "network": network.name,
-        "protocol": "ncfm",
-        "labels": labels,
-        "epochs": config.epochs,
-        "split": source.split,
-        "settings": _short_hash(config, network, seed),
-        "n": config.repeats,
-        **_mean_std("last", last),
-        **_mean_std("best", best),
-        **_mean_std("random", random),
-        **_mean_std("full", full),
-        "full_n": len(full),
-        "seconds": round(time.monotonic() - start, 1),
-        "seed": seed,
+    """Everything that decides a score; which repeats are made, and how many at once, does not."""
+    identity = {f"evaluate.{name}": value for name, value in _deciding(config).items()}
+    identity |= {f"network.{name}": value for name, value in dataclasses.asdict(network).items()}
+    return identity | {
         "content_hash": dataset.content_hash,
+        "ipc": dataset.ipc,
+        "temperature": dataset.info.labels.get("temperature"),
+        "fingerprint": source.fingerprint,
+        "split": source.split,
+        "teacher": pool and pool.weights_hash,
+        "seed": seed,
+        "torch": torch.__version__,
+        "device": torch.device(device).type,
     }
 
 
 def _short_hash(config: EvaluateConfig, network: NetworkConfig, seed: int) -> str:
     """Tells rows of different settings apart; how many networks were trained is not one of them."""
-    content = dataclasses.asdict(config) | {"network": dataclasses.asdict(network), "seed": seed}
-    for name in ("repeats", "full_repeats", "labels"):
-        del content[name]
+    content = _deciding(config) | {"network": dataclasses.asdict(network), "seed": seed}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _deciding(config: EvaluateConfig) -> dict[str, Any]:
+    content = dataclasses.asdict(config)
+    for name in ("repeats", "full_repeats", "labels", "at_once"):
+        del content[name]
+    return content
 
 
 def _mean_std(name: str, values: list[float]) -> dict[str, float | None]:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
-from torchvision.models.vision_transformer import Encoder
 
 from distilled_data.errors import UnknownNameError, UsageError
 
@@ -123,6 +121,8 @@ def convnet(
 
 def resnet18(channels: int, size: tuple[int, int], classes: int, norm: Callable[[int], nn.Module]) -> Network:
     """ResNet-18 (He et al. 2016, arXiv 1512.03385) with its stem for small images: 3x3, no pooling."""
+    from torchvision.models.resnet import BasicBlock  # importing torchvision takes as long as importing torch
+
     height, width = size
     layers = [nn.Conv2d(channels, 64, 3, padding=1, bias=False), norm(64), nn.ReLU()]
     inputs = 64
@@ -147,6 +147,8 @@ class PatchEncoder(nn.Module):
     """Cuts images into about 8x8 patches and encodes them to a map [N, dim, rows, columns]."""
 
     def __init__(self, channels: int, size: tuple[int, int], *, dim: int, layers: int, heads: int):
+        from torchvision.models.vision_transformer import Encoder
+
         super().__init__()
         height, width = size
         patch = -(-min(size) // 8)

@@ -4,42 +4,62 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from distilled_data import DivergenceError, UsageError
-from distilled_data.format import write_file
+from distilled_data import CheckpointError, DivergenceError, UsageError
 from distilled_data.loader import Loader
 from distilled_data.randomness import seed_at
 
+from .batches import Batches, reseeded
+from .checkpoint import Checkpoint, load_checkpoint, previous_of, save_checkpoint
 from .config import NetworkConfig, PretrainConfig
 from .networks import build_network
 from .report import Report, silent
 from .sources import LabelledImages, Source
-from .train import accuracy, logits_of, train
+from .stop import StopRequest
+from .train import CHECKPOINT_SECONDS, Course, Networks, Training, counting, grouped, named
 
 
 @dataclass(frozen=True)
 class FeaturePool:
-    """Flat weights of M networks of one architecture: `initial` and `trained`, float32 [M, parameters]."""
+    """Weights of M networks of one architecture on their way from initialisation to the end of training.
+
+    `trajectory` is float32 [M, S + 2, P]: initial, S snapshots evenly spaced in epochs, trained.
+    """
 
     template: nn.Module
-    initial: Tensor
-    trained: Tensor
+    trajectory: Tensor
     accuracies: tuple[float, ...]  # percent on the source's test images
 
     def __len__(self) -> int:
-        return len(self.trained)
+        return len(self.trajectory)
+
+    @property
+    def initial(self) -> Tensor:
+        return self.trajectory[:, 0]
+
+    @property
+    def trained(self) -> Tensor:
+        return self.trajectory[:, -1]
 
     def blend(self, index: int, beta: Tensor | float, out: "FlatNetwork") -> nn.Module:
-        """Fill `out` with (1 - beta) * initial + beta * trained of one and the same network."""
-        torch.lerp(self.initial[index], self.trained[index], beta, out=out.weights)
+        """Fill `out` with the weights at `beta` (0 initial, 1 trained) of network `index`.
+
+        The way is a straight line between each two neighbours of its trajectory, all as long in `beta`.
+        """
+        path = self.trajectory[index]
+        segments, first = len(path) - 1, 0
+        if segments > 1:
+            position = round(float(beta) * segments, 12)  # k / segments * segments is not always k
+            first = min(int(position), segments - 1)
+            beta = position - first
+        torch.lerp(path[first], path[first + 1], beta, out=out.weights)
         return out.network
 
     @property
@@ -78,8 +98,10 @@ def build(config: NetworkConfig, source: Source, seed: int) -> nn.Module:
 
 
 def real_loader(source: Source, part: LabelledImages, batch_size: int, device: str, **options) -> Loader:
-    """Batches of real images, normalised like everything else in a run."""
+    """Batches of real images, normalised; on a GPU they stay where it has room for twice as many."""
     size = (source.height, source.width)
+    where = torch.device(device)
+    fits = where.type != "cuda" or part.images.nbytes <= torch.cuda.mem_get_info(where)[0] // 2
     return Loader(
         part.images,
         part.targets,
@@ -88,11 +110,40 @@ def real_loader(source: Source, part: LabelledImages, batch_size: int, device: s
         std=source.std,
         batch_size=batch_size,
         device=device,
+        resident=fits,
         **options,
     )
 
 
+def real_test_loader(source: Source, networks: int, device: str) -> Loader:
+    """The test images, in batches that fill a device once for all `networks`."""
+    return real_loader(source, source.test, max(64, 512 // networks), device, shuffle=False)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network of a pool: `trajectory` float32 [S + 2, P] on the CPU, `accuracy` in percent."""
+
+    trajectory: Tensor
+    accuracy: float
+
+
 def pretrain(
+    config: PretrainConfig, network: NetworkConfig, source: Source, *, seed: int, device: str, **options: Any
+) -> FeaturePool:
+    """The whole pool: what lies in the cache, and the rest trained now. Options are those of `train_pool`.
+
+    Memory: M x (snapshots + 2) networks of float32 on `device`.
+    """
+    members = train_pool(config, network, source, seed=seed, device=device, **options)
+    return FeaturePool(
+        build(network, source, seed),
+        torch.stack([member.trajectory for member in members]).to(device),
+        tuple(member.accuracy for member in members),
+    )
+
+
+def train_pool(
     config: PretrainConfig,
     network: NetworkConfig,
     source: Source,
@@ -100,12 +151,17 @@ def pretrain(
     seed: int,
     device: str,
     cache: Path,
+    share: tuple[int, int] = (0, 1),
+    stop: StopRequest | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     report: Report = silent,
-) -> FeaturePool:
-    """Train the pool, or take from `cache` the networks that are already there.
+) -> list[Member]:
+    """The networks rank, rank + ranks, ... of the pool, where `share` is (rank, ranks), in this order.
 
-    A network is cached under a key of everything that decides its weights; a file that is damaged or of
-    another shape is trained again. Memory: 2 M networks of float32 on `device`.
+    A network is cached under a key of everything that decides its weights; one that is missing, damaged or
+    altered is trained again. A training that was interrupted goes on from the checkpoint that lies there too.
+    Raises `Stopped` after saving one, `DivergenceError` for weights that are not finite, and `UsageError` for
+    networks with running statistics.
     """
     template = build(network, source, seed)
     if any(True for _ in template.buffers()):
@@ -113,91 +169,116 @@ def pretrain(
             f"network.norm={network.norm!r} keeps running statistics, which cannot be blended between "
             "initialisation and training. Use instance, layer, group or none."
         )
-    folder = cache / "pool" / pool_key(config, network, source, seed, device)
-    rows = []
-    for index in range(config.networks):
-        path = folder / f"network-{index:03d}.safetensors"
-        done, total = index * config.epochs, config.networks * config.epochs  # in epochs
-        report("pretrain", done, total)
-        row = _cached(path, template)
-        if row is None:
-            row = _train_one(
-                config,
-                network,
-                source,
-                seed_at(seed, "pool", index),
-                device,
-                lambda epoch, done=done, total=total: report("pretrain", done + epoch, total),
-            )
-            if not all(tensor.isfinite().all() for tensor in row.values()):
-                raise DivergenceError(
-                    f"feature network {index} has weights that are not finite after {config.epochs} epochs. "
-                    "Try a smaller --set pretrain.learning_rate."
-                )
-            write_file(path, save(row))
-        rows.append(row)
-    return FeaturePool(
-        template,
-        torch.stack([row["initial"] for row in rows]).to(device),
-        torch.stack([row["trained"] for row in rows]).to(device),
-        tuple(row["accuracy"].item() for row in rows),
-    )
+    key = pool_key(config, network, source, seed, device)
+    folder, mine = cache / "pool" / key, range(share[0], config.networks, share[1])
+    members = {index: member for index in mine if (member := _cached(folder, index))}
+    missing = [index for index in mine if index not in members]
+    for group in grouped(missing, config.at_once, template, device):
+        done, total = len(members) * config.epochs, len(mine) * config.epochs
+        members |= _trained(
+            _training(config, network, source, [seed_at(seed, "pool", i) for i in group], device),
+            folder,
+            group,
+            checkpoint_seconds=checkpoint_seconds,
+            stop=stop,
+            after_epoch=counting(report, "pretrain", done, total, len(group)),
+        )
+    if all(_path(folder, index).exists() for index in range(config.networks)):
+        for path in folder.glob("training-*"):  # of groups that were made up differently
+            last = path.name.split(".")[0].split("-")[2]
+            if int(last) < config.networks:  # the others are of a larger pool
+                path.unlink(missing_ok=True)
+    report("pretrain", len(mine) * config.epochs, len(mine) * config.epochs)
+    return [members[index] for index in mine]
 
 
 def pool_key(
     config: PretrainConfig, network: NetworkConfig, source: Source, seed: int, device: str = "cpu"
 ) -> str:
-    """A name for everything that decides the weights; the number of networks does not.
+    """A name for everything that decides the weights; the number of networks, in all or at once, does not.
 
     torch and the kind of device do: they round differently.
     """
     content = dataclasses.asdict(config) | {"network": dataclasses.asdict(network), "seed": seed}
-    del content["networks"]
+    del content["networks"], content["at_once"]
     content |= {"fingerprint": source.fingerprint, "torch": torch.__version__}
     content["device"] = torch.device(device).type
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def _cached(path: Path, template: nn.Module) -> dict[str, Tensor] | None:
-    count = sum(p.numel() for p in template.parameters())
+def _training(
+    config: PretrainConfig, network: NetworkConfig, source: Source, seeds: list[int], device: str
+) -> Training:
+    networks = Networks([build(network, source, seed) for seed in seeds], device, config.precision)
+    loader = real_loader(source, source.train, config.batch_size, device, augment=config.augment)
+    batches = Batches(
+        [reseeded(loader, seed) for seed in seeds], classes=source.num_classes, cutmix=config.cutmix
+    )
+    course = Course(
+        config.epochs,
+        lambda weights: torch.optim.SGD(
+            weights, config.learning_rate, config.momentum, weight_decay=config.weight_decay
+        ),
+        milestones=(config.epochs * 2 // 3, config.epochs * 5 // 6),
+        decay=0.2,
+        tested={config.epochs},
+        kept={config.epochs * k // (config.snapshots + 1) for k in range(1, config.snapshots + 1)},
+    )
+    return Training(networks, batches, course, real_test_loader(source, len(seeds), device))
+
+
+def _trained(training: Training, folder: Path, group: list[int], **options: Any) -> dict[int, Member]:
+    """Run the training of these networks, from its checkpoint if there is one, and cache each of them."""
+    initial = training.networks.weights.detach().cpu().clone()
+    path = folder / f"training-{group[0]:03d}-{group[-1]:03d}.safetensors"
+    identity = {"pool": folder.name, "networks": group}
+    if interrupted := _whole(path, identity):
+        training.restore(interrupted.tensors, interrupted.progress)
+
+    def save(tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        save_checkpoint(path, tensors, identity=identity, progress=progress)
+
+    training.run(f"pretrain, {named(group)}", save=save, **options)
+    weights = [initial, *training.snapshots, training.networks.weights.detach().cpu()]
+    members = {}
+    for index, trajectory, accuracy in zip(group, torch.stack(weights, 1), training.scores[-1], strict=True):
+        if trajectory.isfinite().all():
+            members[index] = Member(trajectory, accuracy)
+            _discard(_path(folder, index))  # what is damaged
+            save_checkpoint(
+                _path(folder, index),
+                {"trajectory": trajectory},
+                identity={"pool": folder.name, "network": index},
+                progress={"accuracy": accuracy},
+            )
+    _discard(path)
+    for index in group:
+        if index not in members:
+            raise DivergenceError(
+                f"feature network {index} has weights that are not finite after {training.course.epochs} "
+                "epochs. Try a smaller --set pretrain.learning_rate."
+            )
+    return members
+
+
+def _path(folder: Path, index: int) -> Path:
+    return folder / f"network-{index:03d}.safetensors"
+
+
+def _cached(folder: Path, index: int) -> Member | None:
+    found = _whole(_path(folder, index), {"pool": folder.name, "network": index})
+    return found and Member(found.tensors["trajectory"], found.progress["accuracy"])
+
+
+def _whole(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
+    """What lies at `path`, unless it is damaged or of something else: a cache is then as good as empty."""
     try:
-        row = load(path.read_bytes())
-    except (FileNotFoundError, SafetensorError):
+        return load_checkpoint(path, identity)
+    except CheckpointError:
         return None
-    shapes = {name: tuple(tensor.shape) for name, tensor in row.items()}
-    whole = shapes == {"initial": (count,), "trained": (count,), "accuracy": ()}
-    return row if whole and all(tensor.isfinite().all() for tensor in row.values()) else None
 
 
-def _train_one(
-    config: PretrainConfig,
-    network: NetworkConfig,
-    source: Source,
-    seed: int,
-    device: str,
-    after_epoch: Callable[[int], None],
-) -> dict[str, Tensor]:
-    model = build(network, source, seed).to(device)
-    initial = nn.utils.parameters_to_vector(model.parameters()).detach().cpu().clone()
-    optimiser = torch.optim.SGD(
-        model.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay
-    )
-    steps = [config.epochs * 2 // 3, config.epochs * 5 // 6]
-    train(
-        model,
-        real_loader(source, source.train, config.batch_size, device, augment=config.augment, seed=seed),
-        classes=source.num_classes,
-        epochs=config.epochs,
-        optimiser=optimiser,
-        schedule=torch.optim.lr_scheduler.MultiStepLR(optimiser, steps, 0.2),
-        cutmix_probability=config.cutmix,
-        seed=seed,
-        after_epoch=after_epoch,
-    )
-    test = real_loader(source, source.test, 512, device, shuffle=False)
-    return {
-        "initial": initial,
-        "trained": nn.utils.parameters_to_vector(model.parameters()).detach().cpu(),
-        "accuracy": torch.tensor(accuracy(logits_of(model, test), source.test.targets)),
-    }
+def _discard(path: Path) -> None:
+    for generation in (path, previous_of(path)):
+        generation.unlink(missing_ok=True)

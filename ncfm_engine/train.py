@@ -1,45 +1,212 @@
-"""Training and testing one classifier; pretraining and evaluation differ only in optimiser and data."""
+"""Training networks of one architecture side by side, for pretraining and for evaluation.
 
-from collections.abc import Callable
+Networks   M networks as one tensor of weights [M, P], so that one optimiser step serves them all
+Course     how they are trained
+Training   the two on their batches, and how far it got: it can be stopped and resumed between any two steps
+"""
+
+import contextlib
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from distilled_data.augment import cutmix
 from distilled_data.loader import Loader
-from distilled_data.randomness import generator_at
+
+from .batches import Batches
+from .report import Report
+from .stop import Stopped, StopRequest
+
+CHECKPOINT_SECONDS = 30.0  # about the most work that a killed process loses
+
+Save = Callable[[Mapping[str, Tensor], Mapping[str, Any]], None]  # tensors, and progress in JSON
 
 
-def train(
-    network: nn.Module,
-    loader: Loader,
-    *,
-    classes: int,
-    epochs: int,
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    cutmix_probability: float,
-    seed: int,
-    after_epoch: Callable[[int], None] = lambda epoch: None,
-) -> None:
-    """Train `network` in place with cross-entropy on class indices or probabilities.
+def grouped(indices: Sequence[int], wanted: int, template: nn.Module, device: str) -> list[list[int]]:
+    """`indices` in groups to be trained together, `wanted` at once; 0 leaves it to the device.
 
-    `schedule` steps once per epoch; `after_epoch` is called with the number of epochs done.
+    A GPU is filled by all of them; a CPU is busy with one, and stacked convolutions are slower there.
+    Running statistics are changed in place, which can only be done for one network.
     """
-    for epoch in range(epochs):
-        network.train()
-        for batch, (images, targets) in enumerate(loader):
-            generator = generator_at(seed, "cutmix", epoch, batch)
-            if torch.rand((), generator=generator) < cutmix_probability:
-                if targets.ndim == 1:
-                    targets = F.one_hot(targets, classes).float()
-                images, targets = cutmix(images, targets, generator)
-            optimiser.zero_grad(set_to_none=True)
-            F.cross_entropy(network(images), targets).backward()
-            optimiser.step()
-        schedule.step()
-        after_epoch(epoch + 1)
+    size = wanted or (len(indices) if torch.device(device).type == "cuda" else 1)
+    if any(True for _ in template.buffers()):
+        size = 1
+    return [list(indices[first : first + size]) for first in range(0, len(indices), max(size, 1))]
+
+
+def named(group: Sequence[int]) -> str:
+    """What a group is called in messages, e.g. "networks 0-4"."""
+    return f"network {group[0]}" if len(group) == 1 else f"networks {group[0]}-{group[-1]}"
+
+
+def counting(report: Report, stage: str, done: int, total: int, networks: int) -> Callable[[int], None]:
+    """For `after_epoch`: reports the epochs of `networks` trained together after `done` of others."""
+    report(stage, done, total)
+    return lambda epoch: report(stage, done + epoch * networks, total)
+
+
+class Networks:
+    """M networks of one architecture: `weights` float32 [M, P], a row each, in the order of `parameters()`.
+
+    `precision` "bfloat16" computes under autocast; weights and optimiser stay float32.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], device: str, precision: str = "float32"):
+        rows = [nn.utils.parameters_to_vector(network.parameters()).detach() for network in networks]
+        self.template = networks[0].to(device).requires_grad_(False)  # lends its structure and buffers
+        self.weights = torch.stack(rows).to(device).requires_grad_()
+        self.precision = precision
+        self._shapes = {name: parameter.shape for name, parameter in self.template.named_parameters()}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits float32 [M, B, classes] of images [M, B, channels, H, W], or [B, ...] for all networks."""
+        device, half = self.weights.device.type, self.precision == "bfloat16"
+        own = images.ndim == 5
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            if len(self.weights) == 1:
+                return self._one(self.weights[0], images[0] if own else images)[None].float()
+            with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # fused attention cannot be stacked
+                warnings.filterwarnings("ignore", "There is a performance drop")  # one small call of the ViT
+                every = vmap(self._one, in_dims=(0, 0 if own else None), randomness="different")
+                return every(self.weights, images).float()
+
+    def _one(self, weights: Tensor, images: Tensor) -> Tensor:
+        parts = weights.split([shape.numel() for shape in self._shapes.values()])
+        parameters = {
+            name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
+        }
+        return functional_call(self.template, parameters, (images,))
+
+    @torch.no_grad()
+    def accuracies(self, test: Loader) -> list[float]:
+        """Top-1 accuracy of every network on an unshuffled loader, in percent."""
+        self.template.eval()
+        logits = torch.cat([self(images) for images, _ in test], dim=1)
+        self.template.train()
+        return [accuracy(row, test.targets) for row in logits]
+
+
+@dataclass(frozen=True)
+class Course:
+    """How networks are trained: cross-entropy on class indices or probabilities."""
+
+    epochs: int
+    optimiser: Callable[[list[Tensor]], torch.optim.Optimizer]  # with the first learning rate
+    milestones: Sequence[int]  # epochs after which the learning rate is multiplied by `decay`
+    decay: float
+    tested: Iterable[int]  # epochs after which the accuracy is measured
+    kept: Iterable[int] = ()  # epochs after which the weights are kept as a snapshot
+
+
+class Training:
+    """Networks on their course. `scores` is one list of M accuracies (percent) per test, `snapshots` float32
+    [M, P] on the CPU per kept epoch, `step` the number of optimiser steps taken.
+    """
+
+    def __init__(self, networks: Networks, batches: Batches, course: Course, test: Loader):
+        self.networks, self.batches, self.course, self.test = networks, batches, course, test
+        self.optimiser = course.optimiser([networks.weights])
+        self._first_rate = self.optimiser.param_groups[0]["lr"]
+        self.step, self.scores, self.snapshots = 0, [], []
+
+    def run(
+        self,
+        name: str = "training",
+        *,
+        save: Save | None = None,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        stop: StopRequest | None = None,
+        after_epoch: Callable[[int], None] = lambda epoch: None,
+    ) -> None:
+        """Train to the end. `save` gets the state every `checkpoint_seconds`, and when `stop` is requested.
+
+        Raises `Stopped` in that case, with `name` and the epoch, but never before one step: a chain of runs
+        whose time is too short even to begin still comes to its end.
+        """
+        steps, saved, began = len(self.batches), time.monotonic(), self.step
+        with _tuned_convolutions():
+            while self.step < self.course.epochs * steps:
+                stopped = stop is not None and stop.requested and self.step > began
+                if save and (stopped or time.monotonic() - saved >= checkpoint_seconds):
+                    save(*self.state())
+                    saved = time.monotonic()
+                if stopped:
+                    raise Stopped(f"{name}, epoch {self.step // steps} of {self.course.epochs}")
+                epoch, batch = divmod(self.step, steps)
+                self._descend(epoch, batch)
+                self.step += 1
+                if batch + 1 == steps:
+                    self._record(epoch + 1)
+                    after_epoch(epoch + 1)
+
+    def _descend(self, epoch: int, batch: int) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate(epoch)
+        images, targets = self.batches.at(epoch, batch)
+        self.optimiser.zero_grad(set_to_none=True)
+        logits = self.networks(images)
+        # The sum over the networks of their mean losses: each gets the gradient of its own.
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1)) * len(logits)
+        loss.backward()
+        self.optimiser.step()
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate, multiplied up as by `MultiStepLR`, but without a state to resume."""
+        rate = self._first_rate
+        for milestone, times in sorted(Counter(self.course.milestones).items()):
+            rate *= self.course.decay**times if milestone <= epoch else 1
+        return rate
+
+    def _record(self, epoch: int) -> None:
+        if epoch in self.course.kept:
+            self.snapshots.append(self.networks.weights.detach().cpu().clone())
+        if epoch in self.course.tested:
+            self.scores.append(self.networks.accuracies(self.test))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the rest of the training depends on, besides its arguments."""
+        tensors = {"weights": self.networks.weights.detach()}
+        moments = self.optimiser.state[self.networks.weights]
+        tensors |= {f"optimiser.{name}": value for name, value in moments.items() if value is not None}
+        tensors |= {f"buffer.{name}": value for name, value in self.networks.template.named_buffers()}
+        tensors |= {f"snapshot.{k}": weights for k, weights in enumerate(self.snapshots)}
+        return tensors, {"step": self.step, "scores": self.scores}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.step, self.scores = progress["step"], list(progress["scores"])
+        self.networks.weights.copy_(tensors["weights"])
+        moments = _under("optimiser.", tensors)
+        settings = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": {0: moments} if moments else {}, "param_groups": settings})
+        for name, value in _under("buffer.", tensors).items():
+            self.networks.template.get_buffer(name).copy_(value)
+        snapshots = _under("snapshot.", tensors)
+        self.snapshots = [snapshots[str(k)] for k in range(len(snapshots))]
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+@contextlib.contextmanager
+def _tuned_convolutions() -> Iterator[None]:
+    """Let cuDNN measure its algorithms: the shapes are the same at every step."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @torch.no_grad()

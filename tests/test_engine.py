@@ -1,18 +1,22 @@
 """Pretraining, labelling and evaluating: cached, addressed, and honest about what is compared with what."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
+from interruptions import StopAfter
 
-from distilled_data import DistilledDataset, DivergenceError, UsageError
+from distilled_data import CheckpointError, DistilledDataset, UsageError
+from distilled_data.randomness import seed_at
 from ncfm_engine.config import EvaluateConfig, LabelConfig, NetworkConfig, PretrainConfig
-from ncfm_engine.evaluate import evaluate, random_subset
+from ncfm_engine.evaluate import PROGRESS_FILE, evaluate, random_subset, train_and_test
 from ncfm_engine.label import label, teacher
-from ncfm_engine.pretrain import build, pool_key, pretrain, real_loader
-from ncfm_engine.train import accuracy, logits_of
+from ncfm_engine.pretrain import build, pretrain, real_loader
+from ncfm_engine.stop import Stopped
+from ncfm_engine.train import Training, accuracy, logits_of
 
-PRETRAIN = PretrainConfig(networks=2, epochs=6, learning_rate=0.1, cutmix=0)
+PRETRAIN = PretrainConfig(networks=2, epochs=4, learning_rate=0.1, cutmix=0)
 NETWORK = NetworkConfig(width=16, depth=2)
 EVALUATE = EvaluateConfig(
     epochs=2, augment="color_crop", repeats=2, labels=("hard", "soft"), full_epochs=1, full_repeats=2
@@ -20,12 +24,8 @@ EVALUATE = EvaluateConfig(
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def pool(digits, cache):
+def pool(digits, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
     return pretrain(PRETRAIN, NETWORK, digits, seed=0, device="cpu", cache=cache)
 
 
@@ -47,35 +47,6 @@ def test_recorded_accuracy_is_that_of_the_trained_weights(digits, pool):
 
 def test_networks_of_a_pool_differ_in_their_start(pool):
     assert not torch.equal(pool.initial[0], pool.initial[1])
-
-
-def test_a_pool_is_taken_from_the_cache_and_only_what_is_damaged_is_trained_again(digits, cache, pool):
-    folder = cache / "pool" / pool_key(PRETRAIN, NETWORK, digits, 0)
-    first, second = sorted(folder.iterdir())
-    before = first.stat().st_mtime_ns
-    second.write_bytes(second.read_bytes()[:-10])
-    again = pretrain(PRETRAIN, NETWORK, digits, seed=0, device="cpu", cache=cache)
-    assert first.stat().st_mtime_ns == before
-    assert torch.equal(again.trained, pool.trained)
-
-
-def test_a_larger_pool_begins_with_the_networks_of_a_smaller_one(digits, cache, pool):
-    larger = dataclasses.replace(PRETRAIN, networks=3)
-    assert pool_key(larger, NETWORK, digits, 0) == pool_key(PRETRAIN, NETWORK, digits, 0)
-
-
-@pytest.mark.parametrize("change", [{"epochs": 7}, {"learning_rate": 0.2}, {"augment": "color"}])
-def test_everything_else_about_pretraining_has_a_cache_key_of_its_own(digits, change):
-    other = dataclasses.replace(PRETRAIN, **change)
-    assert pool_key(other, NETWORK, digits, 0) != pool_key(PRETRAIN, NETWORK, digits, 0)
-    assert pool_key(PRETRAIN, NETWORK, digits, 1) != pool_key(PRETRAIN, NETWORK, digits, 0)
-    changed = dataclasses.replace(digits, fingerprint="other")
-    assert pool_key(PRETRAIN, NETWORK, changed, 0) != pool_key(PRETRAIN, NETWORK, digits, 0)
-
-
-def test_running_statistics_are_refused_because_they_cannot_be_blended(digits, cache):
-    with pytest.raises(UsageError, match="cannot be blended"):
-        pretrain(PRETRAIN, NetworkConfig(norm="batch", depth=2), digits, seed=0, device="cpu", cache=cache)
 
 
 def test_labels_are_the_mean_logits_of_the_trained_networks_for_every_view(digits, pool):
@@ -112,29 +83,21 @@ def test_a_random_subset_is_real_images_of_their_class_with_the_teachers_labels(
 
 
 def test_random_images_are_labelled_at_the_temperature_of_the_distilled_ones(digits, pool, monkeypatch):
-    from ncfm_engine import evaluate as module
-
     seen = []
 
-    def watch(network, loader, *, epochs, after_epoch, **options):
-        seen.append(loader.targets)
-        after_epoch(epochs)
+    def watch(training, *arguments, **options):
+        seen.append(training.batches.targets)
+        training.scores.append([0.0])
 
-    monkeypatch.setattr(module, "train", watch)
+    monkeypatch.setattr(Training, "run", watch)
     images = digits.train.images[:20].view(2, 10, 1, 8, 8)
     hot = DistilledDataset.from_tensors(
         images, digits.classes, label(images, pool, digits, factor=1, device="cpu"), temperature=50.0
     )
     config = dataclasses.replace(EVALUATE, labels=("soft",), repeats=1, full_repeats=0)
     evaluate(hot, digits, config, NETWORK, seed=0, device="cpu", pool=pool)
+    assert len(seen) == 2
     assert all(targets.max() < 0.25 for targets in seen)  # at 1 the teacher is surer than that
-
-
-def test_a_pool_that_diverged_is_named_and_not_cached(digits, tmp_path):
-    wild = dataclasses.replace(PRETRAIN, networks=1, epochs=3, learning_rate=1e30)
-    with pytest.raises(DivergenceError, match=r"feature network 0 .* pretrain.learning_rate"):
-        pretrain(wild, NETWORK, digits, seed=0, device="cpu", cache=tmp_path)
-    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_soft_labels_for_a_random_subset_need_the_pool(digits):
@@ -166,27 +129,135 @@ def test_an_evaluation_is_repeatable(digits, pool, dataset):
 
 
 def test_the_last_score_is_the_last_and_the_best_the_best(digits, dataset, monkeypatch):
-    from ncfm_engine import evaluate as module
+    from ncfm_engine import train as module
 
     scores = iter([10.0, 90.0, 50.0])
     monkeypatch.setattr(module, "accuracy", lambda logits, targets: next(scores))
     loader = dataset.with_labels("hard").loader(16)
-    assert module.train_and_test(loader, 3, digits, EVALUATE, NETWORK, 0, checks=3) == (50.0, 90.0)
+    assert train_and_test(loader, 3, digits, EVALUATE, NETWORK, 0, checks=3) == (50.0, 90.0)
+
+
+def test_a_row_holds_the_last_and_the_best_scores_of_its_trainings(digits, dataset):
+    config = dataclasses.replace(EVALUATE, epochs=20, labels=("hard",), repeats=1, full_repeats=0, at_once=1)
+    (row,) = evaluate(dataset, digits, config, NETWORK, seed=3, device="cpu")
+    here = seed_at(3, 0)
+    loader = dataset.with_labels("hard").loader(config.batch_size, augment=config.augment, seed=here)
+    last, best = train_and_test(loader, 20, digits, config, NETWORK, here)
+    assert (row["last_mean"], row["best_mean"]) == (round(last, 2), round(best, 2))
+    first = train_and_test(loader, 2, digits, config, NETWORK, here, checks=1)[0]
+    assert round(first, 2) not in (row["last_mean"], row["best_mean"])
 
 
 def test_distilled_and_random_images_get_the_same_number_of_optimiser_steps(digits, pool, monkeypatch):
-    from ncfm_engine import evaluate as module
-
     steps = []
 
-    def count(network, loader, *, epochs, after_epoch, **options):
-        steps.append(epochs * len(loader))
-        after_epoch(epochs)
+    def count(training, *arguments, **options):
+        steps.append(training.course.epochs * len(training.batches))
+        training.scores.append([0.0])
 
-    monkeypatch.setattr(module, "train", count)
+    monkeypatch.setattr(Training, "run", count)
     packed = DistilledDataset.from_tensors(
         digits.train.images[:400].view(40, 10, 1, 8, 8), digits.classes, factor=2
     )
     config = dataclasses.replace(EVALUATE, epochs=8, labels=("hard",), repeats=1, full_repeats=0)
     evaluate(packed, digits, config, NETWORK, seed=0, device="cpu")
     assert steps == [8 * 13, 26 * 4]
+
+
+BATCHED = dataclasses.replace(EVALUATE, batch_size=8, full_repeats=0)  # 3 steps an epoch
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_evaluation_stopped_again_and_again_gives_the_same_rows(
+    digits, pool, dataset, tmp_path, monkeypatch, size
+):
+    config, stops = dataclasses.replace(BATCHED, at_once=size), []
+
+    def evaluated(steps, **options):
+        stops.append(StopAfter(steps))
+        return evaluate(
+            dataset, digits, config, NETWORK, seed=0, device="cpu", pool=pool, stop=stops[-1], **options
+        )
+
+    # A clock that ticks ten seconds with every step, which is when the stop is asked for.
+    clock = SimpleNamespace(monotonic=lambda: 10.0 * sum(stop.asked for stop in stops))
+    monkeypatch.setattr("ncfm_engine.evaluate.time", clock)
+    whole = evaluated(10**6)
+    assert [row["seconds"] for row in whole] == [10 * 2 * 2 * 6 / size] * 2
+    stops.clear()
+    for _ in range(100):
+        try:
+            rows = evaluated(5, folder=tmp_path, resume=True)
+            break
+        except Stopped:
+            assert (tmp_path / PROGRESS_FILE).exists()
+    assert len(stops) > 3
+    assert not list(tmp_path.iterdir())
+    seconds = [sum(row.pop("seconds") for row in some) for some in (rows, whole)]
+    assert rows == whole
+    assert seconds[0] == seconds[1] + 10 * (len(stops) - 1)  # each stop was asked for once more
+
+
+def test_a_stop_names_the_training_that_it_interrupted(digits, dataset):
+    config = dataclasses.replace(BATCHED, labels=("hard",), at_once=2)
+    with pytest.raises(Stopped, match=r"^evaluate, hard labels, random, networks 0-1, epoch 1 of 2$"):
+        evaluate(dataset, digits, config, NETWORK, seed=0, device="cpu", stop=StopAfter(6 + 3))
+
+
+def test_an_evaluation_that_died_does_not_train_again_what_was_finished(digits, dataset, tmp_path):
+    def die(stage, done, total):
+        if (stage, done) == ("evaluate (hard labels, random)", 3):  # one epoch of the second network
+            raise KeyboardInterrupt
+
+    config, stop = dataclasses.replace(BATCHED, labels=("hard",)), StopAfter(100)
+    arguments = {"dataset": dataset, "source": digits, "config": config, "network": NETWORK, "seed": 0}
+    arguments |= {"device": "cpu", "folder": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(**arguments, checkpoint_seconds=0, report=die)
+    (row,) = evaluate(**arguments, resume=True, stop=stop)
+    assert stop.asked == 3 + 1  # steps of the last epoch, and the one before that was not saved yet
+    (whole,) = evaluate(**arguments)
+    assert {**row, "seconds": 0} == {**whole, "seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"config": dataclasses.replace(BATCHED, labels=("hard",), epochs=3)}, "evaluate.epochs is 2 there"),
+        ({"network": NetworkConfig(width=4, depth=2)}, "network.width is 16 there and 4 here"),
+        ({"seed": 1}, "seed is 0 there and 1 here"),
+        ({"source": "other"}, "fingerprint is"),
+        ({"dataset": "other"}, "content_hash is"),
+    ],
+)
+def test_progress_of_another_evaluation_is_refused(digits, dataset, tmp_path, change, difference):
+    config = dataclasses.replace(BATCHED, labels=("hard",))
+    arguments = {"dataset": dataset, "source": digits, "config": config, "network": NETWORK, "seed": 0}
+    with pytest.raises(Stopped):
+        evaluate(**arguments, device="cpu", folder=tmp_path, stop=StopAfter(8))
+    if "source" in change:
+        change = {"source": dataclasses.replace(digits, fingerprint="other")}
+    if "dataset" in change:
+        change = {"dataset": random_subset(digits, ipc=2, seed=1, device="cpu")}
+    with pytest.raises(CheckpointError, match=difference):
+        evaluate(**arguments | change, device="cpu", folder=tmp_path, resume=True)
+
+
+def test_without_resume_an_evaluation_begins_anew(digits, dataset, tmp_path):
+    config = dataclasses.replace(BATCHED, labels=("hard",))
+    options = {"seed": 0, "device": "cpu", "folder": tmp_path}
+    with pytest.raises(Stopped):
+        evaluate(dataset, digits, config, NETWORK, **options, stop=StopAfter(20))
+    stop = StopAfter(100)
+    evaluate(dataset, digits, config, NETWORK, **options, stop=stop)
+    assert stop.asked == 4 * 6
+
+
+def test_more_repeats_go_on_from_the_progress_of_fewer(digits, dataset, tmp_path):
+    config = dataclasses.replace(BATCHED, labels=("hard",), repeats=1)
+    options = {"seed": 0, "device": "cpu", "folder": tmp_path}
+    with pytest.raises(Stopped):
+        evaluate(dataset, digits, config, NETWORK, **options, stop=StopAfter(6))
+    stop, more = StopAfter(100), dataclasses.replace(config, repeats=2)
+    evaluate(dataset, digits, more, NETWORK, **options, stop=stop, resume=True)
+    assert stop.asked == 3 * 6

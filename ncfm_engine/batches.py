@@ -1,0 +1,130 @@
+"""Batches for several networks at once: each draws for itself, and all are gathered and augmented together.
+
+The draws are those of `distilled_data.loader.Loader` and `distilled_data.augment.cutmix`, so a network sees
+the same images whether it is trained alone or beside others. The numbers are drawn on the CPU and uploaded
+from pinned memory: nothing waits for a GPU.
+"""
+
+import copy
+import math
+import random
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distilled_data.augment import apply, draw, span
+from distilled_data.decode import enlarge
+from distilled_data.loader import Loader
+from distilled_data.randomness import generator_at
+
+
+def reseeded(loader: Loader, seed: int) -> Loader:
+    """A loader of the same tensors, from its first epoch, whose order and augmentation `seed` decides."""
+    other = copy.copy(loader)
+    other.seed, other.epoch = seed, 0
+    return other
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on `device`, without waiting for what the device is busy with."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class Batches:
+    """Training batches of M networks, one loader each: images [M, B, channels, H, W], targets [M, B, ...].
+
+    The loaders have the same number of images, batch size and augmentation; loaders of the same images share
+    their memory (see `reseeded`). With probability `cutmix` a network's batch is mixed; targets are then
+    probabilities [M, B, classes] for all of them.
+    """
+
+    def __init__(self, loaders: Sequence[Loader], *, classes: int, cutmix: float):
+        first = loaders[0]
+        self.loaders, self.classes, self.cutmix = loaders, classes, cutmix
+        shared = all(loader.tiles is first.tiles for loader in loaders)
+        self.tiles = first.tiles if shared else torch.cat([loader.tiles for loader in loaders])
+        self.targets = first.targets if shared else torch.cat([loader.targets for loader in loaders])
+        self._starts = [0 if shared else m * len(first.tiles) for m in range(len(loaders))]
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def __len__(self) -> int:
+        """Number of batches in one epoch."""
+        return len(self.loaders[0])
+
+    def at(self, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
+        """The batch at this address, whatever was asked for before."""
+        first = self.loaders[0]
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._order_of(epoch)
+        index = self._order[:, batch * first.batch_size : (batch + 1) * first.batch_size]
+        tiles, targets = self.tiles[index.flatten()], self.targets[index]
+        if tiles.device != first.device:  # they did not fit
+            tiles, targets = upload(tiles, first.device), upload(targets, first.device)
+        images = first.normalise(enlarge(tiles.float(), first.size)).unflatten(0, index.shape)
+        if first.augment is not None:
+            images = self._augment(images, epoch, batch)
+        return self._mix(images, targets, epoch, batch)
+
+    def _order_of(self, epoch: int) -> Tensor:
+        """Rows of `tiles`, int64 [M, N], where they lie."""
+        rows = []
+        for loader, start in zip(self.loaders, self._starts, strict=True):
+            order = torch.arange(len(loader.tiles))
+            if loader.shuffle:
+                order = torch.randperm(len(order), generator=generator_at(loader.seed, "order", epoch))
+            rows.append(order + start)
+        return upload(torch.stack(rows), self.tiles.device)
+
+    def _augment(self, images: Tensor, epoch: int, batch: int) -> Tensor:
+        """Networks that drew the same operations are augmented in one call."""
+        strategy = self.loaders[0].augment
+        assert isinstance(strategy, str), "the engine augments by strategies, which have addresses"
+        generators = [generator_at(loader.seed, "augment", epoch, batch) for loader in self.loaders]
+        drawn = [draw(strategy, images.shape[1], generator) for generator in generators]
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for network, (operations, _) in enumerate(drawn):
+            groups.setdefault(tuple(operations), []).append(network)
+        parts = dict[int, Tensor]()
+        for operations, members in groups.items():
+            uniforms = upload(torch.cat([drawn[network][1] for network in members]), images.device)
+            together = images if len(groups) == 1 else torch.stack([images[network] for network in members])
+            together = apply(together.flatten(0, 1), [*operations], uniforms).view_as(together)
+            if len(groups) == 1:
+                return together
+            parts |= zip(members, together, strict=True)
+        return torch.stack([parts[network] for network in range(len(images))])
+
+    def _mix(self, images: Tensor, targets: Tensor, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
+        count, (height, width), device = images.shape[1], images.shape[-2:], images.device
+        partners = torch.arange(images.shape[:2].numel()).view(-1, count)  # at first everyone is its own
+        boxes = torch.zeros(len(images), 4, dtype=torch.int64)
+        for network, loader in enumerate(self.loaders):
+            generator = generator_at(loader.seed, "cutmix", epoch, batch)
+            if torch.rand((), generator=generator) < self.cutmix:
+                drawn, boxes[network] = draw_mix(count, height, width, generator)
+                partners[network] = drawn + network * count
+        areas = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2])
+        if self.cutmix == 0 or (len(images) == 1 and not areas.any()):
+            return images, targets
+        if targets.ndim == 2:
+            targets = F.one_hot(targets, self.classes).float()
+        partner = upload(partners.flatten(), device)
+        box = upload(boxes, device).view(-1, 4, 1, 1, 1, 1).unbind(1)  # each [M, 1, 1, 1, 1]
+        rows, columns = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+        inside = (rows >= box[0]) & (rows < box[1]) & (columns >= box[2]) & (columns < box[3])
+        shares = upload((areas / (height * width)).float(), device).view(-1, 1, 1)
+        images = torch.where(inside, images.flatten(0, 1)[partner].view_as(images), images)
+        return images, torch.lerp(targets, targets.flatten(0, 1)[partner].view_as(targets), shares)
+
+
+def draw_mix(count: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The draws of `distilled_data.augment.cutmix`: partners [count], box (top, bottom, left, right)."""
+    partners = torch.randperm(count, generator=generator)
+    numbers = random.Random(int(torch.randint(2**63 - 1, (), generator=generator)))
+    half = 0.5 * math.sqrt(1 - numbers.betavariate(1.0, 1.0))
+    rows, columns = (span(numbers.randrange(side), int(half * side), side) for side in (height, width))
+    return partners, torch.tensor([rows.start, rows.stop, columns.start, columns.stop])

@@ -1,0 +1,240 @@
+"""Training: the same result alone or beside others, and the same bits stopped and resumed or not."""
+
+import contextlib
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from interruptions import StopAfter
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from distilled_data.augment import cutmix
+from distilled_data.loader import Loader
+from distilled_data.randomness import generator_at
+from ncfm_engine.batches import Batches, reseeded
+from ncfm_engine.checkpoint import load_checkpoint, save_checkpoint
+from ncfm_engine.networks import Network, PatchEncoder, build_network, pooled_classifier
+from ncfm_engine.stop import Stopped
+from ncfm_engine.train import Course, Networks, Training, grouped
+
+SEEDS = (5, 6, 7)
+AUGMENT = "flip_color_crop|scale|rotate"
+OPTIMISERS = {
+    "sgd": lambda weights: torch.optim.SGD(weights, 0.05, 0.9, weight_decay=5e-4),
+    "adamw": lambda weights: torch.optim.AdamW(weights, 1e-3, weight_decay=0.01),
+}
+
+
+@pytest.fixture(scope="module")
+def loader(digits):
+    chosen = torch.arange(0, len(digits.train), 5)
+    images, targets = digits.train.images[chosen], digits.train.targets[chosen]
+    options = {"size": (8, 8), "mean": digits.mean, "std": digits.std, "batch_size": 64}
+    return Loader(images, targets, augment=AUGMENT, **options)
+
+
+def network_of(seed, norm="instance"):
+    return build_network("convnet", channels=1, size=8, classes=10, width=8, depth=2, norm=norm, seed=seed)
+
+
+def training_of(loader, seeds, optimiser="sgd", norm="instance", precision="float32", **changes):
+    settings = {"epochs": 3, "milestones": (1, 2, 2), "decay": 0.2, "tested": {2, 3}, "kept": {1}} | changes
+    return Training(
+        Networks([network_of(seed, norm) for seed in seeds], "cpu", precision),
+        Batches([reseeded(loader, seed) for seed in seeds], classes=10, cutmix=0.5),
+        Course(optimiser=OPTIMISERS[optimiser], **settings),
+        images_to_test(loader),
+    )
+
+
+def images_to_test(loader):
+    options = {"size": (8, 8), "mean": (0.3,), "std": (0.4,), "batch_size": 512}
+    return Loader(loader.tiles, loader.targets, shuffle=False, **options)
+
+
+def trained(training):
+    training.run()
+    return training.networks.weights.detach()
+
+
+def plain_training(loader, seed, optimiser, norm):
+    """The same with a module of its own and torch's schedule: the reference."""
+    network, loader = network_of(seed, norm), reseeded(loader, seed)
+    descent = OPTIMISERS[optimiser](network.parameters())
+    schedule = torch.optim.lr_scheduler.MultiStepLR(descent, [1, 2, 2], 0.2)
+    for epoch in range(3):
+        for batch, (images, targets) in enumerate(loader):
+            generator = generator_at(seed, "cutmix", epoch, batch)
+            if torch.rand((), generator=generator) < 0.5:
+                images, targets = cutmix(images, F.one_hot(targets, 10).float(), generator)
+            descent.zero_grad()
+            F.cross_entropy(network(images), targets).backward()
+            descent.step()
+        schedule.step()
+    return network
+
+
+@pytest.mark.parametrize(("optimiser", "norm"), [("sgd", "instance"), ("adamw", "batch")])
+def test_one_network_is_trained_bit_for_bit_like_a_plain_module(loader, optimiser, norm):
+    reference = plain_training(loader, 5, optimiser, norm)
+    training = training_of(loader, [5], optimiser, norm)
+    assert torch.equal(trained(training)[0], parameters_to_vector(reference.parameters()))
+    for ours, expected in zip(training.networks.template.buffers(), reference.buffers(), strict=True):
+        assert torch.equal(ours, expected)
+    logits = reference.eval()(next(iter(images_to_test(loader)))[0])
+    right = (logits.argmax(1) == loader.targets).double().mean().item()
+    assert training.scores[-1] == [100 * right]
+
+
+def test_networks_trained_at_once_become_what_each_becomes_alone(loader):
+    training = training_of(loader, SEEDS)
+    together = trained(training)
+    for k, seed in enumerate(SEEDS):
+        alone = training_of(loader, [seed])
+        assert torch.allclose(together[k], trained(alone)[0], atol=1e-5)
+        assert torch.allclose(training.snapshots[0][k], alone.snapshots[0][0], atol=1e-5)
+        scores = [score[k] for score in training.scores]
+        assert scores == pytest.approx([score for (score,) in alone.scores], abs=0.5)
+
+
+def test_adamw_at_once_gives_the_same_function_as_alone(loader):
+    together = trained(training_of(loader, SEEDS, "adamw"))
+    images = next(iter(images_to_test(loader)))[0]
+    for weights, seed in zip(together, SEEDS, strict=True):
+        # Weights may differ: AdamW makes steps out of the rounding of the gradient of a bias before a norm.
+        mine, other = network_of(0), network_of(0)
+        vector_to_parameters(weights, mine.parameters())
+        vector_to_parameters(trained(training_of(loader, [seed], "adamw"))[0], other.parameters())
+        assert torch.allclose(mine(images), other(images), atol=1e-3)
+
+
+def own_images(loader, shift):
+    other = reseeded(loader, 0)
+    other.tiles = loader.tiles.roll(shift, 0)
+    return other
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_every_network_sees_the_images_that_its_own_loader_gives(loader, shared):
+    loaders = [reseeded(loader if shared else own_images(loader, seed), seed) for seed in SEEDS]
+    batches = Batches(loaders, classes=10, cutmix=0.5)
+    mixed = 0
+    for epoch in range(2):
+        own = [iter(loader) for loader in loaders]
+        for batch in range(len(batches)):
+            images, targets = batches.at(epoch, batch)
+            for k, (seed, (alone, labels)) in enumerate(zip(SEEDS, map(next, own), strict=True)):
+                generator, labels = generator_at(seed, "cutmix", epoch, batch), F.one_hot(labels, 10).float()
+                if torch.rand((), generator=generator) < 0.5:
+                    (alone, labels), mixed = cutmix(alone, labels, generator), mixed + 1
+                assert torch.equal(images[k], alone)
+                assert torch.allclose(targets[k], labels)
+    assert 0 < mixed < 2 * len(batches) * len(SEEDS)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 60])
+def test_the_rate_falls_as_torchs_own_schedule_does(loader, epochs):
+    milestones = [epochs * k // 5 for k in range(1, 5)]
+    training = training_of(loader, [5], epochs=epochs, milestones=milestones, decay=0.3)
+    descent = OPTIMISERS["sgd"]([torch.zeros(1, requires_grad=True)])
+    schedule = torch.optim.lr_scheduler.MultiStepLR(descent, milestones, 0.3)
+    for epoch in range(epochs):
+        assert training.rate(epoch) == pytest.approx(schedule.get_last_lr()[0], rel=1e-15)
+        descent.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "norm", "seeds"),
+    [("sgd", "instance", SEEDS), ("adamw", "batch", [5]), ("adamw", "none", [5])],
+)
+def test_a_training_stopped_at_any_step_and_resumed_ends_with_the_same_bits(
+    loader, tmp_path, optimiser, norm, seeds
+):
+    whole = training_of(loader, seeds, optimiser, norm)
+    whole.run()
+    path = tmp_path / "training.safetensors"
+    for attempt in itertools.count():
+        training = training_of(loader, seeds, optimiser, norm)
+        if found := load_checkpoint(path, {}):
+            training.restore(found.tensors, found.progress)
+            assert training.step == attempt * 5
+
+        def save(tensors, progress):
+            save_checkpoint(path, tensors, identity={}, progress=progress)
+
+        with contextlib.suppress(Stopped):
+            training.run("toy", save=save, stop=StopAfter(5))
+            break
+    assert attempt >= 2
+    assert torch.equal(training.networks.weights, whole.networks.weights)
+    assert torch.equal(torch.stack(training.snapshots), torch.stack(whole.snapshots))
+    assert training.scores == whole.scores
+    for ours, expected in zip(
+        training.networks.template.buffers(), whole.networks.template.buffers(), strict=True
+    ):
+        assert torch.equal(ours, expected)
+
+
+def test_a_stop_says_which_training_it_was_and_how_far_it_got(loader):
+    training = training_of(loader, [5])
+    with pytest.raises(Stopped, match=r"^toy, epoch 1 of 3$"):
+        training.run("toy", stop=StopAfter(len(training.batches) + 1))
+
+
+def test_the_state_is_saved_when_the_time_has_passed_and_not_before(loader, monkeypatch):
+    from ncfm_engine import train as module
+
+    seconds = itertools.count()  # the clock is looked at once at the start, once per step and once per save
+    monkeypatch.setattr(module, "time", type("Clock", (), {"monotonic": lambda: next(seconds)}))
+    saved = []
+    training = training_of(loader, [5])
+    training.run(save=lambda tensors, progress: saved.append(progress["step"]), checkpoint_seconds=4)
+    assert saved == [3, 7, 11]
+    assert training.step == 3 * len(training.batches)
+
+
+def test_bfloat16_computes_in_half_precision_and_keeps_whole_weights(loader):
+    whole, half = (training_of(loader, SEEDS, precision=name) for name in ("float32", "bfloat16"))
+    images = loader.normalise(loader.tiles[:8].float())
+    logits = half.networks(images)
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, whole.networks(images))
+    assert torch.allclose(logits, whole.networks(images), atol=0.05)
+    half.run()
+    assert half.networks.weights.dtype == torch.float32
+    assert half.optimiser.state[half.networks.weights]["momentum_buffer"].dtype == torch.float32
+
+
+def small_vit(seed):
+    torch.manual_seed(seed)
+    return Network(PatchEncoder(1, (8, 8), dim=16, layers=1, heads=2), pooled_classifier(16, 3))
+
+
+def test_attention_can_be_stacked():
+    built = [small_vit(seed) for seed in (0, 1)]
+    images = torch.rand(2, 2, 1, 8, 8, generator=generator_at(0))
+    targets = torch.tensor([[0, 1], [2, 0]])
+    expected, gradients = [], []
+    for network, part, labels in zip(built, images, targets, strict=True):
+        expected.append(network(part))
+        F.cross_entropy(expected[-1], labels).backward()
+        gradients.append(parameters_to_vector([weights.grad for weights in network.parameters()]))
+    stacked = Networks(built, "cpu")
+    logits = stacked(images)
+    assert torch.allclose(logits, torch.stack(expected), atol=1e-4)
+    sum(map(F.cross_entropy, logits, targets)).backward()
+    difference = stacked.weights.grad - torch.stack(gradients)
+    assert difference.norm() < 1e-3 * stacked.weights.grad.norm()
+    same = stacked(images[0])  # the same images for all of them
+    assert torch.allclose(same[0], expected[0], atol=1e-4)
+
+
+def test_a_gpu_trains_all_at_once_and_a_cpu_or_running_statistics_one_at_a_time():
+    network, batch_norm = network_of(0), network_of(0, norm="batch")
+    assert grouped([0, 2, 5], 0, network, "cuda:1") == [[0, 2, 5]]
+    assert grouped([0, 2, 5], 0, network, "cpu") == [[0], [2], [5]]
+    assert grouped([0, 2, 5], 2, network, "cpu") == [[0, 2], [5]]
+    assert grouped([0, 2, 5], 3, batch_norm, "cuda") == [[0], [2], [5]]
+    assert grouped([], 0, network, "cuda") == []
