@@ -16,6 +16,7 @@ class Loader:
     """Iterates over (images float32 [B, channels, H, W], targets [B, ...]) on `device`, normalised.
 
     `tiles` is uint8 [N, channels, h, w] (or float in 0..255), enlarged to `size` (H, W) in each batch.
+    The tiles lie on `device`, or, if not `resident`, where they are, and each batch is moved.
     `augment` is None, a strategy of `distilled_data.augment`, or any callable on a batch of images.
     Order and augmentation depend on (seed, epoch, batch) alone; each pass counts as the next epoch.
     """
@@ -34,12 +35,15 @@ class Loader:
         shuffle: bool = True,
         drop_last: bool = False,
         seed: int = 0,
+        resident: bool = True,
     ):
         if type(batch_size) is not int or batch_size < 1:
             raise UsageError(f"batch_size must be a whole number, 1 or more, got {batch_size!r}")
         if isinstance(augment, str):
             parse(augment)  # an unknown name fails here, not at the first batch
-        self.tiles, self.targets = tiles.to(device), targets.to(device)
+        if resident:
+            tiles, targets = tiles.to(device), targets.to(device)
+        self.tiles, self.targets = tiles, targets
         self.size, self.batch_size, self.augment = size, batch_size, augment
         self.shuffle, self.drop_last, self.seed, self.epoch = shuffle, drop_last, seed, 0
         self.device = torch.device(device)
@@ -58,16 +62,19 @@ class Loader:
         order = torch.arange(len(self.tiles))
         if self.shuffle:
             order = torch.randperm(len(order), generator=generator_at(self.seed, "order", epoch))
-        order = order.to(self.device, non_blocking=True)
+        order = order.to(self.tiles.device, non_blocking=True)
         for batch in range(len(self)):
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            images = self.normalise(enlarge(self.tiles[index].float(), self.size))
+            tiles, targets = (
+                rows[index].to(self.device, non_blocking=True) for rows in (self.tiles, self.targets)
+            )
+            images = self.normalise(enlarge(tiles.float(), self.size))
             if isinstance(self.augment, str):
                 generator = generator_at(self.seed, "augment", epoch, batch)
                 images = augment_batch(images, self.augment, generator)
             elif self.augment is not None:
                 images = self.augment(images)
-            yield images, self.targets[index]
+            yield images, targets
 
     def normalise(self, images: Tensor) -> Tensor:
         """Float images [..., channels, H, W] in 0..255 to zero mean and unit deviation per channel."""

@@ -12,6 +12,7 @@ from distilled_data.errors import SourceError
 
 from .resize import resize
 from .source import TEST_FRACTION, LabelledImages, Source, split
+from .storage import empty
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM")  # Pillow must not try others, whatever the suffix
@@ -36,19 +37,16 @@ def load_folder(path: str | Path, size: int | None, skip_damaged: bool, seed: in
         for target, name in enumerate(classes)
         for file in _image_files(part / name, root)
     }
-    decoded = _decode_all(list(files), size)
-    if damaged := {file: error for file, error in decoded.items() if isinstance(error, Exception)}:
+    images, readable, damaged = _decode_all(list(files), size, root)
+    if damaged:
         _report_damaged(damaged, len(files), root, skip_damaged)
-    images = {file: image for file, image in decoded.items() if isinstance(image, np.ndarray)}
-    _check_no_class_empty([files[file] for file in images], parts, classes)
-    _check_alike(images, root)
-
+    _check_no_class_empty([files[file] for file in readable], parts, classes)
     labelled = []
-    for part in parts:
-        chosen = [file for file in images if files[file][0] == part]
-        stacked = np.stack([images[file] for file in chosen])
+    for part in parts:  # one after the other in `files`, and so in `readable` and `images`
+        targets = [files[file][1] for file in readable if files[file][0] == part]
+        first = sum(len(other) for other in labelled)
         labelled.append(
-            LabelledImages.from_arrays(stacked, [files[file][1] for file in chosen], len(classes))
+            LabelledImages.from_arrays(images[first : first + len(targets)], targets, len(classes))
         )
     train, test = labelled if len(parts) == 2 else split(labelled[0], classes, TEST_FRACTION, seed)
     return Source.from_splits(
@@ -110,8 +108,13 @@ def _check_inside(path: Path, root: Path) -> None:
         )
 
 
-def _decode_all(files: Sequence[Path], size: int | None) -> dict[Path, np.ndarray | Exception]:
-    """Every file with its image, or with the reason why there is none."""
+def _decode_all(
+    files: Sequence[Path], size: int | None, root: Path
+) -> tuple[np.ndarray, list[Path], dict[Path, Exception]]:
+    """uint8 images, the files they are from in the order of `files`, and the unreadable ones with the reason.
+
+    Raises `SourceError` unless all images have the same channels and size.
+    """
 
     def decode(file: Path) -> np.ndarray | Exception:
         try:
@@ -121,8 +124,20 @@ def _decode_all(files: Sequence[Path], size: int | None) -> dict[Path, np.ndarra
         except Exception as error:  # decoders raise nearly anything on damaged bytes
             return error
 
+    images: np.ndarray | None = None
+    readable: list[Path] = []
+    damaged: dict[Path, Exception] = {}
     with ThreadPoolExecutor() as pool:
-        return dict(zip(files, pool.map(decode, files), strict=True))
+        for file, found in zip(files, pool.map(decode, files), strict=True):
+            if isinstance(found, Exception):
+                damaged[file] = found
+                continue
+            if images is None:
+                images = empty(len(files), *found.shape)
+            _check_alike(found, file, images[0], (readable or [file])[0], root)
+            images[len(readable)] = found
+            readable.append(file)
+    return (np.empty(0) if images is None else images[: len(readable)]), readable, damaged
 
 
 def _decode(file: Path, size: int | None) -> np.ndarray:
@@ -171,19 +186,17 @@ def _check_no_class_empty(
         )
 
 
-def _check_alike(images: dict[Path, np.ndarray], root: Path) -> None:
-    """Raise `SourceError` unless all images have the same channels and size."""
-    (first, expected), *others = images.items()
-    for file, image in others:
-        if image.ndim != expected.ndim:
-            grey, colour = (first, file) if expected.ndim == 2 else (file, first)
-            raise SourceError(
-                f"{root}: {grey.relative_to(root)} is grey, {colour.relative_to(root)} is in colour. "
-                "Convert all images to one of the two."
-            )
-        if image.shape != expected.shape:
-            raise SourceError(
-                f"{root}: {first.relative_to(root)} has {expected.shape[1]} x {expected.shape[0]} pixels, "
-                f"{file.relative_to(root)} has {image.shape[1]} x {image.shape[0]}. "
-                "Pass --size PIXELS to resize all images."
-            )
+def _check_alike(image: np.ndarray, file: Path, expected: np.ndarray, first: Path, root: Path) -> None:
+    """Raise `SourceError` unless both images have the same channels and size."""
+    if image.ndim != expected.ndim:
+        grey, colour = (first, file) if expected.ndim == 2 else (file, first)
+        raise SourceError(
+            f"{root}: {grey.relative_to(root)} is grey, {colour.relative_to(root)} is in colour. "
+            "Convert all images to one of the two."
+        )
+    if image.shape != expected.shape:
+        raise SourceError(
+            f"{root}: {first.relative_to(root)} has {expected.shape[1]} x {expected.shape[0]} pixels, "
+            f"{file.relative_to(root)} has {image.shape[1]} x {image.shape[0]}. "
+            "Pass --size PIXELS to resize all images."
+        )

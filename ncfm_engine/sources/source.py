@@ -13,6 +13,8 @@ from torch import Tensor
 
 from distilled_data.errors import SourceError, UsageError
 
+from .storage import gather
+
 TEST_FRACTION = 0.2  # of the images of each class, where a source has no test split of its own
 
 
@@ -32,10 +34,10 @@ class LabelledImages:
         """Sort uint8 `images` [N, height, width] or [N, height, width, channels] with their `targets` [N]."""
         if images.ndim == 3:
             images = images[..., None]
-        images = np.ascontiguousarray(np.moveaxis(images, -1, 1))
+        images = np.moveaxis(images, -1, 1)
         targets = np.asarray(targets, dtype=np.int64)
         order = _order(targets, _digests(images))
-        return cls(torch.from_numpy(images[order]), torch.from_numpy(targets[order]), num_classes)
+        return cls(torch.from_numpy(gather(images, order)), torch.from_numpy(targets[order]), num_classes)
 
     @property
     def counts(self) -> Tensor:
@@ -47,7 +49,9 @@ class LabelledImages:
 
     def where(self, mask: Tensor) -> "LabelledImages":
         """The images for which `mask`, bool [N], is true."""
-        return replace(self, images=self.images[mask], targets=self.targets[mask])
+        rows = mask.nonzero().flatten()
+        images = torch.from_numpy(gather(self.images.numpy(), rows.numpy()))
+        return replace(self, images=images, targets=self.targets[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +139,9 @@ def split(
 def _digests(rows: Tensor | np.ndarray, salt: bytes = b"") -> np.ndarray:
     """sha256 of `salt` and the bytes of each row, uint8 [N, 32]."""
     digests = bytearray()
-    for row in np.ascontiguousarray(rows):
+    for row in rows.numpy() if isinstance(rows, Tensor) else rows:
         digest = hashlib.sha256(salt)
-        digest.update(row)
+        digest.update(np.ascontiguousarray(row).data)
         digests += digest.digest()
     return np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32)
 
