@@ -19,30 +19,35 @@ import torch
 from distilled_data import Artifact, DistilledDataset, Metadata, SourceError, UsageError
 from distilled_data.format import ARTIFACT_FILE, read_artifact, write_artifact, write_file, write_manifest
 
+from .checkpoint import load_checkpoint
 from .config import Recipe
-from .distill import METRICS_FILE, Distilled, check_packing, distill, read_checkpoint
+from .distill import CHECKPOINT_FILE, METRICS_FILE, Distilled, distill
 from .evaluate import evaluate
+from .initial import check_packing
 from .label import label, teacher
 from .plan import (
     LOSS_PLOT_FILE,
     RESULTS_FILE,
     Plan,
     check_output,
-    classes_per_chunk,
     clear_output,
-    recipe_key,
+    compiles,
+    identity,
+    layout_of,
+    remove_leftovers,
+    run_folder_of,
 )
-from .pretrain import FeaturePool, pretrain
+from .pretrain import FeaturePool, pretrain, train_pool
+from .ranks import Ranks, join
 from .report import Report, plot_losses, silent
 from .sources import Source, hold_out, load_source
+from .stop import Stopped, StopRequest
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to. `rows` is empty and `finished` false when the time budget ended it first."""
+    """What a run came to."""
 
-    finished: bool
-    step: int
     rows: list[dict[str, Any]]
     seconds: dict[str, float]  # per stage
 
@@ -53,55 +58,62 @@ def open_source(plan: Plan) -> Source:
     return hold_out(source, plan.recipe.validation) if plan.recipe.validation else source
 
 
-def run(plan: Plan, report: Report = silent) -> Outcome:
+def run(plan: Plan, report: Report = silent) -> Outcome | None:
     """Do everything but publishing. The artifact is written before it is evaluated, and again with results.
 
-    Raises the errors of its stages; whatever was finished before (networks, checkpoint, artifact) stays.
+    Among several processes (torchrun) the first one labels, writes, evaluates and returns the outcome; the
+    others return None. Raises `Stopped` when the time budget is spent or SIGTERM arrived, and the errors of
+    its stages; whatever was finished before (networks, checkpoint, artifact) stays.
     """
-    check_output(plan)
     seconds: dict[str, float] = {}
+    with StopRequest(plan.time_budget) as stop, join(plan.device) as ranks:
+        check_output(plan)
+        ranks.barrier()  # nobody writes before all have looked
+        rows = _stages(plan, ranks, stop, report if ranks.rank == 0 else silent, seconds)
+    return None if rows is None else Outcome(rows, seconds)
+
+
+def _stages(
+    plan: Plan, ranks: Ranks, stop: StopRequest, report: Report, seconds: dict[str, float]
+) -> list[dict[str, Any]] | None:
     recipe, start = plan.recipe, time.monotonic()
     source = open_source(plan)
-    chunk = classes_per_chunk(plan, source)
+    layout, key = layout_of(plan, source, ranks), identity(recipe, source)
     check_packing(recipe.distill, source, recipe.ipc)
-    key = recipe_key(recipe, source)
     if plan.resume:
-        read_checkpoint(plan.run_folder, key, recipe.distill.iterations)  # refused now, not after pretraining
+        load_checkpoint(plan.run_folder / CHECKPOINT_FILE, key)  # refused now, not after pretraining
+    if ranks.rank == 0:
+        remove_leftovers(plan)
     start = _lap(seconds, "loading", start)
-    pool = pretrain(
-        recipe.pretrain,
-        recipe.network,
-        source,
-        seed=recipe.seed,
-        device=plan.device,
-        cache=plan.cache,
-        report=report,
-    )
+    pool = _pool(plan, source, ranks, stop, report)
     start = _lap(seconds, "pretraining", start)
-    distilled = distill(
-        recipe.distill,
-        source,
-        pool,
-        ipc=recipe.ipc,
-        seed=recipe.seed,
-        device=plan.device,
-        folder=plan.run_folder,
-        recipe_key=key,
-        resume=plan.resume,
-        deadline=None if plan.time_budget is None else time.monotonic() + plan.time_budget,
-        classes_per_chunk=chunk,
-        report=report,
-    )
+    try:
+        distilled = distill(
+            recipe.distill,
+            source,
+            pool,
+            ipc=recipe.ipc,
+            seed=recipe.seed,
+            device=plan.device,
+            folder=plan.run_folder,
+            identity=key,
+            resume=plan.resume,
+            stop=stop,
+            layout=layout,
+            compile=compiles(plan),
+            ranks=ranks,
+            report=report,
+        )
+    finally:
+        if ranks.rank == 0 and (plan.run_folder / METRICS_FILE).exists():
+            plot_losses(plan.run_folder / METRICS_FILE, plan.run_folder / LOSS_PLOT_FILE)
     start = _lap(seconds, "distilling", start)
-    finished = distilled.step >= recipe.distill.iterations
-    if finished:
-        artifact = make_artifact(plan, source, pool, distilled)
-        clear_output(plan)
-        write_artifact(plan.output / ARTIFACT_FILE, artifact)
-        write_manifest(plan.output)
-    plot_losses(plan.run_folder / METRICS_FILE, plan.run_folder / LOSS_PLOT_FILE)
-    if not finished:
-        return Outcome(False, distilled.step, [], seconds)
+    if ranks.rank:
+        return None
+    artifact = make_artifact(plan, source, pool, distilled)
+    clear_output(plan)
+    write_artifact(plan.output / ARTIFACT_FILE, artifact)
+    write_manifest(plan.output)
     start = _lap(seconds, "labelling", start)
     rows = evaluate(
         DistilledDataset.from_folder(plan.output),
@@ -111,12 +123,30 @@ def run(plan: Plan, report: Report = silent) -> Outcome:
         seed=recipe.seed,
         device=plan.device,
         pool=pool,
+        folder=plan.run_folder,
+        resume=plan.resume,
+        stop=stop,
         report=report,
     )
     _lap(seconds, "evaluating", start)
     record_results(plan.output, rows, plan.device)
     write_results(plan.run_folder / RESULTS_FILE, rows, plan.device, seconds)
-    return Outcome(True, distilled.step, rows, seconds)
+    return rows
+
+
+def _pool(plan: Plan, source: Source, ranks: Ranks, stop: StopRequest, report: Report) -> FeaturePool:
+    """Every process trains its share into the cache, which they have in common, and reads all of it."""
+    recipe, stopped = plan.recipe, None
+    options: dict[str, Any] = {"seed": recipe.seed, "device": plan.device, "cache": plan.cache, "stop": stop}
+    if ranks.count > 1:
+        share = (ranks.rank, ranks.count)
+        try:
+            train_pool(recipe.pretrain, recipe.network, source, share=share, report=report, **options)
+        except Stopped as place:
+            stopped = place
+        if ranks.any(stopped is not None, plan.device):
+            raise stopped or Stopped("pretrain, in another process")
+    return pretrain(recipe.pretrain, recipe.network, source, report=report, **options)
 
 
 def make_artifact(plan: Plan, source: Source, pool: FeaturePool, distilled: Distilled) -> Artifact:
@@ -167,13 +197,15 @@ def evaluate_folder(
     data: Path | None = None,
     ipc: int | None = None,
     skip_damaged: bool = False,
+    resume: bool = False,
+    stop: StopRequest | None = None,
     report: Report = silent,
 ) -> list[dict[str, Any]]:
     """Evaluate a saved artifact under its own recipe with `changes`, and add the rows to its metadata.
 
     `dataset` names the real data where the artifact's own name is not enough (folder:PATH). Raises
-    `UsageError` for an artifact that does not record its recipe, and `SourceError` when the data is not what
-    it was distilled from.
+    `UsageError` for an artifact that does not record its recipe, `SourceError` when the data is not what it
+    was distilled from, and `Stopped` after saving progress, from which `resume` goes on.
     """
     chosen = DistilledDataset.from_folder(folder, ipc=ipc)
     info = chosen.info
@@ -201,6 +233,7 @@ def evaluate_folder(
             seed=original.seed,
             device=device,
             cache=cache,
+            stop=stop,
             report=report,
         )
         recorded = info.labels.get("teacher", {}).get("weights_sha256")
@@ -218,6 +251,9 @@ def evaluate_folder(
         seed=recipe.seed,
         device=device,
         pool=pool,
+        folder=run_folder_of(folder),
+        resume=resume,
+        stop=stop,
         report=report,
     )
     record_results(folder, rows, device)

@@ -1,28 +1,34 @@
 """What a run is going to do, before it does anything: the resolved recipe and what it will cost."""
 
 import dataclasses
-import hashlib
-import itertools
-import json
 import math
+import os
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
+from typing import Any
 
 import torch
 
 from distilled_data import OutputError, UsageError
 from distilled_data.format import FOLDER_FILES, MANIFEST_FILE, PARQUET_FILE, PREVIEW_FILE
 
-from .config import Recipe
-from .distill import CHECKPOINT_FILE, METRICS_FILE, check_packing
+from .checkpoint import previous_of
+from .config import Recipe, flatten
+from .distill import CHECKPOINT_FILE, METRICS_FILE
 from .evaluate import CHECKS
+from .initial import check_packing
+from .memory import Footprint, Layout, choose_layout
 from .presets import find_preset
 from .pretrain import build
+from .ranks import Ranks
 from .sources import Source
 
 RESULTS_FILE = "results.json"
 LOSS_PLOT_FILE = "losses.png"
+COMPILE_FROM = 1000  # steps; compiling takes up to a minute
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ class Plan:
     size: int | None = None  # pixels, for sources of other sizes
     device: str = "cpu"
     memory: int | None = None  # bytes that one matching step may take
-    time_budget: float | None = None  # seconds for matching, then a checkpoint
+    time_budget: float | None = None  # seconds for all stages, then a checkpoint
+    compile: str = "auto"  # "on", "off"
     skip_damaged: bool = False
     resume: bool = False
     overwrite: bool = False
@@ -94,9 +101,14 @@ def run_folder_of(output: Path) -> Path:
 
 
 def resolve_device(name: str) -> str:
-    """ "auto" is the GPU where there is one. Raises `UsageError` for a device that torch does not see."""
+    """ "auto" is the GPU where there is one; under torchrun each process has its own.
+
+    Raises `UsageError` for a device that torch does not see.
+    """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one GPU for each process
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -104,18 +116,21 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def recipe_key(recipe: Recipe, source: Source) -> str:
-    """A name for everything that decides the distilled images; a checkpoint of another key is refused.
+def identity(recipe: Recipe, source: Source) -> dict[str, Any]:
+    """Everything that decides the distilled images, flat; a checkpoint made under another is refused.
 
     The number of iterations is left out where nothing depends on it: such a run may be prolonged.
     """
-    content = dataclasses.asdict(recipe)
-    del content["distill"]["checkpoint_every"]
-    if recipe.distill.schedule == "constant":
-        del content["distill"]["iterations"]
-    del content["label"], content["evaluate"]
-    text = json.dumps(content | {"fingerprint": source.fingerprint}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+    content = flatten(dataclasses.asdict(recipe))
+    free = {"distill.checkpoint_every", "pretrain.at_once"}
+    if recipe.distill.schedule != "cosine":
+        free.add("distill.iterations")
+    kept = {
+        name: value
+        for name, value in content.items()
+        if name not in free and not name.startswith(("label.", "evaluate."))
+    }
+    return kept | {"dataset": source.title, "dataset fingerprint": source.fingerprint}
 
 
 def check_output(plan: Plan) -> None:
@@ -132,7 +147,8 @@ def check_output(plan: Plan) -> None:
     ]
     if plan.overwrite or not held:
         return
-    ours = (plan.run_folder / CHECKPOINT_FILE).exists()
+    checkpoint = plan.run_folder / CHECKPOINT_FILE
+    ours = checkpoint.exists() or previous_of(checkpoint).exists()
     if plan.resume and ours:
         return
     way = "continue that run with --resume, replace it with --overwrite" if ours else "use --overwrite"
@@ -154,46 +170,48 @@ def clear_output(plan: Plan) -> None:
         path.unlink(missing_ok=True)
 
 
-def step_bytes(recipe: Recipe, source: Source, classes: int) -> int:
-    """Bytes that one matching step takes on the device with `classes` classes at once, by count.
-
-    Real images pass without gradients, so only the largest neighbouring activations are alive; synthetic
-    ones keep all activations of two networks; both meet T frequencies as an angle, a sine and a cosine.
-    """
-    config = recipe.distill
-    sizes = _activations(recipe, source)
-    pixels = source.channels * source.height * source.width
-    real = classes * min(config.real_batch, int(source.train.counts.min()))
-    synthetic = classes * recipe.ipc * config.factor**2
-    networks = 2 if config.calibration else 1
-    peak = max(a + b for a, b in itertools.pairwise(sizes))
-    alive_real = real * max(4 * pixels + peak, 3 * config.frequencies + sizes[-2])
-    alive_synthetic = synthetic * (networks * sum(sizes) + 6 * pixels + 4 * config.frequencies)
-    return 4 * (alive_real + alive_synthetic)
+def remove_leftovers(plan: Plan) -> None:
+    """Remove the temporary files of a process that was killed while it wrote."""
+    for folder in (plan.output, plan.run_folder):
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
 
-def classes_per_chunk(plan: Plan, source: Source) -> int | None:
-    """The most classes that fit the memory budget, or None for all. Raises `UsageError` when not one fits."""
-    if plan.memory is None:
-        return None
-    one, two = (step_bytes(plan.recipe, source, classes) for classes in (1, 2))
-    fixed = _fixed_bytes(plan.recipe, source)
-    fit = int((plan.memory - fixed) // (two - one))
-    if fit < 1:
-        raise UsageError(
-            f"--memory {plan.memory / 2**20:.0f}MiB is below the minimum of {(fixed + one) / 2**20:.0f}MiB: "
-            f"{fixed / 2**20:.0f}MiB for the real images, networks and optimiser, {one / 2**20:.0f}MiB for "
-            "one class. Raise it, or lower distill.real_batch, distill.frequencies or network.width."
-        )
-    return min(fit, source.num_classes)
+def footprint(plan: Plan, source: Source, ranks: Ranks | None = None) -> Footprint:
+    """The memory counts of a run; those of one process where there are several."""
+    part = (ranks or Ranks()).part(source.num_classes)
+    return Footprint.of(
+        plan.recipe.distill,
+        build(plan.recipe.network, source, 0),
+        source,
+        ipc=plan.recipe.ipc,
+        kept_networks=plan.recipe.pretrain.networks * (plan.recipe.pretrain.snapshots + 2),
+        num_classes=part.stop - part.start,
+    )
+
+
+def layout_of(plan: Plan, source: Source, ranks: Ranks | None = None) -> Layout:
+    """How steps are cut: to the memory budget, or else to what a GPU has free. Raises `UsageError`."""
+    budget = plan.memory
+    if budget is None and torch.device(plan.device).type == "cuda":
+        budget = int(0.9 * torch.cuda.mem_get_info(plan.device)[0])
+    return choose_layout(footprint(plan, source, ranks), plan.device, budget)
+
+
+def compiles(plan: Plan) -> bool:
+    """Whether passes are compiled: as asked, or where it pays (a long run) and can be done."""
+    if plan.compile != "auto":
+        return plan.compile == "on"
+    compiler = "triton" if torch.device(plan.device).type == "cuda" else "C++"
+    found = find_spec("triton") if compiler == "triton" else which("g++") or which("clang++")
+    return found is not None and plan.recipe.distill.iterations >= COMPILE_FROM
 
 
 def describe(plan: Plan, source: Source) -> str:
     """The plan as text: shapes, steps, memory, a time estimate from a short probe, and the files."""
     recipe, config = plan.recipe, plan.recipe.distill
     check_packing(config, source, recipe.ipc)
-    chunk = classes_per_chunk(plan, source) or source.num_classes
-    memory = _fixed_bytes(recipe, source) + step_bytes(recipe, source, chunk)
+    counts, layout = footprint(plan, source), layout_of(plan, source)
     real = min(config.real_batch, int(source.train.counts.min()))
     views = recipe.ipc * config.factor**2
     times = estimate_seconds(plan, source)
@@ -207,9 +225,9 @@ def describe(plan: Plan, source: Source) -> str:
         f"preset       {plan.preset}" + "".join(f"\n             {row}" for row in changed),
         f"images       uint8 {shape}, {views} views per class, {math.prod(shape)} bytes",
         f"step         {source.num_classes} classes x ({real} real + {views} synthetic images), "
-        f"{config.frequencies} frequencies, {chunk} classes at once",
+        f"{config.frequencies} frequencies, {layout.classes} classes and {layout.images} real images at once",
         f"steps        {config.iterations}",
-        f"memory       about {memory / 2**20:.0f} MiB on {plan.device}, and what torch itself takes",
+        f"memory       about {counts.total(layout) / 2**20:.0f} MiB on {plan.device}, besides torch itself",
         "time         about " + ", ".join(f"{name} {_duration(s)}" for name, s in times.items()),
         "writes       " + "\n             ".join(str(path) for path in files),
     ]
@@ -249,24 +267,6 @@ def _probe(plan: Plan, source: Source, images: int = 256) -> tuple[float, float]
         return (time.perf_counter() - start) / images
 
     return tuple(min(seconds(backward) for _ in range(3)) for backward in (False, True))  # type: ignore[return-value]
-
-
-def _activations(recipe: Recipe, source: Source) -> list[int]:
-    """Numbers that each layer of the network puts out for one image."""
-    network = build(recipe.network, source, 0).to("meta")
-    sizes: list[int] = []
-    for module in network.modules():
-        if not any(True for _ in module.children()):
-            module.register_forward_hook(lambda _, __, output: sizes.append(output.numel()))
-    network(torch.zeros(1, source.channels, source.height, source.width, device="meta"))
-    return sizes
-
-
-def _fixed_bytes(recipe: Recipe, source: Source) -> int:
-    parameters = sum(p.numel() for p in build(recipe.network, source, 0).parameters())
-    pixels = source.channels * source.height * source.width
-    images = recipe.ipc * source.num_classes * pixels
-    return len(source.train) * pixels + 4 * (parameters * (2 * recipe.pretrain.networks + 2) + 4 * images)
 
 
 def _differences(default: dict, chosen: dict, prefix: str = "") -> list[str]:

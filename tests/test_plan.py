@@ -7,16 +7,18 @@ import pytest
 
 from distilled_data import OutputError, UnknownNameError, UsageError
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, PARQUET_FILE
+from ncfm_engine.checkpoint import previous_of
 from ncfm_engine.distill import CHECKPOINT_FILE
 from ncfm_engine.plan import (
     Plan,
     check_output,
-    classes_per_chunk,
     clear_output,
+    compiles,
+    identity,
+    layout_of,
     make_plan,
-    recipe_key,
+    remove_leftovers,
     run_folder_of,
-    step_bytes,
 )
 
 
@@ -75,8 +77,9 @@ def test_an_occupied_output_needs_overwrite_and_resume_is_not_enough(plan, name)
     check_output(dataclasses.replace(plan, overwrite=True))
 
 
-def test_a_run_with_a_checkpoint_may_be_resumed_and_says_so(plan):
-    put(plan.run_folder / CHECKPOINT_FILE)
+@pytest.mark.parametrize("of", [lambda path: path, previous_of], ids=["current", "previous"])
+def test_a_run_with_a_checkpoint_may_be_resumed_and_says_so(plan, of):
+    put(of(plan.run_folder / CHECKPOINT_FILE))
     with pytest.raises(OutputError, match="--resume"):
         check_output(plan)
     check_output(dataclasses.replace(plan, resume=True))
@@ -96,26 +99,46 @@ def test_clearing_removes_what_is_derived_and_keeps_the_rest(plan):
     assert all(path.exists() for path in kept)
 
 
-def test_the_recipe_key_changes_with_what_decides_the_images_only(plan, digits):
-    key = recipe_key(plan.recipe, digits)
+def test_what_a_killed_process_left_is_removed_and_nothing_else(plan):
+    leftovers = [put(folder / f".{CHECKPOINT_FILE}.x1y2.tmp") for folder in (plan.output, plan.run_folder)]
+    kept = [put(plan.output / "notes.tmp"), put(plan.run_folder / CHECKPOINT_FILE)]
+    remove_leftovers(plan)
+    assert not any(path.exists() for path in leftovers)
+    assert all(path.exists() for path in kept)
+
+
+def test_the_identity_changes_with_what_decides_the_images_only(plan, digits):
+    same = identity(plan.recipe, digits)
     for change in ({"distill.alpha": 0.3}, {"seed": 1}, {"ipc": 3}, {"pretrain.epochs": 1}):
-        assert recipe_key(plan.recipe.replace(change), digits) != key
-    for change in ({"evaluate.epochs": 1}, {"label.temperature": 2.0}, {"distill.checkpoint_every": 1}):
-        assert recipe_key(plan.recipe.replace(change), digits) == key
+        assert identity(plan.recipe.replace(change), digits) != same
+    for change in (
+        {"evaluate.epochs": 1},
+        {"label.temperature": 2.0},
+        {"distill.checkpoint_every": 1},
+        {"pretrain.at_once": 2},
+    ):
+        assert identity(plan.recipe.replace(change), digits) == same
     constant = plan.recipe.replace({"distill.schedule": "constant"})
     longer = constant.replace({"distill.iterations": 10_000})
-    assert recipe_key(constant, digits) == recipe_key(longer, digits)
-    assert recipe_key(plan.recipe.replace({"distill.iterations": 10_000}), digits) != key
+    assert identity(constant, digits) == identity(longer, digits)
+    assert identity(plan.recipe.replace({"distill.iterations": 10_000}), digits) != same
+    assert identity(plan.recipe, dataclasses.replace(digits, fingerprint="other")) != same
 
 
-def test_memory_grows_with_the_classes_and_a_budget_cuts_them(plan, digits):
-    assert step_bytes(plan.recipe, digits, 10) == 10 * step_bytes(plan.recipe, digits, 1)
-    assert classes_per_chunk(plan, digits) is None
-    assert classes_per_chunk(dataclasses.replace(plan, memory=2**40), digits) == 10
-    three = 3 * step_bytes(plan.recipe, digits, 1) + step_bytes(plan.recipe, digits, 1) // 2
-    assert classes_per_chunk(dataclasses.replace(plan, memory=three), digits) in (2, 3)
+def test_a_memory_budget_cuts_the_classes_and_one_that_is_too_small_is_refused(plan, digits):
+    assert layout_of(plan, digits) == layout_of(dataclasses.replace(plan, memory=2**40), digits)
+    assert layout_of(dataclasses.replace(plan, memory=3 * 2**20), digits).classes < 10
+    with pytest.raises(UsageError, match=r"--memory 1KiB is below the minimum of \d\.\dMiB: .*real images"):
+        layout_of(dataclasses.replace(plan, memory=1024), digits)
 
 
-def test_a_memory_budget_below_one_class_names_the_minimum_and_what_takes_it(plan, digits):
-    with pytest.raises(UsageError, match=r"minimum of \d+MiB: \d+MiB for the real images"):
-        classes_per_chunk(dataclasses.replace(plan, memory=1000), digits)
+def test_long_runs_are_compiled_and_short_ones_are_not(plan, monkeypatch):
+    from ncfm_engine import plan as module
+
+    long = dataclasses.replace(plan, recipe=plan.recipe.replace({"distill.iterations": 10_000}))
+    monkeypatch.setattr(module, "which", lambda name: "/usr/bin/" + name)
+    assert [compiles(p) for p in (plan, long)] == [False, True]
+    assert [compiles(dataclasses.replace(p, compile="on")) for p in (plan, long)] == [True, True]
+    assert [compiles(dataclasses.replace(p, compile="off")) for p in (plan, long)] == [False, False]
+    monkeypatch.setattr(module, "which", lambda name: None)  # no compiler
+    assert not compiles(long)

@@ -12,17 +12,24 @@ sys.path.insert(
 )  # so that a checkout runs without being installed
 
 from distilled_data import DistilledDataError, UsageError
+from ncfm_engine.stop import Stopped
 
 SIZES = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 TIMES = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
-    """Parse, call `main`, and exit: 0 done, 2 wrong usage or input, 1 anything else."""
+    """Parse, call `main`, and exit: 0 done, 2 wrong usage or input, 75 stopped on request, 1 anything else.
+
+    75 is EX_TEMPFAIL of sysexits.h: run the command again, here with --resume.
+    """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
     try:
         main(arguments)
+    except Stopped as place:
+        print(f"stopped in good order ({place}); go on with --resume")
+        sys.exit(75)
     except KeyboardInterrupt:
         sys.exit("\ninterrupted")
     except Exception as error:

@@ -4,6 +4,7 @@ python tools/distill_and_push.py --dataset digits
 python tools/distill_and_push.py --dataset cifar10 --preset cpu --data DIR
 python tools/distill_and_push.py --dataset cifar100 --ipc 50 --repo org/cifar100-ncfm
 python tools/distill_and_push.py --dataset folder:photos --size 64 --set distill.alpha=0.3 --dry-run
+torchrun --nproc-per-node 4 tools/distill_and_push.py --dataset cifar100 --ipc 50
 """
 
 import argparse
@@ -33,8 +34,19 @@ def parser() -> argparse.ArgumentParser:
     add("--size", type=int, help="resize the images of a folder to this many pixels square")
     add("--preset", help="row of ncfm_engine/presets.py (default: the one for this dataset and ipc)")
     add("--iterations", type=int, help="matching steps")
-    add("--time-budget", type=duration, metavar="10m", help="stop matching at a checkpoint after this time")
-    add("--memory", type=size, metavar="2GiB", help="what one matching step may take; fewer classes at once")
+    add(
+        "--time-budget",
+        type=duration,
+        metavar="10m",
+        help="stop at a checkpoint after this time, whatever stage",
+    )
+    add("--memory", type=size, metavar="2GiB", help="what matching may take on the device")
+    add(
+        "--compile",
+        choices=["auto", "on", "off"],
+        default="auto",
+        help="torch.compile (default: in long runs)",
+    )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     add("--seed", type=int, help="of everything random (default: 0)")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting of the recipe")
@@ -62,6 +74,7 @@ def main(arguments: argparse.Namespace) -> None:
         size=arguments.size,
         memory=arguments.memory,
         time_budget=arguments.time_budget,
+        compile=arguments.compile,
         skip_damaged=arguments.skip_damaged,
         resume=arguments.resume,
         overwrite=arguments.overwrite,
@@ -72,8 +85,7 @@ def main(arguments: argparse.Namespace) -> None:
         return
     with Bars() as bars:
         outcome = run(plan, bars)
-    if not outcome.finished:
-        print(f"stopped after step {outcome.step} of {plan.recipe.distill.iterations}; go on with --resume")
+    if outcome is None:  # one of several processes, and not the one that writes
         return
     complete_folder(plan.output)
     print(table(outcome.rows))

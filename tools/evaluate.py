@@ -11,13 +11,14 @@ import argparse
 import time
 from pathlib import Path
 
-from command_line import run_command, settings, table
+from command_line import duration, run_command, settings, table
 
 from hub import complete_folder
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.pipeline import evaluate_folder, write_results
 from ncfm_engine.plan import RESULTS_FILE, resolve_device, run_folder_of
 from ncfm_engine.report import Bars
+from ncfm_engine.stop import StopRequest
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,6 +35,8 @@ def parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, help="number of networks, each with a seed of its own")
     add("--protocol", choices=["ncfm"], default="ncfm", help="how networks are trained (default: ncfm)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    add("--time-budget", type=duration, metavar="10m", help="stop at a checkpoint after this time")
+    add("--resume", action="store_true", help="go on from the last checkpoint of the same evaluation")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting of the recipe")
     return parser
 
@@ -44,7 +47,7 @@ def main(arguments: argparse.Namespace) -> None:
         if value is not None:
             changes[field] = value
     device, start = resolve_device(arguments.device), time.monotonic()
-    with Bars() as bars:
+    with Bars() as bars, StopRequest(arguments.time_budget) as stop:
         rows = evaluate_folder(
             arguments.folder,
             changes=changes,
@@ -54,6 +57,8 @@ def main(arguments: argparse.Namespace) -> None:
             data=arguments.data,
             ipc=arguments.ipc,
             skip_damaged=arguments.skip_damaged,
+            resume=arguments.resume,
+            stop=stop,
             report=bars,
         )
     complete_folder(arguments.folder)
