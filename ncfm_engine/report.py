@@ -1,9 +1,9 @@
-"""What a long run shows: bars on the terminal, a plot of the losses."""
+"""What a long run shows: bars on the terminal, plots of the losses."""
 
 import io
 import json
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from distilled_data import MissingExtraError
 from distilled_data.format import write_file
@@ -49,24 +49,63 @@ class Bars:
 
 
 def plot_losses(metrics: Path, path: Path) -> None:
-    """Draw the rows of `metrics.jsonl` as a PNG: discrepancy (both players pull at it) and calibration."""
+    """Draw the rows of `metrics.jsonl` as a PNG: what the players pull at, and what it is made of."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    panels = {
+        "discrepancy, mean over classes": {"discrepancy": "discrepancy"},
+        "cross-entropy under a trained network": {"calibration": "calibration"},
+        "squared differences at the frequencies": {"amplitude": "amplitude", "phase": "phase"},
+    }
+    figure, axes = _figure(list(panels), width=12)
+    for axis, lines in zip(axes, panels.values(), strict=True):
+        for name, label in lines.items():
+            axis.plot([row["step"] for row in rows], [row[name] for row in rows], label=label, linewidth=1.2)
+        axis.set(xlabel="step", ylim=(0, None))
+    axes[-1].legend(frameon=False)
+    _write(figure, path)
+
+
+def plot_variants(curves: dict[str, list[list[dict]]], path: Path) -> None:
+    """Draw loss curves as a PNG: for each variant the rows of `metrics.jsonl` of several seeds.
+
+    Discrepancies of different kinds have different units, so each is drawn relative to its first row.
+    """
+    titles = ["discrepancy relative to its first value", "amplitude difference", "phase difference"]
+    figure, axes = _figure(titles, width=14)
+    for axis, name in zip(axes, ("discrepancy", "amplitude", "phase"), strict=True):
+        for color, (variant, seeds) in enumerate(curves.items()):
+            for number, rows in enumerate(seeds):
+                values = [row[name] for row in rows]
+                if not any(values):  # a discrepancy without frequencies has no amplitude and no phase
+                    continue
+                scale = values[0] if name == "discrepancy" else 1.0
+                axis.plot(
+                    [row["step"] for row in rows],
+                    [value / scale for value in values],
+                    color=f"C{color % 10}",
+                    linewidth=1.0,
+                    label=None if number else variant,
+                )
+        axis.set(xlabel="step", ylim=(0, None))
+    axes[0].legend(frameon=False, fontsize="small")
+    _write(figure, path)
+
+
+def _figure(titles: list[str], width: float) -> tuple[Any, list[Any]]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtraError("matplotlib", "engine", "the loss plot") from error
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    steps = [row["step"] for row in rows]
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    for axis, name, title in zip(
-        figure.subplots(1, 2),
-        ("discrepancy", "calibration"),
-        ("discrepancy (NCFD), mean over classes", "cross-entropy under a trained network"),
-        strict=True,
-    ):
-        axis.plot(steps, [row[name] for row in rows], color="#2f6f9f", linewidth=1.2)
-        axis.set(title=title, xlabel="step", ylim=(0, None))
+        raise MissingExtraError("matplotlib", "engine", "the plot") from error
+    figure = Figure(figsize=(width, 3.2), layout="constrained")
+    axes = list(figure.subplots(1, len(titles)))
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize="medium")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _write(figure: Any, path: Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     write_file(path, picture.getvalue())
