@@ -1,0 +1,147 @@
+"""The benchmark in small: both sides of every ratio, and a baseline that computes the same step."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from distilled_data import DistilledDataError, UsageError
+
+ROOT = Path(__file__).parents[1]
+SHAPES = "--classes 3 --size 8 --real-images 16 --frequencies 16 --width 8 --threads 1 --device cpu"
+TURNS = "--rounds 2 --turn 0.02s"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    """The command as a module; its parts are `tools.benchmark` from then on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "tools")
+        yield importlib.import_module("benchmark_engine")
+
+
+def part(name: str):
+    return importlib.import_module(f"tools.benchmark.{name}")
+
+
+def arguments(tool, words: str = ""):
+    return tool.parser().parse_args(f"{SHAPES} {TURNS} {words}".split())
+
+
+@pytest.fixture(scope="module")
+def output(tool, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("benchmark") / "small.json"
+    variant = "--variant bank=distill.real_features=bank,distill.bank_size=2,distill.bank_refresh=3"
+    more = "--ipc 1 2 --growth classes=2,4 ranks --profile --pretrain 1x1"
+    tool.main(arguments(tool, f"{variant} {more} --output {path}"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def content(output) -> dict:
+    return json.loads(output.read_text())
+
+
+def test_every_contender_has_the_raw_time_of_every_round_at_every_ipc(content):
+    rows = {(row["ipc"], row["contender"]): row for row in content["comparison"]}
+    assert set(rows) == {(ipc, name) for ipc in (1, 2) for name in ("engine", "loop", "bank")}
+    for row in rows.values():
+        assert len(row["seconds"]) == 2
+        assert 0 < row["min"] <= row["median"] <= row["max"]
+        assert row["images_per_step"] == 3 * (16 + 2 * row["ipc"] * 4)
+        assert row["images_per_second"] == pytest.approx(row["images_per_step"] / row["median"])
+
+
+def test_every_ratio_has_both_its_sides(content):
+    medians = {(row["ipc"], row["contender"]): row["median"] for row in content["comparison"]}
+    assert len(content["ratios"]) == 4
+    for row in content["ratios"]:
+        slow, fast = row["ratio"].split(" / ")
+        assert (row["numerator"], row["denominator"]) == (
+            medians[row["ipc"], slow],
+            medians[row["ipc"], fast],
+        )
+        assert row["value"] == row["numerator"] / row["denominator"]
+
+
+def test_the_table_beside_the_json_has_a_row_for_each(output, content):
+    lines = output.with_suffix(".md").read_text().splitlines()
+    table = {tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines if "|" in line}
+    for row in content["ratios"]:
+        sides = (f"{row['numerator']:.4g}", f"{row['denominator']:.4g}", f"{row['value']:.2f}")
+        assert (str(row["ipc"]), row["ratio"], *sides) in table
+
+
+def test_a_result_says_where_and_how_it_was_measured_and_tells_no_path(content, output):
+    assert content["hardware"]["threads"] == 1
+    assert content["versions"]["torch"]
+    assert content["flags"]["frequencies"] == content["recipe"]["distill"]["frequencies"] == 16
+    assert str(output.parent) not in json.dumps(content)
+
+
+def test_a_bank_is_timed_over_whole_refreshes(content):
+    assert all(
+        row["iterations_per_round"] % 3 == 0 for row in content["comparison"] if row["contender"] == "bank"
+    )
+
+
+def test_growth_has_its_points_and_a_plot(content, output):
+    points = [(row["axis"], row["value"]) for row in content["growth"]]
+    assert points == [("classes", 2), ("classes", 4), ("ranks", 1), ("ranks", 2)]
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_time_in_proportion_to_the_pixels_has_exponent_one(tool):
+    rows = [{"axis": "size", "value": side, "median": side**2} for side in (32, 64)]
+    rows += [{"axis": "ipc", "value": ipc, "median": 3.0} for ipc in (1, 10)]
+    assert part("growth").exponents(rows) == [None, 1.0, None, 0.0]
+
+
+def test_the_profile_shares_out_all_the_time_and_counts_the_operations(content):
+    found = content["profile"]
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert found["shares"]["convolution"] > 0
+    forward = 2 * 9 * 3 * 8 * 8 * 8  # of the only convolution of one image, two per multiply-add
+    real, synthetic = 3 * 16 * forward, 3 * 4 * 2 * 2 * forward  # two networks, forward and backward
+    assert real + synthetic < found["operations"] < 2 * (real + synthetic)
+
+
+def test_pretraining_is_timed(content):
+    row = content["pretrain"]
+    assert row["network_epochs_per_second"] == pytest.approx(1 / row["seconds"])
+
+
+def test_engine_and_loop_compute_the_same_step(content):
+    assert set(content["agreement"]) == {"discrepancy", "cross-entropy", "image gradients", "psi gradients"}
+    assert all(content["agreement"][name] < 1e-3 for name in ("discrepancy", "cross-entropy"))
+
+
+def test_a_loop_with_another_alpha_does_not_agree(tool):
+    setup = tool.setup_of(arguments(tool, "--ipc 1"))
+    other = dataclasses.replace(setup.recipe.distill, alpha=0.6)
+    with pytest.raises(DistilledDataError, match="the discrepancy of a class differ"):
+        part("loop").agreement(setup, other)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--growth colours", "--growth colours: expected AXIS"),
+        ("--pretrain 20", "--pretrain 20: expected MxE"),
+        ("--variant fast", "--variant fast: expected NAME=FIELD=VALUE"),
+        ("--variant fast=step.speed=2", "step.speed=2: of the step, only"),
+        ("--classes 0", "--classes must be 1 or more"),
+    ],
+)
+def test_a_wrong_flag_is_refused_before_anything_is_measured(tool, words, message, monkeypatch):
+    monkeypatch.setattr(tool, "in_process", None)
+    monkeypatch.setattr(tool, "measure", None)
+    with pytest.raises(UsageError, match=message):
+        tool.main(arguments(tool, words))
+
+
+def test_a_folder_that_is_no_checkout_of_the_reference_is_refused(tool, tmp_path):
+    with pytest.raises(UsageError, match=r"found no condenser/Condenser\.py"):
+        tool.main(arguments(tool, f"--reference {tmp_path}"))
