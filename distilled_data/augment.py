@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import UnknownNameError
+from .transfer import upload
 
 __all__ = ["DSA", "OPERATIONS", "augment", "cutmix"]
 
@@ -67,7 +68,7 @@ def apply(images: Tensor, operations: list[str], uniforms: Tensor) -> Tensor:
     """Applies what `draw` returned; a single row of `uniforms` serves all images."""
     dtype = torch.promote_types(images.dtype, torch.float32)  # half precision is too coarse for positions
     result = images.to(dtype)
-    uniforms = uniforms.to(dtype).to(images.device, non_blocking=True)[..., None, None]
+    uniforms = upload(uniforms.to(dtype), images.device)[..., None, None]
     parts = uniforms.split([OPERATIONS[name].uniforms for name in operations], dim=1)
     for name, part in zip(operations, parts, strict=True):
         result = OPERATIONS[name].function(result, *part.unbind(1))

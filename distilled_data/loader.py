@@ -10,6 +10,7 @@ from .augment import parse
 from .decode import enlarge
 from .errors import UsageError
 from .randomness import generator_at
+from .transfer import upload
 
 
 class Loader:
@@ -62,12 +63,10 @@ class Loader:
         order = torch.arange(len(self.tiles))
         if self.shuffle:
             order = torch.randperm(len(order), generator=generator_at(self.seed, "order", epoch))
-        order = order.to(self.tiles.device, non_blocking=True)
+        order = upload(order, self.tiles.device)
         for batch in range(len(self)):
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            tiles, targets = (
-                rows[index].to(self.device, non_blocking=True) for rows in (self.tiles, self.targets)
-            )
+            tiles, targets = (upload(rows[index], self.device) for rows in (self.tiles, self.targets))
             images = self.normalise(enlarge(tiles.float(), self.size))
             if isinstance(self.augment, str):
                 generator = generator_at(self.seed, "augment", epoch, batch)

@@ -18,6 +18,7 @@ from distilled_data.augment import apply, draw, span
 from distilled_data.decode import enlarge
 from distilled_data.loader import Loader
 from distilled_data.randomness import generator_at
+from distilled_data.transfer import upload
 
 
 def reseeded(loader: Loader, seed: int) -> Loader:
@@ -25,13 +26,6 @@ def reseeded(loader: Loader, seed: int) -> Loader:
     other = copy.copy(loader)
     other.seed, other.epoch = seed, 0
     return other
-
-
-def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on `device`, without waiting for what the device is busy with."""
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 class Batches:
@@ -61,9 +55,8 @@ class Batches:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._order_of(epoch)
         index = self._order[:, batch * first.batch_size : (batch + 1) * first.batch_size]
-        tiles, targets = self.tiles[index.flatten()], self.targets[index]
-        if tiles.device != first.device:  # they did not fit
-            tiles, targets = upload(tiles, first.device), upload(targets, first.device)
+        tiles = upload(self.tiles[index.flatten()], first.device)  # which may lie in main memory
+        targets = upload(self.targets[index], first.device)
         images = first.normalise(enlarge(tiles.float(), first.size)).unflatten(0, index.shape)
         if first.augment is not None:
             images = self._augment(images, epoch, batch)

@@ -8,7 +8,6 @@ So at every moment at least one whole checkpoint exists, whatever kills the proc
 import hashlib
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ def save_checkpoint(
     head = {"format": FORMAT, "identity": dict(identity), "progress": dict(progress)}
     head["sha256"] = _digest(head, stored)
     content = save(stored, {"checkpoint": json.dumps(head, sort_keys=True)})
-    if path.exists():
+    if _is_whole(path):  # a damaged one must not replace the one before it
         _keep(path)
     write_file(path, content)
 
@@ -67,8 +66,16 @@ def _keep(path: Path) -> None:
     try:
         link.hardlink_to(path)
     except OSError:  # a file system without links
-        shutil.copyfile(path, link)
-    link.replace(previous_of(path))
+        write_file(previous_of(path), path.read_bytes())
+    else:
+        link.replace(previous_of(path))
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return path.exists() and bool(_read(path))
+    except (_DamagedError, CheckpointError):
+        return False
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
@@ -81,10 +88,16 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
     damages = []
     for candidate in found:
         try:
-            checkpoint = _read(candidate, json.loads(json.dumps(dict(identity))))
+            checkpoint, recorded = _read(candidate)
         except _DamagedError as error:
             damages.append(f"{candidate} is not a whole checkpoint ({error})")
             continue
+        wanted = json.loads(json.dumps(dict(identity)))
+        if recorded != wanted:
+            raise CheckpointError(
+                f"{candidate} belongs to another run: {_differences(recorded, wanted)}. Use the settings "
+                "that it was made with, or start again: --overwrite, or no --resume."
+            )
         if damages:
             warnings.warn(f"{damages[0]}; going on from the one before it, {candidate}", stacklevel=2)
         return checkpoint
@@ -93,7 +106,8 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
     return None
 
 
-def _read(path: Path, identity: dict[str, Any]) -> Checkpoint:
+def _read(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
+    """What lies at `path`, and the identity it was made under."""
     try:
         with safe_open(path, framework="pt") as file:
             head = json.loads(file.metadata()["checkpoint"])
@@ -110,12 +124,12 @@ def _read(path: Path, identity: dict[str, Any]) -> Checkpoint:
         )
     if digest != _digest(head, tensors):
         raise _DamagedError("its content differs from its checksum")
-    if recorded != identity:
-        raise CheckpointError(
-            f"{path} belongs to another run: {_differences(recorded, identity)}. Use the settings that it "
-            "was made with, or start again: --overwrite, or no --resume."
-        )
-    return Checkpoint(path, head["progress"], tensors)
+    return Checkpoint(path, head["progress"], tensors), recorded
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _digest(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

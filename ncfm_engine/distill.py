@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distilled_data import CheckpointError, DeviceMemoryError, DivergenceError, OutputError
+from distilled_data import CheckpointError, DeviceMemoryError, DivergenceError, OutputError, RankError
 from distilled_data.format import write_file
 
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, under
 from .config import DistillConfig
 from .initial import initial_images
 from .matching import MatchingStep, StepLosses
-from .memory import Layout
+from .memory import Layout, is_out_of_memory
 from .pretrain import FeaturePool
 from .ranks import Ranks
 from .report import Report, silent
@@ -85,8 +85,13 @@ def distill(
     )
     images = initial_images(config, source, ipc=ipc, seed=seed)[:, part].contiguous().to(device)
     match = _Match(config, game, images, ranks, folder, dict(identity or {}))
-    if folder and resume and (checkpoint := load_checkpoint(folder / CHECKPOINT_FILE, match.identity)):
+    if folder and resume and (checkpoint := resumable(folder, match.identity, config.iterations)):
         match.load(checkpoint)
+    if len(steps := set(ranks.each(match.step))) > 1:
+        raise RankError(
+            f"the processes would go on from different steps: {sorted(steps)}. All must see the same output "
+            "folder, on a file system that the machines share."
+        )
     if folder and ranks.rank == 0:
         _truncate_metrics(folder / METRICS_FILE, match.step)
     report("distil", match.step, config.iterations)
@@ -99,12 +104,25 @@ def distill(
             if ranks.rank == 0:
                 report("distil", match.step, config.iterations, loss=row["discrepancy"])
         # Processes agree on a stop where they meet anyway; alone, any step will do.
-        asked = (logged or ranks.count == 1) and ranks.any(stop is not None and stop.requested, device)
+        asked = (logged or ranks.count == 1) and ranks.any(stop is not None and stop.requested)
         if last or asked or match.step % config.checkpoint_every == 0:
             match.save()
         if asked and not last:
             raise Stopped(f"distil, step {match.step} of {config.iterations}")
     return Distilled(ranks.whole(images.detach(), 1, source.num_classes), match.step, match.seconds)
+
+
+def resumable(folder: Path, identity: Mapping[str, Any], iterations: int) -> Checkpoint | None:
+    """The checkpoint to go on from, or None. Raises `CheckpointError` as `load_checkpoint`, and for one that
+    stands beyond `iterations`.
+    """
+    checkpoint = load_checkpoint(folder / CHECKPOINT_FILE, identity)
+    if checkpoint and checkpoint.progress["step"] > iterations:
+        raise CheckpointError(
+            f"{checkpoint.path} stands at step {checkpoint.progress['step']}, beyond the {iterations} "
+            "iterations that were asked for. Ask for more, or start again with --overwrite."
+        )
+    return checkpoint
 
 
 class _Match:
@@ -168,8 +186,8 @@ class _Match:
                 player.grad = None
             try:
                 return self.game.backward(self.images, self.step)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_memory(error):
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
                     raise
                 reason = str(error).splitlines()[0]
             # Out of the handler, so that nothing holds the failed step's tensors.
@@ -181,7 +199,8 @@ class _Match:
             raise DeviceMemoryError(
                 f"step {self.step + 1} does not fit into the memory of {self.game.device} with "
                 f"{layout.classes} classes and {layout.images} real images at once ({reason}). The last "
-                "checkpoint is kept; go on with --resume and a smaller --memory, or on a larger device."
+                "checkpoint, if there is one, is kept; go on with --resume and a smaller --memory, or on a "
+                "larger device."
             )
         self._halved = True
         smaller = replace(layout, classes=-(-layout.classes // 2), images=-(-layout.images // 2))
@@ -210,14 +229,20 @@ class _Match:
         return row
 
     def save(self) -> None:
-        """Write a checkpoint; a state that is not finite must never become the last good one."""
+        """Write a checkpoint; a state that is not finite must never become the last good one.
+
+        No process goes on before it is written: a stop ends all of them, and the last would be cut off.
+        """
         pending = self._finite()
         whole = [self.ranks.whole(tensor, 1, self.classes) for tensor in (self.images, *self._moments())]
         for number, image in enumerate(whole[0].isfinite().flatten(2).all(2).all(0).tolist()):
             if not image:
                 raise _divergence(f"an image of class {number}", self.step)
-        if not self.folder or self.ranks.rank:
-            return
+        if self.folder and self.ranks.rank == 0:
+            self._write(self.folder / CHECKPOINT_FILE, whole, pending)
+        self.ranks.barrier()
+
+    def _write(self, path: Path, whole: list[Tensor], pending: Tensor) -> None:
         tensors = dict(zip(("images", "first moment", "second moment"), whole, strict=True))
         tensors |= {f"sampler/{name}": value for name, value in self.game.sampler.state_dict().items()}
         if self.ascent:
@@ -229,17 +254,11 @@ class _Match:
             "learning_rate": self.descent.param_groups[0]["lr"],
             "plateau": self.plateau.state_dict(),
         }
-        path = self.folder / CHECKPOINT_FILE
         save_checkpoint(path, tensors | {"pending": pending}, identity=self.identity, progress=progress)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Take over the state of a checkpoint, whatever the number of processes that wrote it."""
         tensors, progress = checkpoint.tensors, checkpoint.progress
-        if progress["step"] > self.config.iterations:
-            raise CheckpointError(
-                f"{checkpoint.path} stands at step {progress['step']}, beyond the {self.config.iterations} "
-                "iterations that were asked for. Ask for more, or start again with --overwrite."
-            )
         part = self.game.classes
         self.step, self._start = progress["step"], time.monotonic() - progress["seconds"]
         self.images.copy_(tensors["images"][:, part])
@@ -254,10 +273,10 @@ class _Match:
         state["param_groups"][0]["lr"] = progress["learning_rate"]
         self.descent.load_state_dict(state)
         self.plateau.load_state_dict(progress["plateau"])
-        self.game.sampler.load_state_dict(_under("sampler/", tensors))
+        self.game.sampler.load_state_dict(under("sampler/", tensors))
         if self.ascent:
             state = self.ascent.state_dict()
-            buffers = _under("momentum/", tensors)
+            buffers = under("momentum/", tensors)
             state["state"] = {int(index): {"momentum_buffer": value} for index, value in buffers.items()}
             self.ascent.load_state_dict(state)
         self._pending = list(tensors["pending"][:, :, part].to(self.images.device))
@@ -279,13 +298,9 @@ class _Match:
         return table
 
 
-def _is_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def _divergence(what: str, step: int) -> DivergenceError:
     return DivergenceError(
-        f"{what} at step {step} is not finite. The last checkpoint is kept. Try a smaller "
+        f"{what} at step {step} is not finite. The last checkpoint, if there is one, is kept. Try a smaller "
         "--set distill.learning_rate or distill.sampler_learning_rate."
     )
 
@@ -296,8 +311,8 @@ def _append(path: Path, row: dict[str, float]) -> None:
             file.write(json.dumps(row) + "\n")
     except OSError as error:
         raise OutputError(
-            f"could not write {path}: {error.strerror}. The last checkpoint is kept; free some space and go "
-            "on with --resume."
+            f"could not write {path}: {error.strerror}. The last checkpoint, if there is one, is kept; free "
+            "some space and go on with --resume."
         ) from error
 
 
@@ -306,7 +321,3 @@ def _truncate_metrics(path: Path, done: int) -> None:
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= done]
     write_file(path, "".join(kept).encode())
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -55,8 +55,8 @@ def evaluate(
 
     Distilled and random images share labels, optimiser steps and augmentation; every repeat has a network
     and a random subset of its own. `pool` labels the random subset and is needed for soft labels only.
-    With a `folder` progress is kept there, and `resume` goes on from it. Raises `Stopped` after saving it
-    when `stop` is requested, and `CheckpointError` for progress of another evaluation.
+    With a `folder` progress is kept there, until `forget_progress`, and `resume` goes on from it. Raises
+    `Stopped` after saving it when `stop` is requested, and `CheckpointError` for that of another evaluation.
     """
     identity = _identity(dataset, source, config, network, seed, device, pool)
     progress = _Progress(folder and folder / PROGRESS_FILE, identity, resume)
@@ -68,9 +68,13 @@ def evaluate(
         return [reseeded(loader, here) for here in seeds]
 
     full = trainings.scores("all real images", config.full_repeats, config.full_epochs, all_images)
-    rows = [_row(dataset, labels, pool, trainings, full, options) for labels in config.labels]
-    progress.discard()
-    return rows
+    return [_row(dataset, labels, pool, trainings, full, options) for labels in config.labels]
+
+
+def forget_progress(folder: Path) -> None:
+    """Remove the progress of `evaluate`; its rows are safe now."""
+    for path in (folder / PROGRESS_FILE, previous_of(folder / PROGRESS_FILE)):
+        path.unlink(missing_ok=True)
 
 
 def _row(
@@ -133,8 +137,8 @@ class _Progress:
         self._found = load_checkpoint(path, identity) if path and resume else None
         if self._found:
             self.scores, self.seconds = self._found.progress["scores"], self._found.progress["seconds"]
-        else:
-            self.discard()
+        elif path:
+            forget_progress(path.parent)
 
     def run(self, name: str, repeats: list[int], start: Callable[[], Training], **options: Any) -> None:
         """Run the training of these repeats that `start` makes, from where it was stopped, and record it."""
@@ -155,11 +159,6 @@ class _Progress:
         for repeat, values in zip(repeats, zip(*training.scores, strict=True), strict=True):
             self.scores[f"{name} {repeat}"] = [values[-1], max(values)]
         save({}, {}, running="")
-
-    def discard(self) -> None:
-        if self.path:
-            for generation in (self.path, previous_of(self.path)):
-                generation.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,6 @@ class FrozenNetwork:
         self._pool, self._device = pool, torch.device(device)
         self._flat = FlatNetwork(pool.template, device)
         self._half = precision == "bfloat16"
-        if self._half and self._device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # angles of characteristic functions, too
         network = self._flat.network
         self._features: Callable[[Tensor], Tensor] = network.features  # type: ignore[assignment]
         self._logits: Callable[[Tensor], Tensor] = network

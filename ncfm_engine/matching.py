@@ -1,5 +1,7 @@
 """One step of the game: what both players are told about all classes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -56,12 +58,16 @@ class MatchingStep:
         self.num_classes = source.num_classes  # of all processes
         self.classes, self.part = part, range(source.num_classes)[part]
         self._labels = torch.tensor(self.part, device=device)
-        self.layout = layout or choose_layout(
-            Footprint.of(
-                config, pool.template, source, ipc=ipc, kept_networks=pool.trajectory[..., 0].numel()
-            ),
-            device,
+        footprint = Footprint.of(
+            config,
+            pool.template,
+            source,
+            ipc=ipc,
+            kept_networks=pool.trajectory[..., 0].numel(),
+            device=device,
+            num_classes=len(self.part),
         )
+        self.layout = layout or choose_layout(footprint)
         self.mean = torch.tensor(source.mean, device=device).view(-1, 1, 1)
         self.std = torch.tensor(source.std, device=device).view(-1, 1, 1)
         self.blended, self.trained = (
@@ -76,18 +82,20 @@ class MatchingStep:
             seed=seed,
             layout=self.layout,
         )
-        shape = (1, source.channels, source.height, source.width)
-        dim = pool.template.features(torch.zeros(shape)).numel()  # type: ignore[operator]
         player = SamplingNetwork if config.discrepancy == "ncfd" else GaussianFrequencies
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed_at(seed, "sampler"))  # torch.manual_seed reaches GPUs
-            self.sampler: nn.Module = player(dim, config.frequencies).to(device)
+            self.sampler: nn.Module = player(footprint.dim, config.frequencies).to(device)
 
     def backward(self, images: Tensor, step: int) -> StepLosses:
         """Set `images.grad` and add to psi's gradients those of weight * discrepancy + calibration.
 
         Both terms are summed over the classes. `images` are those of `part`.
         """
+        with _matrix_precision("high" if self.config.precision == "bfloat16" else "highest"):
+            return self._backward(images, step)
+
+    def _backward(self, images: Tensor, step: int) -> StepLosses:
         entry = self.real.prepare(step)
         if self.config.calibration:
             self.trained.load(entry.network, 1.0)
@@ -163,3 +171,14 @@ class MatchingStep:
         operations, numbers = draw(self.config.augment, self.num_classes * each, generator)
         chosen = numbers.unflatten(0, (-1, each))[list(self.part[classes])]
         return apply(views, operations, chosen.flatten(0, 1))
+
+
+@contextmanager
+def _matrix_precision(name: str) -> Iterator[None]:
+    """Of float32 matrix products on a GPU: "high" lets it round their factors (TensorFloat-32)."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(before if before != "highest" else name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

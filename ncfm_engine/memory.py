@@ -19,6 +19,7 @@ from .sources import Source
 
 CACHE = 8 * 2**20  # bytes of one activation: on a CPU, batches whose activations leave the caches are slower
 PASS = 2**30  # the same on a GPU, where larger batches gain nothing more
+WORKSPACE = 64 * 2**20  # that cuBLAS and cuDNN take from the same allocator
 ENOUGH = 512  # synthetic images at once that keep a GPU busy
 
 
@@ -46,6 +47,7 @@ class Footprint:
     dim: int  # of the features
     parameters: int
     kept_networks: int  # weights that lie on the device: initial, trained, snapshots
+    cpu: bool
 
     @classmethod
     def of(
@@ -56,10 +58,11 @@ class Footprint:
         *,
         ipc: int,
         kept_networks: int,
+        device: str,
         num_classes: int | None = None,
     ) -> "Footprint":
         shape = (1, source.channels, source.height, source.width)
-        saved, outputs, features = _count(template, shape, config.precision)
+        saved, outputs, features = _count(template, shape)
         return cls(
             config,
             source,
@@ -71,7 +74,13 @@ class Footprint:
             features,
             sum(p.numel() for p in template.parameters()),
             kept_networks,
+            torch.device(device).type == "cpu",
         )
+
+    @property
+    def frequencies(self) -> int:
+        """Of the discrepancy played; some have none."""
+        return self.config.frequencies if self.config.discrepancy in ("ncfd", "cfd") else 0
 
     @property
     def real_per_class(self) -> int:
@@ -90,9 +99,10 @@ class Footprint:
         config, share = self.config, self.num_classes / self.source.num_classes
         bank = config.bank_size * self.num_classes * self.real_per_class * self.dim * 4
         counted = {
+            "workspaces of the libraries": 0 if self.cpu else WORKSPACE,
             "synthetic images with gradient and optimiser": 16 * self.ipc * self.num_classes * self.pixels,
             "feature networks": 4 * self.parameters * (self.kept_networks + 2),
-            "frequencies": 16 * config.frequencies * self.dim,
+            "frequencies": 16 * self.frequencies * self.dim,
         }
         if layout.images_resident:
             counted["real images"] = int(len(self.source.train) * share) * self.pixels
@@ -102,31 +112,34 @@ class Footprint:
 
     def step(self, layout: Layout) -> int:
         """The most that a step takes besides: a pass of real images, or some classes forward and backward."""
-        real_pass = layout.images * (12 * self.pixels + self.adjacent)
+        # on a GPU the norms copy a channels-last activation
+        real_pass = layout.images * (12 * self.pixels + self.adjacent + (0 if self.cpu else self.largest))
         real_pass += 4 * layout.classes * self.real_per_class * self.dim
         return max(real_pass, layout.classes * self.per_class)
 
     @property
     def per_class(self) -> int:
         """Bytes of one class forward and backward."""
-        views, real, frequencies = self.views_per_class, self.real_per_class, self.config.frequencies
-        network = views * (self.saved + self.adjacent)
+        views, real, frequencies = self.views_per_class, self.real_per_class, self.frequencies
+        network = views * (self.saved + self.adjacent + (0 if self.cpu else self.largest))
         # features of real images; the angle of both kinds, its cosine and its sine
         waves = 4 * real * self.dim + 12 * (real + views) * frequencies
+        if self.config.discrepancy == "mmd":  # kernels between all pairs, and their exponentials
+            waves += 16 * (real + views) ** 2
         return network + waves + 4 * views * (6 * self.pixels + 3 * self.dim)
 
     def total(self, layout: Layout) -> int:
         return sum(self.fixed(layout).values()) + self.step(layout)
 
 
-def choose_layout(footprint: Footprint, device: str, budget: int | None = None) -> Layout:
-    """The fastest layout, or the fastest that stays within `budget` bytes on `device`.
+def choose_layout(footprint: Footprint, budget: int | None = None, name: str = "--memory") -> Layout:
+    """The fastest layout, or the fastest that stays within `budget` bytes, which errors call `name`.
 
     Chunks are made smaller as long as they keep the device busy; then the bank goes to host memory, then
     the real images. Raises `UsageError` when not even one class at a time fits; the message says what takes
     the memory.
     """
-    cpu = torch.device(device).type == "cpu"
+    cpu = footprint.cpu
     aim = CACHE if cpu else PASS
     images = max(1, aim // footprint.largest)
     fastest = footprint.num_classes
@@ -152,7 +165,7 @@ def choose_layout(footprint: Footprint, device: str, budget: int | None = None) 
     parts = footprint.fixed(least) | {"one class forward and backward": footprint.step(least)}
     listed = ", ".join(f"{name} {_mib(size)}" for name, size in sorted(parts.items(), key=lambda p: -p[1]))
     raise UsageError(
-        f"--memory {_mib(budget)} is below the minimum of {_mib(footprint.total(least))}: {listed}. Raise "
+        f"{name} {_mib(budget)} is below the minimum of {_mib(footprint.total(least))}: {listed}. Raise "
         "it, or lower distill.real_batch, distill.frequencies, ipc or network.width."
     )
 
@@ -171,8 +184,11 @@ def _even(layout: Layout, num_classes: int) -> Layout:
     return replace(layout, classes=-(-num_classes // chunks))
 
 
-def _count(template: nn.Module, shape: tuple[int, ...], precision: str) -> tuple[int, list[int], int]:
-    """Bytes that autograd saves for one image, bytes of each layer's output, and the features' length."""
+def _count(template: nn.Module, shape: tuple[int, ...]) -> tuple[int, list[int], int]:
+    """Bytes that autograd saves for one image, bytes of each layer's output, and the features' length.
+
+    As in float32: under autocast most of it still is, because norms compute in float32.
+    """
     network = copy.deepcopy(template).cpu().requires_grad_(False)
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     outputs: list[int] = []
@@ -190,8 +206,15 @@ def _count(template: nn.Module, shape: tuple[int, ...], precision: str) -> tuple
     images = torch.zeros(shape, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         features = network.features(images)  # type: ignore[operator]
-    half = 2 if precision == "bfloat16" else 1
-    return sum(saved.values()) // half, [size // half for size in outputs], features.numel()
+    return sum(saved.values()), outputs, features.numel()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or one of its libraries, or the CPU's allocator found no memory."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in text for words in ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")
+    )
 
 
 def _mib(size: int) -> str:

@@ -19,10 +19,9 @@ import torch
 from distilled_data import Artifact, DistilledDataset, Metadata, SourceError, UsageError
 from distilled_data.format import ARTIFACT_FILE, read_artifact, write_artifact, write_file, write_manifest
 
-from .checkpoint import load_checkpoint
 from .config import Recipe
-from .distill import CHECKPOINT_FILE, METRICS_FILE, Distilled, distill
-from .evaluate import evaluate
+from .distill import METRICS_FILE, Distilled, distill, resumable
+from .evaluate import evaluate, forget_progress
 from .initial import check_packing
 from .label import label, teacher
 from .plan import (
@@ -77,36 +76,36 @@ def _stages(
     plan: Plan, ranks: Ranks, stop: StopRequest, report: Report, seconds: dict[str, float]
 ) -> list[dict[str, Any]] | None:
     recipe, start = plan.recipe, time.monotonic()
+    if ranks.rank:
+        ranks.barrier()  # the first one may have to download
     source = open_source(plan)
-    layout, key = layout_of(plan, source, ranks), identity(recipe, source)
+    if ranks.rank == 0:
+        ranks.barrier()
+    layout, key = layout_of(plan, source, ranks), identity(plan, source)
     check_packing(recipe.distill, source, recipe.ipc)
     if plan.resume:
-        load_checkpoint(plan.run_folder / CHECKPOINT_FILE, key)  # refused now, not after pretraining
+        resumable(plan.run_folder, key, recipe.distill.iterations)  # refused now, not after pretraining
     if ranks.rank == 0:
         remove_leftovers(plan)
     start = _lap(seconds, "loading", start)
     pool = _pool(plan, source, ranks, stop, report)
     start = _lap(seconds, "pretraining", start)
-    try:
-        distilled = distill(
-            recipe.distill,
-            source,
-            pool,
-            ipc=recipe.ipc,
-            seed=recipe.seed,
-            device=plan.device,
-            folder=plan.run_folder,
-            identity=key,
-            resume=plan.resume,
-            stop=stop,
-            layout=layout,
-            compile=compiles(plan),
-            ranks=ranks,
-            report=report,
-        )
-    finally:
-        if ranks.rank == 0 and (plan.run_folder / METRICS_FILE).exists():
-            plot_losses(plan.run_folder / METRICS_FILE, plan.run_folder / LOSS_PLOT_FILE)
+    distilled = distill(
+        recipe.distill,
+        source,
+        pool,
+        ipc=recipe.ipc,
+        seed=recipe.seed,
+        device=plan.device,
+        folder=plan.run_folder,
+        identity=key,
+        resume=plan.resume,
+        stop=stop,
+        layout=layout,
+        compile=compiles(plan),
+        ranks=ranks,
+        report=report,
+    )
     start = _lap(seconds, "distilling", start)
     if ranks.rank:
         return None
@@ -114,6 +113,7 @@ def _stages(
     clear_output(plan)
     write_artifact(plan.output / ARTIFACT_FILE, artifact)
     write_manifest(plan.output)
+    plot_losses(plan.run_folder / METRICS_FILE, plan.run_folder / LOSS_PLOT_FILE)
     start = _lap(seconds, "labelling", start)
     rows = evaluate(
         DistilledDataset.from_folder(plan.output),
@@ -131,6 +131,7 @@ def _stages(
     _lap(seconds, "evaluating", start)
     record_results(plan.output, rows, plan.device)
     write_results(plan.run_folder / RESULTS_FILE, rows, plan.device, seconds)
+    forget_progress(plan.run_folder)
     return rows
 
 
@@ -144,7 +145,7 @@ def _pool(plan: Plan, source: Source, ranks: Ranks, stop: StopRequest, report: R
             train_pool(recipe.pretrain, recipe.network, source, share=share, report=report, **options)
         except Stopped as place:
             stopped = place
-        if ranks.any(stopped is not None, plan.device):
+        if ranks.any(stopped is not None):
             raise stopped or Stopped("pretrain, in another process")
     return pretrain(recipe.pretrain, recipe.network, source, report=report, **options)
 
@@ -257,6 +258,7 @@ def evaluate_folder(
         report=report,
     )
     record_results(folder, rows, device)
+    forget_progress(run_folder_of(folder))
     return rows
 
 

@@ -116,21 +116,24 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def identity(recipe: Recipe, source: Source) -> dict[str, Any]:
+def identity(plan: Plan, source: Source) -> dict[str, Any]:
     """Everything that decides the distilled images, flat; a checkpoint made under another is refused.
+
+    torch and the kind of device do: they round, and draw on a GPU, differently.
 
     The number of iterations is left out where nothing depends on it: such a run may be prolonged.
     """
-    content = flatten(dataclasses.asdict(recipe))
+    content = flatten(dataclasses.asdict(plan.recipe))
     free = {"distill.checkpoint_every", "pretrain.at_once"}
-    if recipe.distill.schedule != "cosine":
+    if plan.recipe.distill.schedule == "constant":
         free.add("distill.iterations")
     kept = {
         name: value
         for name, value in content.items()
         if name not in free and not name.startswith(("label.", "evaluate."))
     }
-    return kept | {"dataset": source.title, "dataset fingerprint": source.fingerprint}
+    kept |= {"dataset": source.title, "dataset fingerprint": source.fingerprint}
+    return kept | {"torch": str(torch.__version__), "device": torch.device(plan.device).type}
 
 
 def check_output(plan: Plan) -> None:
@@ -148,7 +151,12 @@ def check_output(plan: Plan) -> None:
     if plan.overwrite or not held:
         return
     checkpoint = plan.run_folder / CHECKPOINT_FILE
-    ours = checkpoint.exists() or previous_of(checkpoint).exists()
+    begun = {METRICS_FILE, LOSS_PLOT_FILE}  # what a run that was killed before its first checkpoint leaves
+    ours = (
+        checkpoint.exists()
+        or previous_of(checkpoint).exists()
+        or all(p.parent == plan.run_folder and (p.name in begun or p.match(".*.tmp")) for p in held)
+    )
     if plan.resume and ours:
         return
     way = "continue that run with --resume, replace it with --overwrite" if ours else "use --overwrite"
@@ -186,16 +194,17 @@ def footprint(plan: Plan, source: Source, ranks: Ranks | None = None) -> Footpri
         source,
         ipc=plan.recipe.ipc,
         kept_networks=plan.recipe.pretrain.networks * (plan.recipe.pretrain.snapshots + 2),
+        device=plan.device,
         num_classes=part.stop - part.start,
     )
 
 
 def layout_of(plan: Plan, source: Source, ranks: Ranks | None = None) -> Layout:
     """How steps are cut: to the memory budget, or else to what a GPU has free. Raises `UsageError`."""
-    budget = plan.memory
-    if budget is None and torch.device(plan.device).type == "cuda":
-        budget = int(0.9 * torch.cuda.mem_get_info(plan.device)[0])
-    return choose_layout(footprint(plan, source, ranks), plan.device, budget)
+    counts = footprint(plan, source, ranks)
+    if plan.memory is None and torch.device(plan.device).type == "cuda":
+        return choose_layout(counts, int(0.9 * torch.cuda.mem_get_info(plan.device)[0]), "the free memory of")
+    return choose_layout(counts, plan.memory)
 
 
 def compiles(plan: Plan) -> bool:

@@ -19,7 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from distilled_data import RankError, UsageError
 
 MEET = timedelta(seconds=60)  # for all processes to appear
-WAIT = timedelta(minutes=30)  # for one another, for instance while feature networks are trained
+WAIT = timedelta(days=7)  # for one another while networks are trained; a lost process is noticed at once
 
 
 @dataclass(frozen=True)
@@ -43,37 +43,36 @@ class Ranks:
         if self.count == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        self._collective(dist.all_reduce, flat)
+        self._sum(flat)
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
     def whole(self, tensor: Tensor, dim: int, num_classes: int) -> Tensor:
-        """The parts of all processes, joined along the dimension of the classes."""
+        """The parts of all processes, joined along the dimension of the classes; on the CPU."""
         if self.count == 1:
             return tensor
         shape = list(tensor.shape)
         shape[dim] = num_classes
-        joined = tensor.new_zeros(shape)
+        joined = torch.zeros(shape, dtype=tensor.dtype)
         part = self.part(num_classes)
         joined.narrow(dim, part.start, part.stop - part.start).copy_(tensor)
         self.add(joined)
         return joined
 
-    def any(self, flag: bool, device: str) -> bool:
+    def each(self, number: float) -> list[float]:
+        """The numbers of all processes."""
+        return self.whole(torch.tensor([number], dtype=torch.float64), 0, self.count).tolist()
+
+    def any(self, flag: bool) -> bool:
         """Whether the flag is set in one process or more."""
-        if self.count == 1:
-            return flag
-        total = torch.tensor([float(flag)], device=device)
-        self.add(total)
-        return bool(total.item())
+        return any(self.each(flag))
 
     def barrier(self) -> None:
-        if self.count > 1:
-            self._collective(dist.barrier)
+        self.each(0)
 
-    def _collective(self, operation, *arguments) -> None:
+    def _sum(self, flat: Tensor) -> None:
         try:
-            operation(*arguments)
+            dist.all_reduce(flat)
         except RuntimeError as error:
             raise RankError(
                 f"process {self.rank} of {self.count} lost another one ({str(error).splitlines()[0]}). Its "
@@ -88,9 +87,10 @@ def join(device: str) -> Iterator[Ranks]:
     if count == 1:
         yield Ranks()
         return
-    backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
-    if backend == "nccl":
+    backend = "gloo"
+    if torch.device(device).type == "cuda":
         torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"  # what is agreed on travels by gloo, which notices a lost process
     try:
         store, rank, count = next(rendezvous("env://", timeout=MEET))
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=WAIT)

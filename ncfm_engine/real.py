@@ -8,6 +8,7 @@ from torch import Tensor
 
 from distilled_data.augment import apply, draw
 from distilled_data.randomness import generator_at
+from distilled_data.transfer import upload
 
 from .config import DistillConfig
 from .features import FrozenNetwork
@@ -41,7 +42,7 @@ class RealImages:
         """uint8 images [size or fewer, channels, H, W] on the device, of `rows` int64 [N] on the CPU."""
         parts = rows.split(size)
         if not self._streamed:
-            index = rows.to(self.device, non_blocking=True)
+            index = upload(rows, self.device)
             yield from (self.images[part] for part in index.split(size))
             return
         ahead = self._send(parts[0])
@@ -89,6 +90,7 @@ class RealFeatures:
         self.networks, self.normalise = networks, normalise
         self.per_class = min(config.real_batch, int(images.sampler.counts.min()))
         self._bank: dict[int, Tensor] = {}
+        self._drawn: tuple[int, tuple[Tensor, list[str], Tensor]] | None = None
         self._bank_device = images.device if layout.bank_resident else torch.device("cpu")
 
     def prepare(self, step: int) -> Entry:
@@ -119,20 +121,22 @@ class RealFeatures:
     def _make(self, entry: int) -> Tensor:
         self._load(entry)
         count = len(range(self.images.sampler.num_classes)[self.images.part])
-        step = self.layout.classes
-        parts = [self._look(entry, slice(first, first + step)) for first in range(0, count, step)]
-        bank = torch.cat([part.to(self._bank_device) for part in parts])
-        return bank.pin_memory() if self._bank_device != self.images.device else bank
+        bank = torch.empty(0)
+        for first in range(0, count, self.layout.classes):
+            features = self._look(entry, slice(first, first + self.layout.classes))
+            if first == 0:
+                pinned = self._bank_device != self.images.device
+                shape = (count, *features.shape[1:])
+                bank = torch.empty(shape, device=self._bank_device, pin_memory=pinned)
+            # In stream order, so what reads it on the device reads it later; the host never does.
+            bank[first : first + len(features)].copy_(features, non_blocking=True)
+        return bank
 
     @torch.no_grad()
     def _look(self, entry: int, classes: slice) -> Tensor:
-        rows = self.images.draw(self.per_class, generator_at(self.seed, "real", entry))[classes]
-        strategy, generator = self.config.augment, generator_at(self.seed, "augment", entry)
-        if self.config.augment_shared:
-            operations, numbers = draw(strategy, 1, generator)
-        else:  # drawn for all classes, so that neither chunks nor ranks change it
-            total = self.images.sampler.num_classes * self.per_class
-            operations, numbers = draw(strategy, total, generator)
+        rows, operations, numbers = self._draw(entry)
+        rows = rows[classes]
+        if not self.config.augment_shared:
             of_class = numbers.unflatten(0, (-1, self.per_class))[self.images.part][classes]
             numbers = of_class.flatten(0, 1)
         size, found = self.layout.images, []
@@ -142,6 +146,16 @@ class RealFeatures:
             images = apply(self.normalise(images.float() / 255), operations, part)
             found.append(self.network.features(images))
         return torch.cat(found).unflatten(0, (len(rows), -1))
+
+    def _draw(self, entry: int) -> tuple[Tensor, list[str], Tensor]:
+        """Rows of the part's classes, operations and numbers; once for all chunks, which do not change it."""
+        if self._drawn is None or self._drawn[0] != entry:
+            rows = self.images.draw(self.per_class, generator_at(self.seed, "real", entry))
+            total = self.images.sampler.num_classes * self.per_class
+            count = 1 if self.config.augment_shared else total
+            drawn = draw(self.config.augment, count, generator_at(self.seed, "augment", entry))
+            self._drawn = entry, (rows, *drawn)
+        return self._drawn[1]
 
 
 def _parts(numbers: Tensor, total: int, size: int) -> Iterator[Tensor]:

@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from distilled_data import DeviceMemoryError
 from distilled_data.loader import Loader
 
 from .batches import Batches
+from .checkpoint import under
+from .memory import is_out_of_memory
 from .report import Report
 from .stop import Stopped, StopRequest
 
@@ -128,7 +131,7 @@ class Training:
     ) -> None:
         """Train to the end. `save` gets the state every `checkpoint_seconds`, and when `stop` is requested.
 
-        Raises `Stopped` in that case, with `name` and the epoch, but never before one step: a chain of runs
+        Raises `Stopped` then, with `name` and the epoch, but never before one step: a chain of runs
         whose time is too short even to begin still comes to its end.
         """
         steps, saved, began = len(self.batches), time.monotonic(), self.step
@@ -141,7 +144,16 @@ class Training:
                 if stopped:
                     raise Stopped(f"{name}, epoch {self.step // steps} of {self.course.epochs}")
                 epoch, batch = divmod(self.step, steps)
-                self._descend(epoch, batch)
+                try:
+                    self._descend(epoch, batch)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    raise DeviceMemoryError(
+                        f"{name} does not fit into the memory of {self.networks.weights.device} with "
+                        f"{len(self.networks.weights)} networks at once ({str(error).splitlines()[0]}). "
+                        "Train fewer at once (--set pretrain.at_once=1 or evaluate.at_once=1), or smaller batches."
+                    ) from error
                 self.step += 1
                 if batch + 1 == steps:
                     self._record(epoch + 1)
@@ -185,17 +197,13 @@ class Training:
         """Go on from what `state` returned."""
         self.step, self.scores = progress["step"], list(progress["scores"])
         self.networks.weights.copy_(tensors["weights"])
-        moments = _under("optimiser.", tensors)
+        moments = under("optimiser.", tensors)
         settings = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": {0: moments} if moments else {}, "param_groups": settings})
-        for name, value in _under("buffer.", tensors).items():
+        for name, value in under("buffer.", tensors).items():
             self.networks.template.get_buffer(name).copy_(value)
-        snapshots = _under("snapshot.", tensors)
+        snapshots = under("snapshot.", tensors)
         self.snapshots = [snapshots[str(k)] for k in range(len(snapshots))]
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 @contextlib.contextmanager

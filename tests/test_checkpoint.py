@@ -62,6 +62,20 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_used_is_named(path, dam
         assert load_checkpoint(path, IDENTITY).progress == {"step": 1}
 
 
+def test_a_damaged_checkpoint_never_replaces_the_one_before_it(path, monkeypatch):
+    path.write_bytes(path.read_bytes()[:-5])
+
+    def full(path, content):
+        raise OutputError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_file", full)
+        with pytest.raises(OutputError):
+            save(path, 3)
+    with pytest.warns(UserWarning, match="going on from the one before it"):
+        assert load_checkpoint(path, IDENTITY).progress == {"step": 1}
+
+
 def test_two_damaged_checkpoints_are_an_error_that_names_both(path):
     path.write_bytes(b"")
     previous_of(path).write_bytes(b"half")

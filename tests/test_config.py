@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from distilled_data import UnknownNameError, UsageError
+from distilled_data.format import ARTIFACT_FILE, read_metadata
 from ncfm_engine.config import (
     DistillConfig,
     EvaluateConfig,
@@ -19,6 +21,14 @@ from ncfm_engine.presets import PRESETS, Preset, find_preset
 CONFIGS = (NetworkConfig, PretrainConfig, DistillConfig, LabelConfig, EvaluateConfig, Recipe)
 NAN = float("nan")
 SUBSETS = ("nette", "woof", "fruit", "meow", "squawk", "yellow")
+
+
+def test_the_settings_of_every_published_artifact_can_be_read():
+    paths = sorted((Path(__file__).parents[1] / "tools" / "results").glob(f"*/{ARTIFACT_FILE}"))
+    assert len(paths) >= 3
+    for path in paths:
+        recipe = Recipe.from_dict(read_metadata(path).recipe["settings"])
+        assert recipe.distill.discrepancy == "ncfd"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,44 @@ def test_a_run_killed_at_random_moments_and_resumed_gives_the_same_file(finished
     left = {path.name for name in ("killed", "killed.run") for path in (folder / name).iterdir()}
     whole = {path.name for name in ("out", "out.run") for path in (folder / name).iterdir()}
     assert left == whole  # no temporary file, no progress of what is finished
+
+
+def test_sigterm_stops_in_good_order_and_the_run_goes_on(finished):
+    folder, _ = finished
+    arguments = ("--dataset", "digits", "--ipc", "3", "--output", "terminated", "--resume")
+    process = subprocess.Popen(
+        [*command(*arguments), *flags(["distill.iterations=100000"])],
+        cwd=folder,
+        env=environment(folder / "cache"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (folder / "terminated.run" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 75
+    assert re.search(r"stopped in good order \(distil, step \d+ of 100000\); go on with --resume", output)
+
+
+def test_two_processes_of_torchrun_do_the_main_job_together(finished):
+    folder, _ = finished
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    result = subprocess.run(
+        [*launcher, *command("--dataset", "digits", "--ipc", "3", "--output", "two")[1:]],
+        cwd=folder,
+        env=environment(folder / "cache of two") | {"PYTHONWARNINGS": "default"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("random images") == 1  # one of the two writes
+    two, one = (DistilledDataset.from_folder(folder / name) for name in ("two", "out"))
+    difference = (two.images.float() - one.images.float()).abs()
+    assert (difference > 2).float().mean() < 0.02
 
 
 def test_evaluating_again_adds_a_row_and_keeps_the_images(finished, here, tmp_path):

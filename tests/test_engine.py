@@ -10,7 +10,7 @@ from interruptions import StopAfter
 from distilled_data import CheckpointError, DistilledDataset, UsageError
 from distilled_data.randomness import seed_at
 from ncfm_engine.config import EvaluateConfig, LabelConfig, NetworkConfig, PretrainConfig
-from ncfm_engine.evaluate import PROGRESS_FILE, evaluate, random_subset, train_and_test
+from ncfm_engine.evaluate import PROGRESS_FILE, evaluate, forget_progress, random_subset, train_and_test
 from ncfm_engine.label import label, teacher
 from ncfm_engine.pretrain import build, pretrain, real_loader
 from ncfm_engine.stop import Stopped
@@ -192,6 +192,7 @@ def test_an_evaluation_stopped_again_and_again_gives_the_same_rows(
         except Stopped:
             assert (tmp_path / PROGRESS_FILE).exists()
     assert len(stops) > 3
+    forget_progress(tmp_path)
     assert not list(tmp_path.iterdir())
     seconds = [sum(row.pop("seconds") for row in some) for some in (rows, whole)]
     assert rows == whole

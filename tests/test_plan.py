@@ -8,7 +8,7 @@ import pytest
 from distilled_data import OutputError, UnknownNameError, UsageError
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, PARQUET_FILE
 from ncfm_engine.checkpoint import previous_of
-from ncfm_engine.distill import CHECKPOINT_FILE
+from ncfm_engine.distill import CHECKPOINT_FILE, METRICS_FILE
 from ncfm_engine.plan import (
     Plan,
     check_output,
@@ -85,6 +85,15 @@ def test_a_run_with_a_checkpoint_may_be_resumed_and_says_so(plan, of):
     check_output(dataclasses.replace(plan, resume=True))
 
 
+def test_a_run_killed_before_its_first_checkpoint_may_be_resumed_too(plan):
+    put(plan.run_folder / METRICS_FILE)
+    put(plan.run_folder / f".{CHECKPOINT_FILE}.x1y2.tmp")
+    check_output(dataclasses.replace(plan, resume=True))
+    put(plan.output / "README.md")
+    with pytest.raises(OutputError, match=r"README\.md"):
+        check_output(dataclasses.replace(plan, resume=True))
+
+
 def test_an_output_that_is_a_file_is_refused_even_with_overwrite(plan):
     put(plan.output)
     with pytest.raises(OutputError, match="is a file"):
@@ -108,21 +117,26 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(plan):
 
 
 def test_the_identity_changes_with_what_decides_the_images_only(plan, digits):
-    same = identity(plan.recipe, digits)
+    def of(changes: dict, source=digits) -> dict:
+        return identity(dataclasses.replace(plan, recipe=plan.recipe.replace(changes)), source)
+
+    same = of({})
     for change in ({"distill.alpha": 0.3}, {"seed": 1}, {"ipc": 3}, {"pretrain.epochs": 1}):
-        assert identity(plan.recipe.replace(change), digits) != same
+        assert of(change) != same
     for change in (
         {"evaluate.epochs": 1},
         {"label.temperature": 2.0},
         {"distill.checkpoint_every": 1},
         {"pretrain.at_once": 2},
     ):
-        assert identity(plan.recipe.replace(change), digits) == same
-    constant = plan.recipe.replace({"distill.schedule": "constant"})
-    longer = constant.replace({"distill.iterations": 10_000})
-    assert identity(constant, digits) == identity(longer, digits)
-    assert identity(plan.recipe.replace({"distill.iterations": 10_000}), digits) != same
-    assert identity(plan.recipe, dataclasses.replace(digits, fingerprint="other")) != same
+        assert of(change) == same
+    constant = {"distill.schedule": "constant"}
+    assert of(constant) == of(constant | {"distill.iterations": 10_000})
+    for schedule in ("cosine", "plateau"):
+        other = {"distill.schedule": schedule}
+        assert of(other) != of(other | {"distill.iterations": 10_000})
+    assert of({}, dataclasses.replace(digits, fingerprint="other")) != same
+    assert identity(dataclasses.replace(plan, device="cuda"), digits) != same
 
 
 def test_a_memory_budget_cuts_the_classes_and_one_that_is_too_small_is_refused(plan, digits):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distilled_data.errors import SourceError, UsageError
 
-from .storage import gather
+from .storage import BLOCK, gather
 
 TEST_FRACTION = 0.2  # of the images of each class, where a source has no test split of its own
 
@@ -154,7 +154,9 @@ def _order(targets: np.ndarray, digests: np.ndarray) -> np.ndarray:
 def _measured(classes: Sequence[str], train: LabelledImages, test: LabelledImages) -> dict[str, Any]:
     """The fields of `Source` that follow from its images: mean, std, fingerprint."""
     # Counts of the 256 values make the sums exact and need no floating-point copy of the images.
-    histogram = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in train.images.unbind(1)])
+    histogram = torch.zeros(train.images.shape[1], 256, dtype=torch.int64)
+    for block in train.images.split(BLOCK):
+        histogram += torch.stack([torch.bincount(c.flatten(), minlength=256) for c in block.unbind(1)])
     weight = histogram.double() / histogram.sum(1, keepdim=True)  # [channels, 256]
     value = torch.arange(256).double() / 255
     mean = (weight * value).sum(1, keepdim=True)

@@ -11,12 +11,14 @@ from distilled_data.errors import SourceError
 from ncfm_engine.cache import cache_folder
 
 SHARE = 0.25  # of the memory that is available; a source is copied once, when it is sorted
+BLOCK = 4096  # images that are handled at once
 
 
 def empty(*shape: int) -> np.ndarray:
     """uint8 array of `shape`, in memory or in a file that vanishes with the process, even a killed one."""
     size = math.prod(shape)
-    if size <= SHARE * available_memory():
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun: each loads its own
+    if size <= SHARE * available_memory() / processes:
         return np.empty(shape, np.uint8)
     folder = cache_folder() / "mapped"
     try:
@@ -33,7 +35,10 @@ def empty(*shape: int) -> np.ndarray:
 
 def gather(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """`images[rows]`, in room of its own."""
-    return np.take(images, rows, axis=0, out=empty(len(rows), *images.shape[1:]), mode="clip")
+    found = empty(len(rows), *images.shape[1:])
+    for first in range(0, len(rows), BLOCK):
+        found[first : first + BLOCK] = images[rows[first : first + BLOCK]]
+    return found
 
 
 def available_memory() -> int:

@@ -30,6 +30,7 @@ class Engine(Contender):
             source,
             ipc=recipe.ipc,
             kept_networks=pool.trajectory[..., 0].numel(),
+            device=device,
             num_classes=part.stop - part.start,
         )
         self.game = MatchingStep(
@@ -39,7 +40,7 @@ class Engine(Contender):
             ipc=recipe.ipc,
             seed=recipe.seed,
             device=device,
-            layout=choose_layout(footprint, device, setup.memory),
+            layout=choose_layout(footprint, setup.memory),
             part=part,
             **setup.options,
         )
