@@ -149,10 +149,11 @@ class Training:
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
+                    count, device = len(self.networks.weights), self.networks.weights.device
                     raise DeviceMemoryError(
-                        f"{name} does not fit into the memory of {self.networks.weights.device} with "
-                        f"{len(self.networks.weights)} networks at once ({str(error).splitlines()[0]}). "
-                        "Train fewer at once (--set pretrain.at_once=1 or evaluate.at_once=1), or smaller batches."
+                        f"{name}: {count} networks at once do not fit into the memory of {device} "
+                        f"({str(error).splitlines()[0]}). Train fewer at once (--set pretrain.at_once=1 or "
+                        "evaluate.at_once=1), or use smaller batches."
                     ) from error
                 self.step += 1
                 if batch + 1 == steps:
