@@ -62,6 +62,7 @@ def make_plan(
     preset: str | None = None,
     changes: dict[str, str] | None = None,
     iterations: int | None = None,
+    discrepancy: str | None = None,
     seed: int | None = None,
     output: Path | None = None,
     cache: Path,
@@ -72,7 +73,7 @@ def make_plan(
     if dataset is None and preset is None:
         raise UsageError("name a --dataset or a --preset")
     name, row = find_preset(preset, (dataset or "").partition(":")[0], ipc)
-    flags = {"ipc": ipc, "distill.iterations": iterations, "seed": seed}
+    flags = {"ipc": ipc, "distill.iterations": iterations, "distill.discrepancy": discrepancy, "seed": seed}
     recipe = row.recipe().replace(changes or {})
     recipe = recipe.replace({field: value for field, value in flags.items() if value is not None})
     spec = dataset or row.dataset

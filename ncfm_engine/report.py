@@ -87,7 +87,7 @@ def plot_variants(curves: dict[str, list[list[dict]]], path: Path) -> None:
                     label=None if number else variant,
                 )
         axis.set(xlabel="step", ylim=(0, None))
-    axes[0].legend(frameon=False, fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     _write(figure, path)
 
 

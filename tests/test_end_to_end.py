@@ -297,12 +297,15 @@ def test_a_memory_budget_changes_how_the_work_is_cut_and_not_what_is_done(finish
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(here, tmp_path):
     status, output, error = here(
-        "distill_and_push.py", "--dataset", "digits", "--ipc", "3", "--dry-run", settings=TINY
+        "distill_and_push.py",
+        *("--dataset", "digits", "--ipc", "3", "--discrepancy", "mmd", "--dry-run"),
+        settings=TINY,
     )
     assert status == 0, error
     for words in (
         "1438 images of 1x8x8",
         "distill.iterations = 30",
+        "distill.discrepancy = mmd",
         "[3, 10, 1, 8, 8]",
         "MiB",
         "manifest.json",
@@ -320,6 +323,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(here, tmp_path):
         (["--dataset", "cifar10", "--data", "nowhere"], "nowhere"),
         (["--dataset", "digits", "--set", "distill.alhpa=1"], "Did you mean 'distill.alpha'"),
         (["--dataset", "digits", "--set", "distill.alpha"], "expected field=value"),
+        (["--dataset", "digits", "--discrepancy", "ncdf"], "Did you mean 'ncfd'"),
         (["--dataset", "digits", "--set", "distill.alpha=2"], "0..1"),
         (["--dataset", "digits", "--memory", "1KiB"], "below the minimum"),
         (["--dataset", "digits", "--memory", "lots"], "not a quantity"),

@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     add("--size", type=int, help="resize the images of a folder to this many pixels square")
     add("--preset", help="row of ncfm_engine/presets.py (default: the one for this dataset and ipc)")
     add("--iterations", type=int, help="matching steps")
+    add("--discrepancy", help="what is matched: ncfd (default), cfd, mmd, dm or mse")
     add(
         "--time-budget",
         type=duration,
@@ -66,6 +67,7 @@ def main(arguments: argparse.Namespace) -> None:
         preset=arguments.preset,
         changes=settings(arguments.set),
         iterations=arguments.iterations,
+        discrepancy=arguments.discrepancy,
         seed=arguments.seed,
         output=arguments.output,
         cache=cache_folder(),
