@@ -110,7 +110,7 @@ def _row(
         "labels": labels,
         "epochs": config.epochs,
         "split": source.split,
-        "settings": _short_hash(config, trainings.network, trainings.seed),
+        "settings": settings_hash(config, trainings.network, trainings.seed),
         "n": config.repeats,
         **_mean_std("last", [last for last, _ in of_distilled]),
         **_mean_std("best", [best for _, best in of_distilled]),
@@ -303,7 +303,7 @@ def _identity(
     }
 
 
-def _short_hash(config: EvaluateConfig, network: NetworkConfig, seed: int) -> str:
+def settings_hash(config: EvaluateConfig, network: NetworkConfig, seed: int) -> str:
     """Tells rows of different settings apart; how many networks were trained is not one of them."""
     content = _deciding(config) | {"network": dataclasses.asdict(network), "seed": seed}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

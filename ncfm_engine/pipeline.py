@@ -16,12 +16,19 @@ from typing import Any
 
 import torch
 
-from distilled_data import Artifact, DistilledDataset, Metadata, SourceError, UsageError
-from distilled_data.format import ARTIFACT_FILE, read_artifact, write_artifact, write_file, write_manifest
+from distilled_data import Artifact, ArtifactError, DistilledDataset, Metadata, SourceError, UsageError
+from distilled_data.format import (
+    ARTIFACT_FILE,
+    read_artifact,
+    verify_folder,
+    write_artifact,
+    write_file,
+    write_manifest,
+)
 
 from .config import Recipe
 from .distill import METRICS_FILE, Distilled, distill, resumable
-from .evaluate import evaluate, forget_progress
+from .evaluate import evaluate, forget_progress, settings_hash
 from .initial import check_packing
 from .label import label, teacher
 from .plan import (
@@ -110,6 +117,8 @@ def _stages(
     if ranks.rank:
         return None
     artifact = make_artifact(plan, source, pool, distilled)
+    if plan.resume and (rows := _recorded(plan, artifact)):
+        return rows
     clear_output(plan)
     write_artifact(plan.output / ARTIFACT_FILE, artifact)
     write_manifest(plan.output)
@@ -133,6 +142,23 @@ def _stages(
     write_results(plan.run_folder / RESULTS_FILE, rows, plan.device, seconds)
     forget_progress(plan.run_folder)
     return rows
+
+
+def _recorded(plan: Plan, artifact: Artifact) -> list[dict[str, Any]] | None:
+    """The rows of a run that was finished already, if its folder holds this very artifact and is whole."""
+    try:
+        verify_folder(plan.output)
+        stored = read_artifact(plan.output / ARTIFACT_FILE)
+        rows = json.loads((plan.run_folder / RESULTS_FILE).read_text())["rows"]
+    except (OSError, ArtifactError):
+        return None
+    config = plan.recipe.evaluate
+    settings = settings_hash(config, plan.recipe.network, plan.recipe.seed)
+    wanted = (artifact.content_hash, settings, config.repeats, config.full_repeats)
+    names = ("content_hash", "settings", "n", "full_n")
+    found = {row["labels"]: row for row in rows if tuple(row[name] for name in names) == wanted}
+    whole = stored.content_hash == artifact.content_hash and set(config.labels) <= set(found)
+    return [found[labels] for labels in config.labels] if whole else None
 
 
 def _pool(plan: Plan, source: Source, ranks: Ranks, stop: StopRequest, report: Report) -> FeaturePool:

@@ -1,6 +1,8 @@
 """The tests are sealed: no network, no token, no user cache; every file they write lies in tmp_path."""
 
 import os
+import runpy
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -8,6 +10,7 @@ os.environ.pop("HF_TOKEN", None)
 
 import pytest
 import torch
+from commands import ROOT, distil, flags
 
 from distilled_data import Artifact, Metadata
 
@@ -60,3 +63,31 @@ def artifact() -> Artifact:
         labels={"kind": "logits", "temperature": 2.0},
     )
     return Artifact(images, metadata, logits)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """Run a tool in this process and in tmp_path: (exit status, output, errors)."""
+
+    def run(tool: str, *arguments: str, settings=()) -> tuple[int, str, str]:
+        path = ROOT / "tools" / tool
+        arguments = (*arguments, *flags(settings))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(str(path.parent))
+        monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as stop:
+            return int(stop.code or 0), *capsys.readouterr()
+        return 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A folder in which the main job ran once."""
+    folder = tmp_path_factory.mktemp("work")
+    result = distil(folder, "--dataset", "digits", "--ipc", "3", "--output", "out")
+    assert result.returncode == 0, result.stderr
+    return folder, result

@@ -2,87 +2,16 @@
 
 import dataclasses
 import json
-import os
-import random
 import re
-import runpy
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from commands import ROOT, TINY, distil
 
 from distilled_data import DistilledDataset
 from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, read_artifact, write_artifact, write_manifest
-
-ROOT = Path(__file__).parents[1]
-TINY = [
-    "network.width=8",
-    "pretrain.networks=2",
-    "pretrain.epochs=2",
-    "distill.iterations=30",
-    "distill.real_batch=20",
-    "distill.frequencies=32",
-    "distill.checkpoint_every=5",
-    "evaluate.epochs=3",
-    "evaluate.repeats=2",
-    "evaluate.full_epochs=1",
-    "evaluate.full_repeats=1",
-]
-
-
-def flags(settings) -> list[str]:
-    return [word for setting in settings for word in ("--set", setting)]
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "tools" / "distill_and_push.py"), *arguments, *flags(TINY)]
-
-
-def distil(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(*arguments),
-        cwd=folder,
-        env=environment(folder / "cache"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def environment(cache: Path) -> dict[str, str]:
-    return os.environ | {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch, capsys):
-    """Run a tool in this process and in tmp_path: (exit status, output, errors)."""
-
-    def run(tool: str, *arguments: str, settings=()) -> tuple[int, str, str]:
-        path = ROOT / "tools" / tool
-        arguments = (*arguments, *flags(settings))
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.syspath_prepend(str(path.parent))
-        monkeypatch.setattr(sys, "argv", [str(path), *arguments])
-        try:
-            runpy.run_path(str(path), run_name="__main__")
-        except SystemExit as stop:
-            return int(stop.code or 0), *capsys.readouterr()
-        return 0, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A folder in which the main job ran once."""
-    folder = tmp_path_factory.mktemp("work")
-    result = distil(folder, "--dataset", "digits", "--ipc", "3", "--output", "out")
-    assert result.returncode == 0, result.stderr
-    return folder, result
 
 
 def test_the_main_job_writes_the_whole_folder_and_a_table(finished):
@@ -173,73 +102,6 @@ def test_another_seed_gives_another_file(finished, here):
     assert other.content_hash != DistilledDataset.from_folder(finished[0] / "out").content_hash
 
 
-def test_a_run_killed_at_random_moments_and_resumed_gives_the_same_file(finished):
-    folder, _ = finished
-    moments = random.Random(int(os.environ.get("KILL_SEED", "0")))
-    arguments = ("--dataset", "digits", "--ipc", "3", "--output", "killed", "--resume")
-    for _ in range(int(os.environ.get("KILLS", "3"))):  # 20 by hand before a release
-        process = subprocess.Popen(
-            command(*arguments),
-            cwd=folder,
-            env=environment(folder / "a cache of its own"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            errors = process.communicate(timeout=moments.uniform(2, 8))[1]
-            assert process.returncode == 0, errors  # it was fast
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-        left = [path.name for path in (folder / "killed").glob("*") if not path.name.startswith(".")]
-        assert set(left) <= {*FOLDER_FILES, "data"}
-    result = distil(folder, *arguments)
-    assert result.returncode == 0, result.stderr
-    assert (folder / "killed" / ARTIFACT_FILE).read_bytes() == (folder / "out" / ARTIFACT_FILE).read_bytes()
-    left = {path.name for name in ("killed", "killed.run") for path in (folder / name).iterdir()}
-    whole = {path.name for name in ("out", "out.run") for path in (folder / name).iterdir()}
-    assert left == whole  # no temporary file, no progress of what is finished
-
-
-def test_sigterm_stops_in_good_order_and_the_run_goes_on(finished):
-    folder, _ = finished
-    arguments = ("--dataset", "digits", "--ipc", "3", "--output", "terminated", "--resume")
-    process = subprocess.Popen(
-        [*command(*arguments), *flags(["distill.iterations=100000"])],
-        cwd=folder,
-        env=environment(folder / "cache"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not (folder / "terminated.run" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.terminate()
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 75
-    assert re.search(r"stopped in good order \(distil, step \d+ of 100000\); go on with --resume", output)
-
-
-def test_two_processes_of_torchrun_do_the_main_job_together(finished):
-    folder, _ = finished
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    result = subprocess.run(
-        [*launcher, *command("--dataset", "digits", "--ipc", "3", "--output", "two")[1:]],
-        cwd=folder,
-        env=environment(folder / "cache of two") | {"PYTHONWARNINGS": "default"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("random images") == 1  # one of the two writes
-    two, one = (DistilledDataset.from_folder(folder / name) for name in ("two", "out"))
-    difference = (two.images.float() - one.images.float()).abs()
-    assert (difference > 2).float().mean() < 0.02
-
-
 def test_evaluating_again_adds_a_row_and_keeps_the_images(finished, here, tmp_path):
     shutil.copytree(finished[0] / "out", tmp_path / "copy")
     before = read_artifact(tmp_path / "copy" / ARTIFACT_FILE)
@@ -263,24 +125,6 @@ def test_a_row_of_other_settings_does_not_replace_the_recipes_own(finished, here
     assert status == 0, error
     rows = read_artifact(tmp_path / "copy" / ARTIFACT_FILE).metadata.results
     assert [(row["labels"], row["epochs"]) for row in rows] == [("hard", 3), ("soft", 3), ("hard", 1)]
-
-
-def test_a_long_run_can_be_chained_from_short_ones_and_gives_the_same_file(finished, here, tmp_path):
-    arguments = ("--dataset", "digits", "--ipc", "3", "--output", "parts", "--resume", "--time-budget")
-    status, output, _ = here("distill_and_push.py", *arguments, "0s", settings=TINY)
-    where = "pretrain, network 0, epoch 0 of 2"
-    assert (status, output) == (75, f"stopped in good order ({where}); go on with --resume\n")
-    stages = set()
-    for attempt in range(30):  # of growing length, so that every stage is interrupted and the last one ends
-        seconds = f"{0.1 * (attempt + 1):.1f}s"
-        status, output, error = here("distill_and_push.py", *arguments, seconds, settings=TINY)
-        if status != 75:
-            break
-        stages |= set(re.findall(r"order \((\w+)", output))
-    assert status == 0, error
-    assert stages >= {"distil", "evaluate"}
-    same = [(folder / ARTIFACT_FILE).read_bytes() for folder in (tmp_path / "parts", finished[0] / "out")]
-    assert same[0] == same[1]
 
 
 def test_a_memory_budget_changes_how_the_work_is_cut_and_not_what_is_done(finished, here):

@@ -1,0 +1,115 @@
+"""The main job interrupted, resumed and shared: the file is the same."""
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+from commands import TINY, command, distil, environment, flags
+
+from distilled_data import DistilledDataset
+from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES
+
+
+def test_a_run_killed_at_random_moments_and_resumed_gives_the_same_file(finished):
+    folder, _ = finished
+    moments = random.Random(int(os.environ.get("KILL_SEED", "0")))
+    arguments = ("--dataset", "digits", "--ipc", "3", "--output", "killed", "--resume")
+    for _ in range(int(os.environ.get("KILLS", "3"))):  # 20 by hand before a release
+        process = subprocess.Popen(
+            command(*arguments),
+            cwd=folder,
+            env=environment(folder / "a cache of its own"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            errors = process.communicate(timeout=moments.uniform(2, 8))[1]
+            assert process.returncode == 0, errors  # it was fast
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        left = [path.name for path in (folder / "killed").glob("*") if not path.name.startswith(".")]
+        assert set(left) <= {*FOLDER_FILES, "data"}
+    result = distil(folder, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert (folder / "killed" / ARTIFACT_FILE).read_bytes() == (folder / "out" / ARTIFACT_FILE).read_bytes()
+    left = {path.name for name in ("killed", "killed.run") for path in (folder / name).iterdir()}
+    whole = {path.name for name in ("out", "out.run") for path in (folder / name).iterdir()}
+    assert left == whole  # no temporary file, no progress of what is finished
+
+
+def test_a_finished_run_resumed_has_nothing_left_to_do(finished, here, tmp_path):
+    for name in ("out", "out.run", "cache"):
+        shutil.copytree(finished[0] / name, tmp_path / name, dirs_exist_ok=True)
+    before = (tmp_path / "out" / ARTIFACT_FILE).stat().st_mtime_ns
+    arguments = ("--dataset", "digits", "--ipc", "3", "--output", "out", "--resume")
+    status, output, error = here("distill_and_push.py", *arguments, settings=TINY)
+    assert status == 0, error
+    assert "random images" in output
+    assert "evaluate" not in error  # no bar of that stage
+    assert (tmp_path / "out" / ARTIFACT_FILE).stat().st_mtime_ns == before
+    longer = [*TINY, "evaluate.epochs=4"]
+    status, output, error = here("distill_and_push.py", *arguments, settings=longer)
+    assert status == 0, error
+    assert "evaluate" in error
+
+
+def test_sigterm_stops_in_good_order_and_the_run_goes_on(finished):
+    folder, _ = finished
+    arguments = ("--dataset", "digits", "--ipc", "3", "--output", "terminated", "--resume")
+    process = subprocess.Popen(
+        [*command(*arguments), *flags(["distill.iterations=100000"])],
+        cwd=folder,
+        env=environment(folder / "cache"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (folder / "terminated.run" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 75
+    assert re.search(r"stopped in good order \(distil, step \d+ of 100000\); go on with --resume", output)
+
+
+def test_two_processes_of_torchrun_do_the_main_job_together(finished):
+    folder, _ = finished
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    result = subprocess.run(
+        [*launcher, *command("--dataset", "digits", "--ipc", "3", "--output", "two")[1:]],
+        cwd=folder,
+        env=environment(folder / "cache of two") | {"PYTHONWARNINGS": "default"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("random images") == 1  # one of the two writes
+    two, one = (DistilledDataset.from_folder(folder / name) for name in ("two", "out"))
+    difference = (two.images.float() - one.images.float()).abs()
+    assert (difference > 2).float().mean() < 0.02
+
+
+def test_a_long_run_can_be_chained_from_short_ones_and_gives_the_same_file(finished, here, tmp_path):
+    arguments = ("--dataset", "digits", "--ipc", "3", "--output", "parts", "--resume", "--time-budget")
+    status, output, _ = here("distill_and_push.py", *arguments, "0s", settings=TINY)
+    where = "pretrain, network 0, epoch 0 of 2"
+    assert (status, output) == (75, f"stopped in good order ({where}); go on with --resume\n")
+    stages = set()
+    for attempt in range(30):  # of growing length, so that every stage is interrupted and the last one ends
+        seconds = f"{0.1 * (attempt + 1):.1f}s"
+        status, output, error = here("distill_and_push.py", *arguments, seconds, settings=TINY)
+        if status != 75:
+            break
+        stages |= set(re.findall(r"order \((\w+)", output))
+    assert status == 0, error
+    assert stages >= {"distil", "evaluate"}
+    same = [(folder / ARTIFACT_FILE).read_bytes() for folder in (tmp_path / "parts", finished[0] / "out")]
+    assert same[0] == same[1]
