@@ -92,7 +92,7 @@ class MatchingStep:
 
         Both terms are summed over the classes. `images` are those of `part`.
         """
-        with _matrix_precision("high" if self.config.precision == "bfloat16" else "highest"):
+        with _rounded_products(self.config.precision == "bfloat16"):
             return self._backward(images, step)
 
     def _backward(self, images: Tensor, step: int) -> StepLosses:
@@ -174,10 +174,10 @@ class MatchingStep:
 
 
 @contextmanager
-def _matrix_precision(name: str) -> Iterator[None]:
-    """Of float32 matrix products on a GPU: "high" lets it round their factors (TensorFloat-32)."""
+def _rounded_products(rounded: bool) -> Iterator[None]:
+    """Whether float32 matrix products on a GPU may round their factors (TensorFloat-32)."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(before if before != "highest" else name)
+    torch.set_float32_matmul_precision("high" if rounded else before)
     try:
         yield
     finally:
