@@ -2,13 +2,17 @@
 
 from .dataset import DistilledDataset
 from .errors import (
+    AccessError,
     ArtifactError,
     CheckpointError,
+    ConflictError,
     DeviceMemoryError,
     DistilledDataError,
     DivergenceError,
     FormatError,
+    HubError,
     IntegrityError,
+    LockError,
     MissingExtraError,
     NewerFormatError,
     OutputError,
@@ -20,15 +24,19 @@ from .errors import (
 from .format import Artifact, Metadata
 
 __all__ = [
+    "AccessError",
     "Artifact",
     "ArtifactError",
     "CheckpointError",
+    "ConflictError",
     "DeviceMemoryError",
     "DistilledDataError",
     "DistilledDataset",
     "DivergenceError",
     "FormatError",
+    "HubError",
     "IntegrityError",
+    "LockError",
     "Metadata",
     "MissingExtraError",
     "NewerFormatError",

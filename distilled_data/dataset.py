@@ -15,6 +15,9 @@ from .decode import enlarge, tiles
 from .errors import MissingExtraError, UsageError
 from .format import ARTIFACT_FILE, Artifact, Metadata
 from .loader import Loader
+from .lock import find_locked
+from .manifest import Index, read_manifest, verify_folder
+from .remote import Repository
 
 LABELS = ("soft", "logits", "hard")
 
@@ -28,12 +31,19 @@ class DistilledDataset(Dataset):
     `ipc` is a prefix. With `transform` set, it is given a PIL image in the place of the tensor.
     """
 
-    def __init__(self, artifact: Artifact, labels: str = "soft", folder: Path | None = None):
+    def __init__(
+        self,
+        artifact: Artifact,
+        labels: str = "soft",
+        folder: Path | None = None,
+        revision: str | None = None,
+    ):
         if labels not in LABELS:
             raise UsageError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
         if labels == "logits" and artifact.logits is None:
             raise UsageError("labels='logits' was asked for; this artifact has no teacher logits")
         self.artifact, self.labels, self.folder = artifact, labels, folder
+        self.revision = revision  # commit of the Hub that it was loaded from
         self.transform: Callable[[Any], Any] | None = None
         self.target_transform: Callable[[Any], Any] | None = None
         m, views = artifact.metadata, artifact.metadata.factor**2
@@ -44,6 +54,46 @@ class DistilledDataset(Dataset):
             self._labels = self.targets
         else:
             self._labels = self.soft_targets if labels == "soft" else self._logits()
+
+    @classmethod
+    def from_hub(
+        cls,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        ipc: int | None = None,
+        classes: Sequence[str | int] | None = None,
+        labels: str = "soft",
+        lock: str | Path | None = None,
+        token: str | bool | None = None,
+        endpoint: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> Self:
+        """Load a set from the Hugging Face Hub or its cache, pinned to one commit and verified.
+
+        `repo_id` is "org/name" or "org/name@revision"; `revision` a branch, tag or commit. Of a repository
+        with several sets it takes the one distilled for `ipc` images per class, else the first `ipc` images
+        of the next larger one; without `ipc`, the default set. `lock` names a lock file, which then says
+        the commit and every hash. The last five are those of `huggingface_hub.hf_hub_download`.
+
+        Raises `AccessError` for what is not there or not allowed, `HubError` when the Hub fails,
+        `IntegrityError` for bytes that are not the published ones, `LockError`, `FormatError`, `UsageError`.
+        """
+        name = repo_id.partition("@")[0]
+        found = Repository(
+            repo_id,
+            revision,
+            token,
+            endpoint,
+            cache_dir,
+            local_files_only,
+            force_download,
+            None if lock is None else find_locked(lock, name),
+        ).fetch(ipc)
+        artifact = format.read_artifact(found.folder / ARTIFACT_FILE, ipc=ipc, classes=classes)
+        return cls(artifact, labels, found.folder, found.commit)
 
     @classmethod
     def from_folder(
@@ -60,7 +110,10 @@ class DistilledDataset(Dataset):
         for a file that cannot be trusted and `UsageError` for a subset that is not there.
         """
         path = Path(path)
-        format.verify_folder(path, [ARTIFACT_FILE])
+        root = read_manifest(path)
+        if isinstance(root, Index):
+            path /= root.choose(ipc)
+        verify_folder(path, [ARTIFACT_FILE])
         return cls(format.read_artifact(path / ARTIFACT_FILE, ipc=ipc, classes=classes), labels, path)
 
     @classmethod
@@ -215,13 +268,16 @@ class DistilledDataset(Dataset):
         )
 
     def verify(self) -> None:
-        """Compare every file of the folder with its manifest. Raises `IntegrityError`."""
+        """Compare every file of the folder with its manifest. Raises `IntegrityError`.
+
+        Of a set from the Hub only the artifact was fetched, and it alone is compared.
+        """
         if self.folder is None:
             raise UsageError("this set was made in memory; there is no folder to verify")
-        format.verify_folder(self.folder)
+        verify_folder(self.folder, None if self.revision is None else [ARTIFACT_FILE])
 
     def _derived(self, artifact: Artifact, labels: str) -> Self:
-        derived = type(self)(artifact, labels, self.folder)
+        derived = type(self)(artifact, labels, self.folder, self.revision)
         derived.transform, derived.target_transform = self.transform, self.target_transform
         return derived
 

@@ -10,6 +10,10 @@
     │   ├── FormatError                the file is not a distilled artifact, or breaks the format
     │   │   └── NewerFormatError       it was written by a later version of this package
     │   └── IntegrityError             the bytes are not the ones that were published
+    ├── HubError                       the Hub cannot be reached, fails, or answers what nobody expects
+    │   ├── AccessError                repository, revision or file is not there, or not for this token
+    │   └── ConflictError              somebody else published at the same time; nothing was changed
+    ├── LockError                      the lock file cannot be read, or does not hold what is asked for
     ├── CheckpointError                saved progress cannot be continued
     ├── DivergenceError                training produced a loss that is not finite
     ├── DeviceMemoryError              the work does not fit into the memory of the device
@@ -76,6 +80,22 @@ class NewerFormatError(FormatError):
 
 class IntegrityError(ArtifactError):
     pass
+
+
+class HubError(DistilledDataError):
+    pass
+
+
+class AccessError(HubError):
+    exit_code = 2
+
+
+class ConflictError(HubError):
+    pass
+
+
+class LockError(DistilledDataError):
+    exit_code = 2
 
 
 class CheckpointError(DistilledDataError):

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .errors import FormatError, IntegrityError, NewerFormatError, OutputError, UnknownNameError, UsageError
+from .errors import FormatError, NewerFormatError, OutputError, UnknownNameError, UsageError
 
 FORMAT_VERSION = 1
 METADATA_KEY = "distilled_data"
@@ -35,7 +35,8 @@ ARTIFACT_FILE = "distilled.safetensors"
 CARD_FILE = "README.md"
 PARQUET_FILE = "data/train.parquet"
 PREVIEW_FILE = "preview.png"
-MANIFEST_FILE = "manifest.json"
+MANIFEST_FILE = "manifest.json"  # see `manifest`
+MAX_HEADER = 25_000_000  # bytes; as much as the Hub's own reader of safetensors headers takes
 FOLDER_FILES = (ARTIFACT_FILE, CARD_FILE, PARQUET_FILE, PREVIEW_FILE, MANIFEST_FILE)
 
 _DECODE = {"interpolation": "bilinear", "align_corners": False, "view_order": "row-major"}
@@ -107,7 +108,7 @@ class Metadata:
     @classmethod
     def from_json(cls, text: str) -> "Metadata":
         try:
-            content = json.loads(text, object_pairs_hook=_unique_keys)
+            content = json.loads(text, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             raise FormatError(f"artifact metadata is not valid JSON: {error}") from error
         if not isinstance(content, dict):
@@ -239,84 +240,6 @@ def select_classes(artifact: Artifact, classes: Sequence[str | int]) -> Artifact
     return Artifact(artifact.images[:, index], metadata, logits)
 
 
-def write_manifest(folder: str | Path) -> dict[str, Any]:
-    """Write `manifest.json` over every file of the format that is in `folder`, and return its content.
-
-    The card is left out, because people edit it.
-    """
-    folder = Path(folder)
-    files = {}
-    for name in FOLDER_FILES:
-        if name not in (CARD_FILE, MANIFEST_FILE) and (folder / name).exists():
-            content = (folder / name).read_bytes()
-            files[name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "content_hash": read_artifact(folder / ARTIFACT_FILE).content_hash,
-        "files": files,
-    }
-    write_file(folder / MANIFEST_FILE, json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n")
-    return manifest
-
-
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """`{"format_version", "content_hash", "files": {name: {"sha256", "size"}}}`, validated."""
-    path = Path(folder) / MANIFEST_FILE
-    try:
-        manifest = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys)
-        files = {str(name): (str(row["sha256"]), int(row["size"])) for name, row in manifest["files"].items()}
-        version, _ = manifest["format_version"], manifest["content_hash"]
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise FormatError(
-            f"{path} is missing, so nothing in this folder can be verified. Expected a folder written by "
-            "distill_and_push.py or downloaded whole."
-        ) from error
-    except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise FormatError(f"{path} is not a manifest of this format: {error!r}") from error
-    if type(version) is int and version > FORMAT_VERSION:
-        raise NewerFormatError(
-            f"{path} has format version {version}, this package reads up to {FORMAT_VERSION}. "
-            "Upgrade it: pip install -U distilled-data"
-        )
-    if (
-        type(version) is not int
-        or version != FORMAT_VERSION
-        or ARTIFACT_FILE not in files
-        or set(files) - set(FOLDER_FILES)
-    ):
-        raise FormatError(f"{path} is not a manifest of format version {FORMAT_VERSION}")
-    return manifest
-
-
-def verify_folder(folder: str | Path, files: Sequence[str] | None = None) -> None:
-    """Compare the bytes of `files` (default: all in the manifest, and the content hash) with `manifest.json`.
-
-    Raises `IntegrityError` for a file that is missing or differs.
-    """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
-    rows = manifest["files"]
-    for name in rows if files is None else files:
-        path, row = folder / name, rows[name]
-        if not path.is_file():
-            raise IntegrityError(f"{path} is missing; the manifest names it. Get the folder again.")
-        with path.open("rb") as file:
-            found, size = hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
-        if (found, size) != (row["sha256"], row["size"]):
-            raise IntegrityError(
-                f"{path} is not the file that was published: expected sha256 {row['sha256']} "
-                f"({row['size']} bytes), got {found} ({size} bytes). Get the folder again."
-            )
-    if files is None:
-        found = read_artifact(folder / ARTIFACT_FILE).content_hash
-        if found != manifest["content_hash"]:
-            raise IntegrityError(
-                f"{folder}: the manifest says {manifest['content_hash']}, the artifact is {found}."
-            )
-
-
 def write_file(path: str | Path, content: bytes) -> None:
     """Replace `path` by `content` atomically and durably, mode 0644. Raises `OutputError`."""
     path = Path(path)
@@ -349,8 +272,12 @@ def write_file(path: str | Path, content: bytes) -> None:
 def _open(path: str | Path) -> Any:
     path = Path(path)
     try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
         if path.stat().st_size == 0:
             raise FormatError(f"{path} is empty; expected a safetensors file")
+        if MAX_HEADER < length < path.stat().st_size:
+            raise FormatError(f"{path} has a header of {length} bytes; the format allows {MAX_HEADER}")
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise FormatError(
@@ -375,7 +302,8 @@ def _metadata(path: str | Path, file: Any) -> Metadata:
         raise type(error)(f"{path}: {error}") from error
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads(object_pairs_hook=)`: of a key that is there twice, either value might be meant."""
     content = dict(pairs)
     if len(content) != len(pairs):
         raise ValueError("an object has the same key twice")

@@ -4,6 +4,15 @@ Anything that is a valid artifact can be published: nothing here knows how it wa
 """
 
 from .folder import complete_folder
-from .publish import PushPlan, plan_push, push
+from .publish import Pushed, PushOptions, PushPlan, check_access, plan_push, publish, push
 
-__all__ = ["PushPlan", "complete_folder", "plan_push", "push"]
+__all__ = [
+    "PushOptions",
+    "PushPlan",
+    "Pushed",
+    "check_access",
+    "complete_folder",
+    "plan_push",
+    "publish",
+    "push",
+]

@@ -1,4 +1,6 @@
-"""The dataset card: `card_template.md` and YAML front matter, filled from an artifact's metadata.
+"""The dataset card: YAML front matter and two templates, filled from the metadata of one artifact or several.
+
+`card_template.md` is the card, `card_set_template.md` the part in it that every set has.
 
 Metadata is free text to a great extent. Prose gets it escaped (`_plain`); code blocks get it in a form in
 which no line can end the block or look like one of our markers, which stand at the start of a line.
@@ -7,7 +9,7 @@ which no line can end the block or look like one of our markers, which stand at 
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from textwrap import indent
@@ -19,6 +21,7 @@ from distilled_data import Artifact, Metadata, UsageError
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, PARQUET_FILE, PREVIEW_FILE
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
+SET_TEMPLATE = Path(__file__).with_name("card_set_template.md")
 TAGS = ("dataset-distillation", "ncfm", "distilled-data")
 # The Hub refuses a card with an identifier it does not know (huggingface.co/docs/hub/repositories-licenses);
 # these are the ones that data is usually under.
@@ -42,19 +45,22 @@ _SECTION = re.compile(
 _URL = re.compile(r"https?://[\w./~%?=+:#-]+")
 
 
-def render_card(artifact: Artifact, existing: str | None = None, *, repo_id: str | None = None) -> str:
-    """The card of `artifact`, as Markdown.
+def render_card(
+    artifacts: Artifact | Mapping[str, Artifact], existing: str | None = None, *, repo_id: str | None = None
+) -> str:
+    """The card, as Markdown, of one artifact or of several by their folders, the default one first.
 
     Of an `existing` card everything is kept but the marked sections and the YAML keys written here; marked
-    sections that it lacks are appended. Without `repo_id` the example loads from the current folder.
-    Raises `UsageError` when the YAML of `existing` cannot be read.
+    sections that it lacks are added after the one before them. Without `repo_id` the example loads from the
+    current folder. Raises `UsageError` when the YAML of `existing` cannot be read.
     """
+    sets = {"": artifacts} if isinstance(artifacts, Artifact) else artifacts
     front, body = _split(existing or "")
     tags = front.get("tags") or []
-    front = {"license": "unknown"} | front | _front_matter(artifact.metadata)
+    front = {"license": "unknown"} | front | _front_matter(sets)
     front["tags"] = list(dict.fromkeys([*TAGS, *([tags] if isinstance(tags, str) else tags)]))
-    text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(_fields(artifact, repo_id))
     header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(_fields(sets, repo_id))
     return f"---\n{header}---\n\n{_merge(body, text)}"
 
 
@@ -74,26 +80,40 @@ def _split(card: str) -> tuple[dict[str, Any], str]:
 
 
 def _merge(body: str, text: str) -> str:
+    """`body` with the marked sections of `text` in the place of its own."""
     fresh = {match[1]: match[0] for match in _SECTION.finditer(text)}
-    kept = _SECTION.sub(lambda match: fresh.pop(match[1], ""), body).strip("\n")
-    return "\n\n".join([kept, *fresh.values()]).lstrip("\n") + "\n"
+    left = dict(fresh)
+    gone = "\0"  # a section that the card has no more; no text holds this character
+    merged = _SECTION.sub(lambda match: left.pop(match[1], gone), body)
+    merged = re.sub(rf"{gone}\n*", "", merged).strip("\n")
+    before = None
+    for section in fresh.values():
+        if section not in merged:
+            place = len(merged) if before is None else merged.index(before) + len(before)
+            merged = f"{merged[:place]}\n\n{section}{merged[place:]}"
+        before = section
+    return merged.lstrip("\n") + "\n"
 
 
-def _front_matter(metadata: Metadata) -> dict[str, Any]:
-    views = metadata.ipc * len(metadata.classes) * metadata.factor**2
+def _front_matter(sets: Mapping[str, Artifact]) -> dict[str, Any]:
+    metadata = next(iter(sets.values())).metadata
     sizes = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
+    views = max(
+        m.ipc * len(m.classes) * m.factor**2 for m in (artifact.metadata for artifact in sets.values())
+    )
     front = {
-        "pretty_name": f"{metadata.dataset}, distilled to {metadata.ipc} images per class",
+        "pretty_name": f"{metadata.dataset}, distilled to {_sizes(sets)} images per class",
         "task_categories": ["image-classification"],
         "size_categories": [next((name for limit, name in sizes.items() if views < limit), "1M<n<10M")],
         "source_datasets": [str(metadata.source.get("id") or metadata.dataset)],
         "library_name": "distilled-data",
         "configs": [
             {
-                "config_name": "default",
-                "default": True,
-                "data_files": [{"split": "train", "path": PARQUET_FILE}],
+                "config_name": folder or "default",
+                **({} if number else {"default": True}),
+                "data_files": [{"split": "train", "path": _inside(folder, PARQUET_FILE)}],
             }
+            for number, folder in enumerate(sets)
         ],
     }
     if licence := metadata.source.get("license"):
@@ -102,23 +122,42 @@ def _front_matter(metadata: Metadata) -> dict[str, Any]:
     return front
 
 
-def _fields(artifact: Artifact, repo_id: str | None) -> dict[str, object]:
-    metadata = artifact.metadata
-    tensors = artifact.tensors
-    stored = json.loads(metadata.to_json())
-    classes = stored.pop("classes")
+def _fields(sets: Mapping[str, Artifact], repo_id: str | None) -> dict[str, object]:
+    folder, artifact = next(iter(sets.items()))
+    metadata, several = artifact.metadata, len(sets) > 1
+    classes = len(metadata.classes)
+    repository = repo_id or "."
     return {
-        "title": f"{_plain(metadata.dataset)}, distilled to {metadata.ipc} images per class",
+        "title": f"{_plain(metadata.dataset)}, distilled to {_sizes(sets)} images per class",
         "dataset": _plain(metadata.dataset),
-        "ipc": metadata.ipc,
-        "packed": metadata.ipc * len(classes),
-        "classes": len(classes),
+        "amount": f"Sets of {_sizes(sets)} synthetic images for each of {classes} classes,"
+        if several
+        else f"{metadata.ipc * classes} synthetic images, {metadata.ipc} for each of {classes} classes,",
+        "classes": classes,
         "channels": metadata.channels,
         "height": metadata.height,
         "width": metadata.width,
-        "load": _load(repo_id),
-        "repository": repo_id or ".",
-        "results": _results(metadata),
+        "load": 'from_folder(".")' if repo_id is None else f'from_hub("{repo_id}")',
+        "loading": f"The example loads `{folder}/`; `ipc=k` loads the set that was made for k images per\n"
+        "class, or else the first k of a larger one."
+        if several
+        else "`ipc=k` loads only the first k images of each class.",
+        "load_dataset": f'"{repository}", "{folder}"' if several else f'"{repository}"',
+        "results": _results([row for artifact in sets.values() for row in artifact.metadata.results]),
+        "source": _source(metadata),
+        "preview": _inside(folder, PREVIEW_FILE),
+        "sets": "\n\n".join(_set(name, artifact).rstrip("\n") for name, artifact in sets.items()),
+    }
+
+
+def _set(folder: str, artifact: Artifact) -> str:
+    metadata, tensors = artifact.metadata, artifact.tensors
+    stored = json.loads(metadata.to_json())
+    classes = stored.pop("classes")
+    fields = {
+        "suffix": f"_{folder}" if folder else "",
+        "place": f"`{folder}/`" if folder else "it",
+        "classes": len(classes),
         "tensors": " and ".join(
             f"`{name}` {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
             for name, tensor in tensors.items()
@@ -133,33 +172,33 @@ def _fields(artifact: Artifact, repo_id: str | None) -> dict[str, object]:
         "recipe": _facts({name: value for name, value in metadata.recipe.items() if name != "settings"})
         or "The recipe was not recorded.",
         "configuration": json.dumps(stored, indent=1, sort_keys=True, ensure_ascii=False),
-        "source": _source(metadata),
-        "artifact": ARTIFACT_FILE,
-        "parquet": PARQUET_FILE,
-        "preview": PREVIEW_FILE,
-        "manifest": MANIFEST_FILE,
+        "artifact": _inside(folder, ARTIFACT_FILE),
+        "parquet": _inside(folder, PARQUET_FILE),
+        "preview": _inside(folder, PREVIEW_FILE),
+        "manifest": _inside(folder, MANIFEST_FILE),
     }
+    return Template(SET_TEMPLATE.read_text(encoding="utf-8")).substitute(fields)
 
 
-def _load(repo_id: str | None) -> str:
-    if repo_id is None:
-        return 'train = DistilledDataset.from_folder(".")'
-    return (
-        "from huggingface_hub import snapshot_download\n\n"
-        f'folder = snapshot_download("{repo_id}", repo_type="dataset")\n'
-        "train = DistilledDataset.from_folder(folder)  # compared with its manifest first"
-    )
+def _inside(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
 
 
-def _results(metadata: Metadata) -> str:
-    if not metadata.results:
+def _sizes(sets: Mapping[str, Artifact]) -> str:
+    """The images per class: "10", "1, 10 and 50"."""
+    *most, last = sorted(artifact.metadata.ipc for artifact in sets.values())
+    return f"{', '.join(map(str, most))} and {last}" if most else str(last)
+
+
+def _results(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
         return "No evaluation was recorded."
     header = (
         "Network", "Protocol", "Images per class", "Labels", "Runs", "Distilled", "Random real images",
         "Full dataset", "Distilled, best epoch", "Measured on",
     )  # fmt: skip
     lines = [header, ["---"] * len(header)]
-    for row in metadata.results:
+    for row in rows:
         names = [_plain(row.get(name, "-")) for name in ("network", "ipc", "labels", "n")]
         names.insert(1, _protocol(row))
         scores = [_score(row, kind) for kind in ("last", "random", "full", "best")]

@@ -10,8 +10,8 @@ from distilled_data.format import (
     PREVIEW_FILE,
     read_artifact,
     write_file,
-    write_manifest,
 )
+from distilled_data.manifest import write_manifest
 
 from .card import render_card
 from .mirror import parquet_bytes

@@ -20,11 +20,10 @@ from distilled_data import Artifact, ArtifactError, DistilledDataset, Metadata, 
 from distilled_data.format import (
     ARTIFACT_FILE,
     read_artifact,
-    verify_folder,
     write_artifact,
     write_file,
-    write_manifest,
 )
+from distilled_data.manifest import verify_folder, write_manifest
 
 from .config import Recipe
 from .distill import METRICS_FILE, Distilled, distill, resumable

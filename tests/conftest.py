@@ -2,24 +2,51 @@
 
 import os
 import runpy
+import shutil
 import sys
+import tempfile
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+# Read by the libraries when they are imported. Nothing listens on port 9; a test that needs a Hub starts it.
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="distilled-data-tests-")
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_XET"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.pop("HF_TOKEN", None)
+os.environ.pop("HF_HUB_OFFLINE", None)
+os.environ.pop("HF_HUB_CACHE", None)
 
 import pytest
 import torch
+from artifacts import make_artifact, make_folder
 from commands import ROOT, distil, flags
+from hub_server import LoopbackHub
 
 from distilled_data import Artifact, Metadata
 
 torch.set_num_threads(1)  # small work is faster so, and rounds like the commands that the tests start
 
 
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
+
+
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def loopback():
+    with LoopbackHub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Complete artifact folders of real digits by their images per class; to be read only."""
+    path = tmp_path_factory.mktemp("folders")
+    return {ipc: make_folder(path / f"ipc{ipc}", make_artifact(ipc)) for ipc in (1, 2, 3)}
 
 
 @pytest.fixture(scope="session")

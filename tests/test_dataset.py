@@ -27,12 +27,13 @@ from distilled_data import (
 )
 from distilled_data import format as f
 from distilled_data.augment import DSA
+from distilled_data.manifest import read_manifest, write_manifest
 
 
 def write(folder: Path, artifact: Artifact) -> Path:
     f.write_artifact(folder / f.ARTIFACT_FILE, artifact)
     (folder / f.PREVIEW_FILE).write_bytes(b"not looked at")
-    f.write_manifest(folder)
+    write_manifest(folder)
     return folder
 
 
@@ -99,7 +100,7 @@ def test_a_folder_loads_as_it_was_written(folder, artifact):
     assert (data.ipc, data.mean, data.std) == (3, (0.5,), (0.25,))
     assert torch.equal(data.artifact.images, artifact.images)
     assert torch.equal(data.artifact.logits, artifact.logits)
-    assert data.content_hash == artifact.content_hash == f.read_manifest(folder)["content_hash"]
+    assert data.content_hash == artifact.content_hash == read_manifest(folder).content_hash
     assert data.transform is data.target_transform is None
 
 
@@ -565,7 +566,7 @@ def test_another_strategy_is_taken_as_it_is(artifact):
 
 def test_the_artifact_file_in_the_place_of_its_folder_is_refused(tmp_path, artifact):
     f.write_artifact(tmp_path / f.ARTIFACT_FILE, artifact)
-    f.write_manifest(tmp_path)
+    write_manifest(tmp_path)
     with pytest.raises(FormatError):
         DistilledDataset.from_folder(tmp_path / f.ARTIFACT_FILE)
 
@@ -597,7 +598,7 @@ def test_no_images_are_refused_without_a_warning_from_torch():
 @pytest.mark.parametrize("ipc", [1.5, "2"])
 def test_an_ipc_that_is_no_whole_number_is_refused(tmp_path, artifact, ipc):
     f.write_artifact(tmp_path / f.ARTIFACT_FILE, artifact)
-    f.write_manifest(tmp_path)
+    write_manifest(tmp_path)
     with pytest.raises(UsageError):
         DistilledDataset.from_folder(tmp_path, ipc=ipc)
 

@@ -11,7 +11,8 @@ import torch
 from commands import ROOT, TINY, distil
 
 from distilled_data import DistilledDataset
-from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, read_artifact, write_artifact, write_manifest
+from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, read_artifact, write_artifact
+from distilled_data.manifest import write_manifest
 
 
 def test_the_main_job_writes_the_whole_folder_and_a_table(finished):

@@ -1,36 +1,28 @@
-"""`hub`: folder, card, parquet mirror, preview and publish plan, on real digits and without a network."""
+"""`hub`: folder, card, parquet mirror and preview, on real digits and without a network."""
 
-import functools
 import io
 import re
-from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
+from artifacts import DIGITS, make_artifact, make_folder
 from huggingface_hub import DatasetCard
-from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
-from sklearn.datasets import load_digits
 
-from distilled_data import Artifact, IntegrityError, Metadata, UsageError
+from distilled_data import UsageError
 from distilled_data.decode import decode
 from distilled_data.format import (
     ARTIFACT_FILE,
     CARD_FILE,
     FOLDER_FILES,
-    PARQUET_FILE,
-    PREVIEW_FILE,
     read_artifact,
-    verify_folder,
-    write_artifact,
 )
-from hub import complete_folder, plan_push, push
+from distilled_data.manifest import verify_folder
+from hub import complete_folder
 from hub.card import render_card
 from hub.preview import CELL, GAP, preview_png
 
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RESULTS = {
     "dataset": "digits", "ipc": 2, "network": "convnet", "protocol": "ncfm", "labels": "hard", "n": 5,
     "last_mean": 91.26, "last_std": 0.42, "best_mean": 92.5, "best_std": 0.31, "random_mean": 80.0,
@@ -45,27 +37,6 @@ HOSTILE = [
 ]
 
 
-@functools.cache
-def digits():
-    return load_digits(return_X_y=True)
-
-
-def make_artifact(ipc=2, channels=1, logits=True, classes=DIGITS, **metadata):
-    """Real digits, `ipc` per class; 25 classes are the ten digits over and over."""
-    pixels, labels = digits()
-    scans = torch.from_numpy(pixels * 15.9375).round().to(torch.uint8).unflatten(1, (8, 8))
-    chosen = [scans[np.flatnonzero(labels == label % 10)[: ipc * channels]] for label in range(len(classes))]
-    images = torch.stack(chosen, 1).unflatten(0, (ipc, channels)).transpose(1, 2).contiguous()
-    count = len(classes)
-    teacher = torch.randn(ipc, count, 4, count, generator=torch.Generator().manual_seed(0)).half()
-    fields = {"dataset": "digits", "mean": (0.3,) * channels, "std": (0.4,) * channels} | metadata
-    return Artifact(
-        images,
-        Metadata(classes=tuple(classes), channels=channels, height=8, width=8, ipc=ipc, factor=2, **fields),
-        teacher if logits else None,
-    )
-
-
 def hostile_artifact(text):
     """Every name and every value is `text`."""
     fields = dict.fromkeys(("license", "citation", "id", text), text)
@@ -77,12 +48,6 @@ def hostile_artifact(text):
         labels={"kind": text, "teacher": fields},
         results=(dict.fromkeys(RESULTS, text),),
     )
-
-
-def make_folder(folder, artifact):
-    write_artifact(folder / ARTIFACT_FILE, artifact)
-    complete_folder(folder)
-    return folder
 
 
 def front_matter(card):
@@ -173,8 +138,8 @@ def test_the_code_of_the_card_runs_as_printed_in_the_folder(tmp_path, monkeypatc
 
 def test_with_a_repository_the_code_of_the_card_loads_from_it():
     card = render_card(make_artifact(), repo_id="org/digits-ncfm")
-    assert '\nfolder = snapshot_download("org/digits-ncfm", repo_type="dataset")\n' in card
-    assert "\ntrain = DistilledDataset.from_folder(folder)" in card
+    assert '\ntrain = DistilledDataset.from_hub("org/digits-ncfm")\n' in card
+    assert '`datasets.load_dataset("org/digits-ncfm")`' in card
 
 
 def test_the_results_table_has_mean_and_deviation_of_distilled_random_and_full():
@@ -261,6 +226,33 @@ def test_the_licence_of_the_source_becomes_an_identifier_that_the_hub_knows(lice
     assert front_matter(render_card(make_artifact(source={"license": licence})))["license"] == identifier
 
 
+def test_a_card_over_several_sets_describes_each_and_starts_with_the_default_one():
+    card = render_card(
+        {"ipc2": make_artifact(2, results=(RESULTS,)), "ipc1": make_artifact(1)}, repo_id="org/digits"
+    )
+    front = front_matter(card)
+    assert front["pretty_name"] == "digits, distilled to 1 and 2 images per class"
+    assert [(c["config_name"], c.get("default"), c["data_files"][0]["path"]) for c in front["configs"]] == [
+        ("ipc2", True, "ipc2/data/train.parquet"),
+        ("ipc1", None, "ipc1/data/train.parquet"),
+    ]
+    assert "![Contact sheet: one row of images per class](ipc2/preview.png)" in card
+    assert '`datasets.load_dataset("org/digits", "ipc2")`' in card
+    assert card.index("What is in `ipc2/`") < card.index("What is in `ipc1/`") < card.index("## Limits")
+
+
+def test_a_card_that_comes_to_cover_several_sets_keeps_its_order_and_what_people_wrote():
+    alone = render_card(make_artifact(2)).replace("## Limits", "## Limits of it") + "\nOur words.\n"
+    alone = alone.replace(
+        "\n<!-- distilled-data:begin recipe", "\nMore words.\n\n<!-- distilled-data:begin recipe"
+    )
+    both = render_card({"ipc2": make_artifact(2), "ipc1": make_artifact(1)}, alone)
+    fresh = render_card({"ipc2": make_artifact(2), "ipc1": make_artifact(1)})
+    marker = re.compile(r"^<!-- distilled-data:begin (\w+)", re.MULTILINE)
+    assert marker.findall(both) == marker.findall(fresh)
+    assert both.replace("More words.\n\n", "").replace("\nOur words.\n", "") == fresh
+
+
 # The preview
 
 
@@ -288,107 +280,3 @@ def test_a_preview_that_leaves_classes_out_says_so_below():
     )
     assert cut.height > whole.height
     assert np.asarray(cut.convert("L"))[whole.height :].min() < 128
-
-
-# Publishing
-
-
-class FakeHub:
-    """A Hub with one repository, or none; it notes what is asked to change."""
-
-    def __init__(self, head: str | None = "a" * 40, card=None, tags=()):
-        self.head, self.card, self.tags, self.changes = head, card, tags, []
-
-    def dataset_info(self, repo_id):
-        if self.head is None:
-            raise RepositoryNotFoundError("404", response=MagicMock())
-        names = [CARD_FILE] if self.card else []
-        return SimpleNamespace(sha=self.head, siblings=[SimpleNamespace(rfilename=name) for name in names])
-
-    def list_repo_refs(self, repo_id, repo_type):
-        return SimpleNamespace(tags=[SimpleNamespace(name=name) for name in self.tags])
-
-    def hf_hub_download(self, repo_id, filename, repo_type, revision):
-        assert (filename, revision) == (CARD_FILE, self.head)
-        return self.card
-
-    def create_repo(self, repo_id, repo_type, private):
-        self.changes.append(("repository", private))
-        self.head = "b" * 40
-
-    def create_commit(self, repo_id, operations, *, commit_message, repo_type, parent_commit):
-        self.changes.append(("commit", [operation.path_in_repo for operation in operations], parent_commit))
-        return SimpleNamespace(oid="c" * 40, commit_url=f"https://hub/{repo_id}/commit/{'c' * 40}")
-
-    def create_tag(self, repo_id, *, tag, revision, repo_type):
-        self.changes.append(("tag", tag, revision))
-
-
-@pytest.fixture
-def connect(monkeypatch):
-    def use(fake):
-        monkeypatch.setattr("hub.publish.HfApi", lambda token: fake)
-        return fake
-
-    return use
-
-
-def test_a_plan_lists_every_file_and_never_the_token(connect, tmp_path):
-    connect(FakeHub())
-    plan = plan_push(make_folder(tmp_path, make_artifact()), "org/digits", revision="v1", token="hf_secret")
-    assert [file.path for file in plan.files] == list(FOLDER_FILES)
-    artifact = plan.files[0]
-    assert artifact.size == (tmp_path / ARTIFACT_FILE).stat().st_size
-    for shown in ("org/digits", "a" * 40, "v1", artifact.sha256, PARQUET_FILE, f"{artifact.size:,} bytes"):
-        assert shown in str(plan)
-    assert "hf_secret" not in str(plan) + repr(plan)
-
-
-def test_planning_changes_nothing_on_the_hub(connect, tmp_path):
-    fake = connect(FakeHub(head=None))
-    plan_push(make_folder(tmp_path, make_artifact()), "org/digits", revision="v1")
-    assert fake.changes == []
-
-
-def test_a_push_is_one_commit_on_the_planned_parent_and_a_tag_on_that_commit(connect, tmp_path):
-    fake = connect(FakeHub())
-    url = push(plan_push(make_folder(tmp_path, make_artifact()), "org/digits", revision="v1"))
-    assert fake.changes == [("commit", list(FOLDER_FILES), "a" * 40), ("tag", "v1", "c" * 40)]
-    assert url.endswith("/commit/" + "c" * 40)
-
-
-def test_a_push_to_a_new_repository_creates_it_and_commits_on_its_first_head(connect, tmp_path):
-    fake = connect(FakeHub(head=None))
-    push(plan_push(make_folder(tmp_path, make_artifact()), "org/digits", private=True))
-    assert fake.changes == [("repository", True), ("commit", list(FOLDER_FILES), "b" * 40)]
-
-
-def test_an_existing_tag_is_refused(connect, tmp_path):
-    connect(FakeHub(tags=["v1"]))
-    with pytest.raises(UsageError, match="never moved"):
-        plan_push(make_folder(tmp_path, make_artifact()), "org/digits", revision="v1")
-
-
-def test_a_push_keeps_what_people_wrote_in_the_card_on_the_hub(connect, tmp_path):
-    remote = tmp_path / "remote.md"
-    remote.write_text("# Ours\n")
-    connect(FakeHub(card=remote))
-    plan = plan_push(make_folder(tmp_path / "digits", make_artifact()), "org/digits")
-    assert "\n# Ours\n" in plan.card
-    assert 'snapshot_download("org/digits"' in plan.card
-
-
-def test_a_damaged_folder_is_not_planned(connect, tmp_path):
-    connect(FakeHub())
-    (make_folder(tmp_path, make_artifact()) / PREVIEW_FILE).write_bytes(b"")
-    with pytest.raises(IntegrityError):
-        plan_push(tmp_path, "org/digits")
-
-
-def test_a_folder_that_changed_after_planning_is_not_pushed(connect, tmp_path):
-    fake = connect(FakeHub())
-    plan = plan_push(make_folder(tmp_path, make_artifact()), "org/digits")
-    make_folder(tmp_path, make_artifact(ipc=1))
-    with pytest.raises(UsageError, match="Plan it again"):
-        push(plan)
-    assert fake.changes == []

@@ -12,6 +12,7 @@ sys.path.insert(
 )  # so that a checkout runs without being installed
 
 from distilled_data import DistilledDataError, UsageError
+from hub import PushOptions
 from ncfm_engine.stop import Stopped
 
 SIZES = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -46,6 +47,29 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
             file=sys.stderr,
         )
         sys.exit(error.exit_code if isinstance(error, DistilledDataError) else 1)
+
+
+def add_push_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--revision", metavar="TAG", help="tag the published commit")
+    add("--private", action="store_true", help="create the repository private")
+    add("--gated", choices=["auto", "manual"], help="create the repository gated: who reads it gives consent")
+    add("--create-pr", action="store_true", help="open a pull request instead of committing")
+    add("--default", action="store_true", help="load this set where no ipc is given (default: the first one)")
+    add("--force", action="store_true", help="move a tag that exists; replace sets that cannot be read")
+    add("--endpoint", help="the Hub's address (default: HF_ENDPOINT, or huggingface.co)")
+
+
+def push_options(arguments: argparse.Namespace) -> PushOptions:
+    return PushOptions(
+        revision=arguments.revision,
+        private=arguments.private,
+        gated=arguments.gated,
+        create_pr=arguments.create_pr,
+        default=arguments.default,
+        force=arguments.force,
+        endpoint=arguments.endpoint,
+    )
 
 
 def size(text: str) -> int:

@@ -11,10 +11,9 @@ import argparse
 import os
 from pathlib import Path
 
-from command_line import duration, run_command, settings, size, table
+from command_line import add_push_flags, duration, push_options, run_command, settings, size, table
 
-from hub import complete_folder
-from hub.publish import plan_push, push
+from hub import check_access, complete_folder, publish
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.pipeline import open_source, peak_memory_mib, run
 from ncfm_engine.plan import check_output, describe, make_plan
@@ -55,8 +54,7 @@ def parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="go on from the last checkpoint of the same recipe")
     add("--overwrite", action="store_true", help="replace what the output folder holds")
     add("--dry-run", action="store_true", help="print what would be done and write nothing")
-    add("--private", action="store_true", help="create the repository private")
-    add("--revision", metavar="TAG", help="tag the published commit")
+    add_push_flags(parser)
     return parser
 
 
@@ -85,6 +83,8 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(describe(plan, open_source(plan)))
         return
+    if arguments.repo:
+        check_access(arguments.repo, push_options(arguments))
     with Bars() as bars:
         outcome = run(plan, bars)
     if outcome is None:  # one of several processes, and not the one that writes
@@ -95,11 +95,8 @@ def main(arguments: argparse.Namespace) -> None:
     print(f"{times}; peak memory {peak_memory_mib()} MiB")
     print(f"artifact in {plan.output}, metrics and plots in {os.path.relpath(plan.run_folder)}")
     if arguments.repo:
-        print(
-            push(
-                plan_push(plan.output, arguments.repo, revision=arguments.revision, private=arguments.private)
-            )
-        )
+        print(f"publishing; should it fail, go on with: python tools/push.py {plan.output} {arguments.repo}")
+        print(publish(plan.output, arguments.repo, push_options(arguments)))
 
 
 if __name__ == "__main__":

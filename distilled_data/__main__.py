@@ -1,0 +1,71 @@
+"""Lock the sets that a project uses to their bytes, fetch them, check them.
+
+python -m distilled_data lock org/cifar100-ncfm@v1   # add a set, or move it to another revision
+python -m distilled_data lock                        # look again what the revisions of all are now
+python -m distilled_data sync                        # fetch what the lock file says; verified
+python -m distilled_data verify                      # compare the cache with the lock file; no network
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .errors import DistilledDataError, LockError
+from .lock import LOCK_FILE, LockedRepository, read_lock, write_lock
+from .remote import Repository
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m distilled_data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--lock", type=Path, default=LOCK_FILE, help=f"the lock file (default: {LOCK_FILE})")
+    shared.add_argument("--endpoint", help="the Hub's address (default: HF_ENDPOINT, or huggingface.co)")
+    lock = commands.add_parser("lock", parents=[shared], help="write which bytes the sets are")
+    lock.add_argument(
+        "repositories", nargs="*", metavar="ORG/NAME[@REVISION]", help="default: all in the file"
+    )
+    commands.add_parser("sync", parents=[shared], help="fetch what is locked")
+    commands.add_parser("verify", parents=[shared], help="compare the cache with the lock; no network")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    path, endpoint = arguments.lock, arguments.endpoint
+    if arguments.command == "lock":
+        entries = read_lock(path) if path.exists() or not arguments.repositories else {}
+        wanted = [Repository(name, endpoint=endpoint) for name in arguments.repositories] or [
+            Repository(entry.id, entry.revision, endpoint=endpoint) for entry in entries.values()
+        ]
+        for repository in wanted:
+            entry = repository.locked()
+            change = "unchanged" if entries.get(entry.id) == entry else "locked"
+            entries[entry.id] = entry
+            print(f"{change}  {describe(entry)}")
+        write_lock(path, entries.values())
+        return
+    entries = read_lock(path)
+    if not entries:
+        raise LockError(f"{path} holds no repository. Add one: python -m distilled_data lock org/name@v1")
+    for entry in entries.values():
+        offline = arguments.command == "verify"
+        Repository(entry.id, endpoint=endpoint, local_files_only=offline, lock=entry).fetch_all()
+        print(f"verified  {describe(entry)}")
+
+
+def describe(entry: LockedRepository) -> str:
+    size = sum(file.size for file in entry.files.values())
+    revision = f"@{entry.revision}" if entry.revision else ""
+    return f"{entry.id}{revision}  commit {entry.commit[:12]}  {len(entry.files)} files, {size:,} bytes"
+
+
+if __name__ == "__main__":
+    try:
+        main(parser().parse_args())
+    except DistilledDataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

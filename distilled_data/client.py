@@ -1,0 +1,131 @@
+"""Calls of the Hub's client: tried again where the failure may pass, with its errors told as ours."""
+
+import errno
+import time
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from .errors import AccessError, ConflictError, DistilledDataError, HubError, OutputError, UsageError
+
+PATIENCE = 12.0  # seconds after which a failing call is not made again
+PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds between calls
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOTDIR}
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def call(where: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`function(*args, **kwargs)`, again while the Hub answers 5xx or 429, or the connection fails.
+
+    `where` is the repository, for messages. Raises `AccessError`, `ConflictError`, `HubError`, `OutputError`.
+    """
+    start = time.monotonic()
+    for pause in PAUSES:
+        try:
+            return once(where, function, *args, **kwargs)
+        except HubError as error:
+            if time.monotonic() - start > PATIENCE or not _may_pass(error.__cause__):
+                raise
+        time.sleep(pause)
+    return once(where, function, *args, **kwargs)
+
+
+def once(where: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`function(*args, **kwargs)` with the client's errors told as ours."""
+    try:
+        return function(*args, **kwargs)
+    except (DistilledDataError, TypeError, AssertionError):
+        raise
+    except Exception as error:
+        raise _translated(where, error) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the client met, where it says only that a file is not in the cache or was not uploaded."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    while isinstance(error, LocalEntryNotFoundError | RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _is_transport(error: BaseException) -> bool:
+    # httpx, or httpx2 from huggingface_hub 2 on; its errors of a connection have no response.
+    return type(error).__module__.startswith("httpx") and _status(error) is None
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    if error is None:
+        return False
+    error = _cause(error)
+    status = _status(error)
+    if status is not None:
+        return status == 429 or status >= 500
+    # The client raises a bare OSError when a file has not the size that was announced.
+    return _is_transport(error) or (isinstance(error, OSError) and "Consistency check failed" in str(error))
+
+
+def _translated(where: str, error: BaseException) -> DistilledDataError:
+    from huggingface_hub import errors
+
+    error = _cause(error)
+    status = _status(error)
+    match error:
+        case errors.GatedRepoError():
+            return AccessError(
+                f"{where} is gated: its owners ask for consent to their conditions. Accept them on its page, "
+                "then log in: hf auth login, or HF_TOKEN."
+            )
+        case errors.RevisionNotFoundError():
+            return AccessError(
+                f"{where} has no such revision. It may have been deleted; its page lists branches and tags."
+            )
+        case errors.RemoteEntryNotFoundError():
+            return AccessError(f"{where} lacks a file that a distilled set has: {_sentence(error)}")
+        case errors.RepositoryNotFoundError():
+            return AccessError(
+                f"{where} does not exist, or it is private and this token, if there is one, may not read it. "
+                "Check the name; for a private repository log in: hf auth login, or HF_TOKEN."
+            )
+        case errors.LocalTokenNotFoundError():
+            return AccessError(f"{where}: nobody is logged in. Log in: hf auth login, or HF_TOKEN.")
+        case errors.HFValidationError():
+            return UsageError(f"{where} is not a repository name like org/cifar100-ncfm: {_sentence(error)}")
+        case errors.OfflineModeIsEnabled() | errors.LocalEntryNotFoundError():
+            return HubError(
+                f"{where} is not in the cache, and HF_HUB_OFFLINE or local_files_only forbids to fetch it. "
+                "Load it once with a connection."
+            )
+    if status == 401:
+        return AccessError(
+            f"the Hub does not accept the token that was sent for {where}. It may have expired: "
+            "hf auth login, or HF_TOKEN."
+        )
+    if status == 403:
+        return AccessError(f"the token may not do this with {where}: {_sentence(error)}")
+    if status in (409, 412):
+        return ConflictError(
+            f"somebody else changed {where} at the same time. Nothing was changed by this call; run it again."
+        )
+    if status is not None or _is_transport(error) or isinstance(error, TimeoutError):
+        return HubError(
+            f"the Hub failed for {where}: {_sentence(error)}. Nothing was changed; try again later."
+        )
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return OutputError(
+            f"{where}: the Hub's cache cannot be written ({error.filename or 'HF_HOME'}: {error.strerror}). "
+            "Free some space, or choose another folder with cache_dir or HF_HOME."
+        )
+    return HubError(f"the Hub's client failed for {where}: {type(error).__name__}: {_sentence(error)}")
+
+
+def _sentence(error: BaseException) -> str:
+    """The message on one line, without the address, which can hold a signature."""
+    words = [word for word in str(error).split() if "://" not in word]
+    return " ".join(words)[:300] or type(error).__name__

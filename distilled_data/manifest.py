@@ -1,0 +1,203 @@
+"""`manifest.json`: size and sha256 of the files of a set, or of the sets that share a repository.
+
+In the folder of a set, over every file but the card, which people edit:
+
+    {"format_version": 1, "content_hash": "…",
+     "files": {"distilled.safetensors": {"sha256": "…", "size": 1}, "preview.png": …}}
+
+A repository with one set is such a folder. One with several has each in a folder of its own, named by its
+images per class, and in its root an index over their manifests:
+
+    {"format_version": 1, "default": "ipc10",
+     "configurations": {"ipc1": {"sha256": "…", "size": 1}, "ipc10": …}}
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import FormatError, IntegrityError, NewerFormatError, UsageError
+from .format import (
+    ARTIFACT_FILE,
+    CARD_FILE,
+    FOLDER_FILES,
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    read_artifact,
+    unique_keys,
+    write_file,
+)
+
+MAX_BYTES = 1_000_000  # of a manifest; what is larger is something else
+
+_CONFIGURATION = re.compile(r"ipc([1-9][0-9]{0,5})")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Of the bytes of one file."""
+
+    sha256: str  # lower-case hexadecimal
+    size: int  # bytes
+
+    @classmethod
+    def of(cls, path: Path) -> "Fingerprint":
+        with path.open("rb") as file:
+            return cls(hashlib.file_digest(file, "sha256").hexdigest(), file.tell())
+
+    @classmethod
+    def of_bytes(cls, content: bytes) -> "Fingerprint":
+        return cls(hashlib.sha256(content).hexdigest(), len(content))
+
+    def check(self, path: Path, advice: str) -> None:
+        """Raise `IntegrityError` unless `path` has these bytes."""
+        found = Fingerprint.of(path)
+        if found != self:
+            raise IntegrityError(
+                f"{path} is not the file that was published: expected sha256 {self.sha256} "
+                f"({self.size} bytes), got {found.sha256} ({found.size} bytes). {advice}"
+            )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Of the folder of one set."""
+
+    content_hash: str  # of the tensors, see `Artifact.content_hash`
+    files: Mapping[str, Fingerprint]
+
+    def to_bytes(self) -> bytes:
+        return _json(content_hash=self.content_hash, files=_plain(self.files))
+
+
+@dataclass(frozen=True)
+class Index:
+    """Of a repository with several sets: the fingerprints of their manifests."""
+
+    default: str
+    configurations: Mapping[str, Fingerprint]  # by folder: ipc1, ipc10, ...
+
+    def to_bytes(self) -> bytes:
+        return _json(default=self.default, configurations=_plain(self.configurations))
+
+    def choose(self, ipc: int | None) -> str:
+        """The folder to read `ipc` images per class from.
+
+        That is the set distilled for so many, else the smallest one with more; for None the default.
+        """
+        if ipc is None:
+            return self.default
+        sizes = {int(name.removeprefix("ipc")): name for name in self.configurations}
+        for size in sorted(sizes):
+            if type(ipc) is int and size >= ipc > 0:
+                return sizes[size]
+        raise UsageError(
+            f"ipc={ipc!r} was asked for; the repository holds sets of {', '.join(map(str, sorted(sizes)))} "
+            "images per class, and any smaller number as the first of those"
+        )
+
+
+def configuration_name(ipc: int) -> str:
+    return f"ipc{ipc}"
+
+
+def parse_manifest(content: bytes, where: str | Path) -> Manifest | Index:
+    """Raises `FormatError` for anything else, naming `where` it was found."""
+    try:
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes")
+        manifest = json.loads(content, object_pairs_hook=unique_keys)
+        version = manifest["format_version"]
+        if type(version) is int and version > FORMAT_VERSION:
+            raise NewerFormatError(
+                f"{where} has format version {version}, this package reads up to {FORMAT_VERSION}. "
+                "Upgrade it: pip install -U distilled-data"
+            )
+        if type(version) is not int or version != FORMAT_VERSION:
+            raise ValueError(f"format version {version!r}")
+        if "configurations" in manifest:
+            names = _fingerprints(manifest["configurations"])
+            if not all(map(_CONFIGURATION.fullmatch, names)) or manifest["default"] not in names:
+                raise ValueError("configurations that are not ipc1, ipc2, ...")
+            return Index(manifest["default"], names)
+        files = _fingerprints(manifest["files"])
+        if ARTIFACT_FILE not in files or set(files) - set(FOLDER_FILES):
+            raise ValueError(f"the files {sorted(files)}")
+        return Manifest(_hexadecimal(manifest["content_hash"]), files)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FormatError(
+            f"{where} is not a manifest of format version {FORMAT_VERSION}: {error!r:.200}"
+        ) from error
+
+
+def read_manifest(folder: str | Path) -> Manifest | Index:
+    path = Path(folder) / MANIFEST_FILE
+    try:
+        with path.open("rb") as file:
+            return parse_manifest(file.read(MAX_BYTES + 1), path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FormatError(
+            f"{path} is missing, so nothing in this folder can be verified. Expected a folder written by "
+            "distill_and_push.py or downloaded whole."
+        ) from error
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def write_manifest(folder: str | Path) -> Manifest:
+    """Write `manifest.json` over every file of the format that is in `folder`, and return it."""
+    folder = Path(folder)
+    names = [name for name in FOLDER_FILES if name not in (CARD_FILE, MANIFEST_FILE)]
+    files = {name: Fingerprint.of(folder / name) for name in names if (folder / name).exists()}
+    manifest = Manifest(read_artifact(folder / ARTIFACT_FILE).content_hash, files)
+    write_file(folder / MANIFEST_FILE, manifest.to_bytes())
+    return manifest
+
+
+def verify_folder(folder: str | Path, files: Sequence[str] | None = None) -> None:
+    """Compare the bytes of `files` (default: all in the manifest, and the content hash) with `manifest.json`.
+
+    Raises `IntegrityError` for a file that is missing or differs.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if isinstance(manifest, Index):
+        raise FormatError(
+            f"{folder} holds several sets; expected the folder of one: {', '.join(manifest.configurations)}"
+        )
+    for name in manifest.files if files is None else files:
+        path = folder / name
+        if not path.is_file():
+            raise IntegrityError(f"{path} is missing; the manifest names it. Get the folder again.")
+        manifest.files[name].check(path, "Get the folder again.")
+    if files is None:
+        found = read_artifact(folder / ARTIFACT_FILE).content_hash
+        if found != manifest.content_hash:
+            raise IntegrityError(
+                f"{folder}: the manifest says {manifest.content_hash}, the artifact is {found}."
+            )
+
+
+def _fingerprints(rows: dict[str, Any]) -> dict[str, Fingerprint]:
+    found = {name: Fingerprint(_hexadecimal(row["sha256"]), row["size"]) for name, row in rows.items()}
+    if not all(type(entry.size) is int and entry.size >= 0 for entry in found.values()):
+        raise ValueError("a size that is not a number of bytes")
+    return found
+
+
+def _hexadecimal(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise ValueError(f"{text!r:.80} is not a sha256")
+    return text
+
+
+def _plain(entries: Mapping[str, Fingerprint]) -> dict[str, dict[str, Any]]:
+    return {name: asdict(entry) for name, entry in entries.items()}
+
+
+def _json(**content: object) -> bytes:
+    return json.dumps({"format_version": FORMAT_VERSION} | content, indent=1, sort_keys=True).encode() + b"\n"
