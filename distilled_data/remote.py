@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from .client import call
-from .errors import ArtifactError, FormatError, LockError, UsageError
-from .format import ARTIFACT_FILE, MANIFEST_FILE
+from .errors import ArtifactError, FormatError, IntegrityError, LockError, UsageError
+from .format import ARTIFACT_FILE, MANIFEST_FILE, read_artifact
 from .lock import LockedRepository
 from .manifest import Fingerprint, Index, Manifest, read_manifest
 
@@ -72,12 +72,20 @@ class Repository:
         return self._repaired(fetch)
 
     def fetch_all(self) -> list[RemoteSet]:
-        """Every set of the repository."""
+        """Every set of the repository, down to the content hash of its tensors."""
 
         def fetch() -> list[RemoteSet]:
             root = self._root()
             names = root.configurations if isinstance(root, Index) else [""]
-            return [self._set(root, name) for name in names]
+            sets = [self._set(root, name) for name in names]
+            for found in sets:
+                content_hash = read_artifact(found.folder / ARTIFACT_FILE).content_hash
+                if content_hash != found.manifest.content_hash:
+                    raise IntegrityError(
+                        f"{found.folder / MANIFEST_FILE} says that the content hash is "
+                        f"{found.manifest.content_hash}, the artifact beside it has {content_hash}."
+                    )
+            return sets
 
         return self._repaired(fetch)
 

@@ -5,6 +5,8 @@ import runpy
 import shutil
 import sys
 import tempfile
+import time
+from types import SimpleNamespace
 
 # Read by the libraries when they are imported. Nothing listens on port 9; a test that needs a Hub starts it.
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
@@ -27,6 +29,10 @@ from distilled_data import Artifact, Metadata
 torch.set_num_threads(1)  # small work is faster so, and rounds like the commands that the tests start
 
 
+def pytest_configure():
+    os.chmod(os.environ["HF_HOME"], 0o755)  # also for the user that may write nothing
+
+
 def pytest_unconfigure():
     shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
@@ -37,7 +43,12 @@ def _private_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def loopback():
+def loopback(monkeypatch):
+    """A Hub of its own; who waits before he calls it again, waits a moment."""
+    moment = SimpleNamespace(**{name: getattr(time, name) for name in ("time", "monotonic", "perf_counter")})
+    moment.sleep = lambda seconds: time.sleep(min(seconds, 0.01))
+    for module in ("distilled_data.client", "huggingface_hub.utils._http", "huggingface_hub.file_download"):
+        monkeypatch.setattr(f"{module}.time", moment)
     with LoopbackHub() as hub:
         yield hub
 

@@ -90,8 +90,8 @@ class Repository:
 @dataclass
 class Fault:
     match: str  # searched in "METHOD /path"
-    kind: str  # status, flip, truncate, cut, slow, hang, kill, kill-after
-    value: int = 0  # HTTP status; offset of the byte; bytes; milliseconds; seconds; process
+    kind: str  # status, flip, truncate, cut, slow, hang, kill (a process)
+    value: int = 0  # HTTP status; offset of the byte; bytes; milliseconds; seconds; process id
     times: int = 1  # how many requests it hits
     skip: int = 0  # how many it lets pass before
 
@@ -194,8 +194,6 @@ class Handler(BaseHTTPRequestHandler):
             reply = Reply(json.dumps({"error": str(refusal)}).encode(), refusal.status, headers)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.send(reply, fault)
-        if fault and fault.kind == "kill-after":
-            os.kill(fault.value, signal.SIGKILL)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer  # noqa: N815
 

@@ -21,15 +21,19 @@ def signature(function) -> str:
 
 def test_the_package_exports_these_names_in_this_order():
     assert distilled_data.__all__ == [
+        "AccessError",
         "Artifact",
         "ArtifactError",
         "CheckpointError",
+        "ConflictError",
         "DeviceMemoryError",
         "DistilledDataError",
         "DistilledDataset",
         "DivergenceError",
         "FormatError",
+        "HubError",
         "IntegrityError",
+        "LockError",
         "Metadata",
         "MissingExtraError",
         "NewerFormatError",
@@ -64,6 +68,11 @@ def test_every_error_is_exported_and_is_one_of_ours():
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
+        (
+            DistilledDataset.from_hub,
+            "(repo_id, *, revision=None, ipc=None, classes=None, labels='soft', lock=None, token=None, "
+            "endpoint=None, cache_dir=None, local_files_only=False, force_download=False)",
+        ),
         (DistilledDataset.from_folder, "(path, *, ipc=None, classes=None, labels='soft')"),
         (
             DistilledDataset.from_tensors,

@@ -16,17 +16,11 @@ from distilled_data import (
     IntegrityError,
     NewerFormatError,
     UsageError,
-    client,
 )
 from distilled_data.format import ARTIFACT_FILE, CARD_FILE, FOLDER_FILES, MANIFEST_FILE, PREVIEW_FILE
 from hub import PushOptions, check_access, plan_push, publish, push
 
 WRITES = ("POST /api/repos", "PUT ", "DELETE ", "/commit/", "/tag/", "/settings")
-
-
-@pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch):
-    monkeypatch.setattr(client, "PAUSES", (0.01,) * 4)
 
 
 @pytest.fixture

@@ -1,0 +1,177 @@
+"""The lock file: what it holds, that loads obey it, and the commands that write, fetch and check it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from artifacts import make_artifact, make_folder
+
+from distilled_data import DistilledDataset, IntegrityError, LockError, __main__
+from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE
+from distilled_data.lock import LockedRepository, read_lock, write_lock
+from distilled_data.manifest import Fingerprint
+from hub import PushOptions, publish
+
+REPO = "org/digits"
+ENTRY = LockedRepository(
+    REPO, "v1", "a" * 40, {'odd "name"\x7f\n': Fingerprint("0" * 64, 1)}, {'odd "name"\x7f\n': "1" * 64}
+)
+
+
+@pytest.fixture
+def push(loopback, folders):
+    def push(folder, revision=None):
+        options = PushOptions(revision=revision, endpoint=loopback.url, token="hf_alice")
+        return publish(folders.get(folder, folder), REPO, options)
+
+    push(2, "v1")
+    return push
+
+
+@pytest.fixture
+def run(loopback, tmp_path, monkeypatch, capsys):
+    """`python -m distilled_data` in tmp_path and this process: its output."""
+
+    def run(*arguments: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        __main__.main(__main__.parser().parse_args([*arguments, "--endpoint", loopback.url]))
+        return capsys.readouterr().out
+
+    return run
+
+
+def load(loopback, tmp_path, **arguments):
+    arguments = {"endpoint": loopback.url, "cache_dir": tmp_path / "hub"} | arguments
+    return DistilledDataset.from_hub(REPO, **arguments)
+
+
+def test_locks_come_back_as_they_were_written_and_equal_ones_are_equal_bytes(tmp_path):
+    other = LockedRepository("a/b", None, "b" * 40, {}, {})
+    write_lock(tmp_path / "one", [ENTRY, other])
+    write_lock(tmp_path / "two", [other, ENTRY])
+    assert read_lock(tmp_path / "one") == {REPO: ENTRY, "a/b": other}
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "version = 2", "<<<<<<< HEAD\nversion = 1", "version = 1\nrepository = 3",
+        'version = 1\n[[repository]]\nid = "a/b"\ncommit = "main"\nfiles = []',
+        'version = 1\n[[repository]]\nid = 3\ncommit = "' + "a" * 40 + '"\nfiles = []',
+    ],
+)  # fmt: skip
+def test_what_is_no_lock_file_is_refused_and_a_merge_conflict_too(tmp_path, text):
+    (tmp_path / "lock").write_text(text)
+    with pytest.raises(LockError, match="not a lock file"):
+        read_lock(tmp_path / "lock")
+
+
+def test_a_missing_lock_file_names_the_command_that_writes_it(tmp_path):
+    with pytest.raises(LockError, match="python -m distilled_data lock"):
+        read_lock(tmp_path / "lock")
+
+
+def test_the_lock_holds_commit_sizes_and_hashes_of_what_is_loaded(loopback, push, run, tmp_path, folders):
+    run("lock", f"{REPO}@v1")
+    [entry] = tomllib.loads((tmp_path / "distilled.lock").read_text())["repository"]
+    content = (folders[2] / ARTIFACT_FILE).read_bytes()
+    artifact, manifest = entry["files"]
+    assert (entry["id"], entry["revision"], entry["commit"]) == (REPO, "v1", loopback.head(REPO).oid)
+    assert (artifact["path"], manifest["path"]) == (ARTIFACT_FILE, MANIFEST_FILE)
+    assert artifact["sha256"] == Fingerprint.of_bytes(content).sha256
+    assert artifact["size"] == len(content)
+    assert artifact["content_hash"] == DistilledDataset.from_folder(folders[2]).content_hash
+
+
+def test_a_locked_load_gives_the_locked_set_whatever_is_published_since(loopback, push, run, tmp_path):
+    run("lock", REPO)
+    push(1)
+    locked = load(loopback, tmp_path, lock=tmp_path / "distilled.lock")
+    assert (locked.ipc, load(loopback, tmp_path, ipc=1).ipc) == (2, 1)
+    assert locked.revision != loopback.head(REPO).oid
+    loopback.requests.clear()
+    load(loopback, tmp_path, lock=tmp_path / "distilled.lock")
+    assert loopback.requests == []
+
+
+def test_every_set_of_a_repository_is_locked(loopback, push, run, tmp_path):
+    push(1)
+    run("lock", REPO)
+    paths = set(read_lock(tmp_path / "distilled.lock")[REPO].files)
+    inside = {f"ipc{ipc}/{name}" for ipc in (1, 2) for name in (ARTIFACT_FILE, MANIFEST_FILE)}
+    assert paths == {MANIFEST_FILE} | inside
+    assert load(loopback, tmp_path, lock=tmp_path / "distilled.lock", ipc=1).ipc == 1
+
+
+def test_a_set_that_agrees_with_its_manifest_and_not_with_the_lock_is_refused(loopback, push, run, tmp_path):
+    run("lock", REPO)
+    other = make_folder(tmp_path / "other", make_artifact(2, logits=False))
+    head = loopback.head(REPO)
+    for name in (ARTIFACT_FILE, MANIFEST_FILE):  # a Hub that rewrites history
+        loopback.put(REPO, name, (other / name).read_bytes())
+    forged = loopback.head(REPO)
+    object.__setattr__(forged, "oid", head.oid)
+    loopback.repositories[REPO].refs = {"refs/heads/main": forged}
+    shutil.rmtree(tmp_path / "hub")
+    assert load(loopback, tmp_path).artifact.logits is None
+    with pytest.raises(IntegrityError, match="The lock file expects it"):
+        load(loopback, tmp_path, lock=tmp_path / "distilled.lock")
+
+
+def test_a_repository_or_revision_that_is_not_locked_is_refused(loopback, push, run, tmp_path):
+    run("lock", f"{REPO}@v1")
+    lock = tmp_path / "distilled.lock"
+    with pytest.raises(LockError, match=r"does not hold org/other; it holds org/digits.*lock org/other"):
+        DistilledDataset.from_hub("org/other", lock=lock)
+    with pytest.raises(LockError, match="locked at v1, revision 'main' was asked for"):
+        load(loopback, tmp_path, lock=lock, revision="main")
+    assert load(loopback, tmp_path, lock=lock, revision="v1").ipc == 2
+
+
+def test_lock_without_names_follows_branches_and_says_what_changed(loopback, push, run, tmp_path):
+    assert run("lock", REPO).startswith("locked")
+    assert run("lock").startswith("unchanged")
+    push(1)
+    assert run("lock").startswith("locked")
+    assert read_lock(tmp_path / "distilled.lock")[REPO].commit == loopback.head(REPO).oid
+
+
+def test_sync_fills_an_empty_cache_and_verify_needs_no_hub(loopback, push, run, tmp_path):
+    run("lock", REPO)
+    shutil.rmtree(tmp_path / "hub")
+    assert run("sync").startswith(f"verified  {REPO}  commit {loopback.head(REPO).oid[:12]}  2 files")
+    loopback.requests.clear()
+    assert run("verify").startswith("verified")
+    assert loopback.requests == []
+
+
+def test_verify_finds_damage_and_sync_repairs_it(loopback, push, run, tmp_path):
+    run("lock", REPO)
+    [path] = (tmp_path / "hub").rglob(f"snapshots/*/{ARTIFACT_FILE}")
+    content = path.read_bytes()
+    path.resolve().write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(IntegrityError):
+        run("verify")
+    run("sync")
+    assert path.read_bytes() == content
+
+
+def test_nothing_is_locked_that_does_not_verify(loopback, push, run, tmp_path):
+    sha256 = loopback.head(REPO).tree[ARTIFACT_FILE].sha256
+    loopback.large[sha256] = loopback.large[sha256][:-1] + b"\x01"
+    with pytest.raises(IntegrityError):
+        run("lock", REPO)
+    assert not (tmp_path / "distilled.lock").exists()
+
+
+def test_the_command_ends_with_a_status_and_an_error_in_words(tmp_path):
+    command = [sys.executable, "-m", "distilled_data", "verify"]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: distilled.lock does not exist")

@@ -1,0 +1,379 @@
+"""`from_hub`: pinned, verified, cached, by the genuine client over HTTP from the loopback Hub."""
+
+import copy
+import json
+import os
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import LoopbackHub
+from huggingface_hub import constants
+
+from distilled_data import (
+    AccessError,
+    DistilledDataError,
+    DistilledDataset,
+    FormatError,
+    HubError,
+    IntegrityError,
+    OutputError,
+    UsageError,
+)
+from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE
+from distilled_data.manifest import Fingerprint
+from hub import PushOptions, publish
+
+REPO = "org/digits"
+
+
+@pytest.fixture(scope="module")
+def published(folders):
+    with LoopbackHub() as hub:
+        publish(folders[2], REPO, PushOptions(revision="v1", endpoint=hub.url, token="hf_alice"))
+        yield hub
+
+
+@pytest.fixture
+def hub(loopback, published):
+    """A Hub with the set of two images per class, tagged v1."""
+    loopback.repositories = copy.deepcopy(published.repositories)
+    loopback.large = dict(published.large)
+    return loopback
+
+
+@pytest.fixture
+def load(hub, tmp_path):
+    def load(repo_id=REPO, **arguments):
+        return DistilledDataset.from_hub(
+            repo_id, **{"endpoint": hub.url, "cache_dir": tmp_path / "hub"} | arguments
+        )
+
+    return load
+
+
+def cached(name, tmp_path) -> Path:
+    [path] = (tmp_path / "hub").rglob(f"snapshots/*/{name}")
+    return path.resolve()
+
+
+def equal(one, two) -> bool:
+    return torch.equal(one.artifact.images, two.artifact.images) and one.info == two.info
+
+
+def in_hash(manifest: bytes) -> int:
+    """Offset of a digit of the artifact's sha256."""
+    return manifest.index(b'"sha256"', manifest.index(ARTIFACT_FILE.encode())) + 20
+
+
+def damage(path: Path, offset: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+# What is loaded
+
+
+def test_a_branch_a_tag_and_a_commit_give_the_set_that_was_published_pinned_to_its_commit(hub, load, folders):
+    commit, published = hub.head(REPO).oid, DistilledDataset.from_folder(folders[2])
+    for data in (
+        load(), load(revision="main"), load(revision="v1"), load(f"{REPO}@v1"), load(f"{REPO}@{commit}"),
+    ):  # fmt: skip
+        assert equal(data, published)
+        assert (data.revision, data.content_hash) == (commit, published.content_hash)
+    assert published.revision is None
+    data.verify()
+
+
+def test_a_subset_is_what_a_selection_from_the_whole_is(load):
+    part = load(ipc=1, classes=["seven", "one"], labels="hard")
+    whole = load().select(1, ["seven", "one"]).with_labels("hard")
+    assert equal(part, whole)
+    assert part[5][1] == whole[5][1] == 1
+    assert part.revision == whole.revision
+
+
+def test_only_the_manifest_and_the_artifact_are_fetched(hub, load):
+    load()
+    manifest, artifact = [path for method, path, _ in hub.requests if method == "GET"]
+    assert manifest.endswith(f"/{MANIFEST_FILE}")
+    assert artifact == f"/cdn/{hub.head(REPO).tree[ARTIFACT_FILE].sha256}"
+
+
+def test_a_warm_cache_asks_once_for_a_branch_and_never_for_a_commit_but_verifies(hub, load, tmp_path):
+    data = load()
+    hub.requests.clear()
+    load()
+    assert [method for method, *_ in hub.requests] == ["HEAD"]
+    hub.requests.clear()
+    load(revision=data.revision)
+    assert hub.requests == []
+    damage(cached(ARTIFACT_FILE, tmp_path))
+    assert equal(load(revision=data.revision), data)  # fetched anew
+
+
+def test_a_load_stays_on_one_commit_while_somebody_publishes(hub, load, folders):
+    first = hub.head(REPO).oid
+    publish(folders[1], REPO, PushOptions(endpoint=hub.url, token="hf_alice"))
+    assert load(revision=first).ipc == 2
+    assert load().revision == hub.head(REPO).oid != first
+
+
+@pytest.mark.parametrize("arguments", [{"local_files_only": True}, {}])
+def test_a_set_in_the_cache_loads_without_the_hub(hub, load, monkeypatch, arguments):
+    data = load(revision="v1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", not arguments)
+    hub.requests.clear()
+    assert equal(load(revision="v1", **arguments), data)
+    assert hub.requests == []
+    with pytest.raises(HubError, match="not in the cache"):
+        load("org/other", **arguments)
+
+
+def test_a_hub_that_cannot_be_reached_leaves_the_cache_usable(load):
+    data = load()
+    assert equal(load(endpoint="http://127.0.0.1:9"), data)
+
+
+def test_two_revisions_at_once_are_refused(load):
+    with pytest.raises(UsageError, match="another"):
+        load(f"{REPO}@v1", revision="v2")
+
+
+# Faults: never a wrong image, never a lost file, an error of this project that says what to do
+
+
+@pytest.mark.parametrize("name", [ARTIFACT_FILE, MANIFEST_FILE])
+@pytest.mark.parametrize("harm", ["flip", "truncate", "empty"])
+def test_a_damaged_file_in_the_cache_is_fetched_again(load, tmp_path, name, harm):
+    data = load()
+    path = cached(name, tmp_path)
+    content = path.read_bytes()
+    if harm == "flip":
+        damage(path, in_hash(content) if name == MANIFEST_FILE else -1)
+    else:
+        path.write_bytes(content[: len(content) // 2] if harm == "truncate" else b"")
+    assert equal(load(revision=data.revision), data)
+    assert cached(name, tmp_path).read_bytes() == content
+
+
+def test_a_damaged_cache_is_refused_offline_and_left_for_later(load, tmp_path):
+    data = load()
+    damage(cached(ARTIFACT_FILE, tmp_path))
+    with pytest.raises(IntegrityError, match="not the file that was published"):
+        load(local_files_only=True)
+    assert equal(load(), data)
+
+
+@pytest.mark.parametrize("route", ["GET /cdn/", f"GET .*/{MANIFEST_FILE}"])
+def test_a_byte_flipped_on_its_way_is_fetched_again_once(hub, load, route):
+    hub.fault(route, "flip", in_hash(hub.files(REPO)[MANIFEST_FILE]))
+    assert load().ipc == 2
+
+
+def test_a_byte_that_is_always_flipped_on_its_way_is_refused(hub, load):
+    hub.fault("GET /cdn/", "flip", 70, times=99)
+    with pytest.raises(IntegrityError):
+        load()
+    assert sum(path.startswith("/cdn/") for _, path, _ in hub.requests) == 2  # once more, not for ever
+
+
+def test_a_byte_flipped_on_the_server_is_refused(hub, load):
+    sha256 = hub.head(REPO).tree[ARTIFACT_FILE].sha256
+    hub.large[sha256] = hub.large[sha256][:-1] + b"\x01"
+    with pytest.raises(IntegrityError, match="expected sha256"):
+        load()
+
+
+def test_a_file_that_is_shorter_on_the_server_is_refused(hub, load):
+    sha256 = hub.head(REPO).tree[ARTIFACT_FILE].sha256
+    hub.large[sha256] = hub.large[sha256][:100]
+    with pytest.raises((HubError, IntegrityError)):
+        load()
+
+
+def test_an_artifact_of_another_commit_than_its_manifest_is_refused(hub, load, folders):
+    hub.put(REPO, ARTIFACT_FILE, (folders[1] / ARTIFACT_FILE).read_bytes())
+    with pytest.raises(IntegrityError):
+        load()
+    assert load(revision="v1").ipc == 2
+
+
+@pytest.mark.parametrize("times", [1, 99])
+@pytest.mark.parametrize(
+    ("route", "kind", "value"),
+    [("GET /cdn/", "cut", 50)]
+    + [(route, "status", code) for route in ("GET /cdn/", "HEAD .*safetensors") for code in (429, 500, 503)],
+)
+def test_a_failing_hub_is_tried_again_and_then_named(hub, load, route, kind, value, times):
+    hub.fault(route, kind, value, times=times)
+    if times == 1:
+        assert load().ipc == 2
+    else:
+        with pytest.raises(HubError, match="try again later"):
+            load()
+
+
+def test_a_slow_hub_is_waited_for(hub, load):
+    hub.fault("GET /cdn/", "slow", 1000)
+    assert load().ipc == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "repo_id", "token", "message"),
+    [
+        (None, "org/nothing", None, "does not exist, or it is private"),
+        (None, "org/nothing", "hf_bob", "does not exist, or it is private"),
+        ({"private": True}, REPO, "hf_bob", "does not exist, or it is private"),
+        ({"gated": "auto"}, REPO, "hf_bob", "is gated"),
+        ({"gated": "auto"}, REPO, None, "is gated"),
+        (None, REPO, "hf_wrong", "does not accept the token"),
+        (None, f"{REPO}@v2", None, "no such revision"),
+        (None, "a b/c", None, "not a repository name"),
+    ],
+)
+def test_what_is_missing_or_not_allowed_is_said_without_the_token(hub, load, change, repo_id, token, message):
+    for name, value in (change or {}).items():
+        setattr(hub.repositories[REPO], name, value)
+    with pytest.raises((AccessError, UsageError), match=message) as caught:
+        load(repo_id, token=token)
+    assert repo_id.partition("@")[0] in str(caught.value)
+    assert "hf_" not in str(caught.value)
+
+
+def test_a_private_and_gated_repository_opens_for_its_owner(hub, load):
+    hub.repositories[REPO].private, hub.repositories[REPO].gated = True, "manual"
+    assert load(token="hf_alice").ipc == 2
+
+
+def test_a_tag_that_was_deleted_is_said_to_be_and_its_commit_still_loads(hub, load):
+    commit = load(revision="v1").revision
+    del hub.repositories[REPO].refs["refs/tags/v1"]
+    with pytest.raises(AccessError, match="no such revision"):
+        load(revision="v1")
+    assert load(revision=commit).ipc == 2
+
+
+def test_a_repository_of_something_else_is_named_as_one(hub, load):
+    del hub.head(REPO).tree[MANIFEST_FILE]
+    with pytest.raises(AccessError, match="lacks a file that a distilled set has"):
+        load()
+
+
+def test_the_token_goes_to_the_hub_alone_and_is_written_nowhere(hub, load, tmp_path):
+    data = load(token="hf_alice")
+    assert {token for _, path, token in hub.requests if path.startswith("/cdn/")} == {None}
+    assert {token for _, path, token in hub.requests if not path.startswith("/cdn/")} == {"hf_alice"}
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files
+    assert not any(b"hf_alice" in path.read_bytes() for path in files)
+    assert "hf_alice" not in repr(data)
+
+
+def test_a_full_disk_is_said_to_be_and_the_next_load_is_whole(load):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        with pytest.raises(OutputError, match="cannot be written"):
+            load()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert load().ipc == 2
+
+
+def test_a_cache_that_cannot_be_written_serves_what_it_holds_and_says_so_else(hub, load, folders):
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as cache:
+        data = load(cache_dir=cache)
+        publish(folders[1], REPO, PushOptions(endpoint=hub.url, token="hf_alice"))
+        paths = [path for path in (Path(cache), *Path(cache).rglob("*")) if not path.is_symlink()]
+        try:
+            for path in paths:
+                path.chmod(0o555 if path.is_dir() else 0o444)
+            if user == 0:
+                os.seteuid(65534)  # root may write anything
+            assert equal(load(revision=data.revision, cache_dir=cache), data)
+            with pytest.raises(OutputError, match="cannot be written"):
+                load(cache_dir=cache)
+        finally:
+            os.seteuid(user)
+            for path in paths:
+                path.chmod(0o755)
+
+
+# Malicious publishers: everything matches its manifest
+
+
+def poisoned(hub, artifact: bytes = b"", **changes):
+    """Publish `artifact` with a manifest that agrees, but for `changes`."""
+    manifest = json.loads(hub.files(REPO)[MANIFEST_FILE])
+    if artifact:
+        found = Fingerprint.of_bytes(artifact)
+        manifest["files"][ARTIFACT_FILE] = {"sha256": found.sha256, "size": found.size}
+        hub.put(REPO, ARTIFACT_FILE, artifact)
+    hub.put(REPO, MANIFEST_FILE, json.dumps(manifest | changes).encode())
+
+
+def header(content: bytes, change) -> bytes:
+    """A safetensors file with its JSON header put through `change`."""
+    size = int.from_bytes(content[:8], "little")
+    text = change(content[8 : 8 + size])
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(b'"shape":[2,', b'"shape":[4611686018427387904,'),  # times 4 is 2**64
+        lambda text: text.replace(b'"images"', b'"../../images"'),
+        lambda text: text.replace(
+            b'{"__metadata__"', b'{"__metadata__":{"distilled_data":"{}"},"__metadata__"'
+        ),
+        lambda text: text.replace(b"U8", b"I8"),
+        lambda text: b"[" * 1000,
+    ],
+)
+def test_a_header_with_tricks_is_refused_with_an_error_of_ours(hub, load, change):
+    poisoned(hub, header(hub.files(REPO)[ARTIFACT_FILE], change))
+    with pytest.raises(FormatError):
+        load()
+
+
+def test_a_header_of_100_megabytes_is_refused_before_it_is_read(hub, load):
+    text = b'{"__metadata__":{"distilled_data":"' + b"x" * 100_000_000 + b'"}}'
+    poisoned(hub, len(text).to_bytes(8, "little") + text + bytes(8))
+    start = time.monotonic()
+    with pytest.raises(FormatError, match="header of 1000000"):
+        load()
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": {"../../../tmp/x": {"sha256": "0" * 64, "size": 1}}},
+        {"configurations": {"../ipc1": {"sha256": "0" * 64, "size": 1}}, "default": "../ipc1"},
+    ],
+)
+def test_a_manifest_with_paths_that_lead_elsewhere_is_refused(hub, load, changes):
+    poisoned(hub, **changes)
+    with pytest.raises(FormatError, match="not a manifest"):
+        load()
+
+
+def test_an_index_that_points_at_an_index_is_refused(hub, load):
+    inner = {
+        "format_version": 1,
+        "default": "ipc1",
+        "configurations": {"ipc1": {"sha256": "0" * 64, "size": 1}},
+    }
+    content = json.dumps(inner).encode()
+    hub.put(REPO, f"ipc1/{MANIFEST_FILE}", content)
+    found = Fingerprint.of_bytes(content)
+    poisoned(hub, default="ipc1", configurations={"ipc1": {"sha256": found.sha256, "size": found.size}})
+    with pytest.raises(DistilledDataError, match="index inside an index"):
+        load()
