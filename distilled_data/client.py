@@ -1,14 +1,21 @@
-"""Calls of the Hub's client: tried again where the failure may pass, with its errors told as ours."""
+"""Calls of the Hub's client: tried again where the failure may pass, never for long, its errors told as ours.
+
+By itself the client waits without end for the answer to most calls, and for six minutes and a half for the
+first word about a file. So requests of ours get a time limit on their way out, and give up when nothing was
+answered for `PATIENCE`; others' requests in the same process are left alone.
+"""
 
 import errno
 import time
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from .errors import AccessError, ConflictError, DistilledDataError, HubError, OutputError, UsageError
 
-PATIENCE = 12.0  # seconds after which a failing call is not made again
-PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds between calls
+LIBRARY = "distilled-data"  # in the User-Agent of our requests
+LIMIT = 10.0  # seconds in which the Hub has to take or send the next bytes
+PATIENCE = 12.0  # seconds without a good answer after which nothing more is asked
+PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds between calls, where the client does not try again itself
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOTDIR}
 
@@ -34,12 +41,59 @@ def call(where: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 
 def once(where: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """`function(*args, **kwargs)` with the client's errors told as ours."""
+    _watch.begin()
     try:
         return function(*args, **kwargs)
     except (DistilledDataError, TypeError, AssertionError):
         raise
     except Exception as error:
         raise _translated(where, error) from error
+
+
+class _Watch:
+    """Hooks on the client's session that keep our requests within `LIMIT` and `PATIENCE`."""
+
+    def __init__(self):
+        self.unanswered: float | None = None  # since when requests of ours have had no good answer
+
+    def begin(self) -> None:
+        from huggingface_hub import get_session
+
+        self.unanswered = None
+        hooks = get_session().event_hooks
+        if self.sent not in hooks["request"]:
+            get_session().event_hooks = {
+                "request": [*hooks["request"], self.sent],
+                "response": [*hooks["response"], self.answered],
+            }
+
+    def sent(self, request: Any) -> None:
+        if not _is_ours(request):
+            return
+        now = time.monotonic()
+        if self.unanswered is None:
+            self.unanswered = now
+        elif now - self.unanswered > PATIENCE:
+            raise HubError(
+                f"{request.url.host} gave no answer for {now - self.unanswered:.0f} seconds. Try again later."
+            )
+        limits = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = {
+            name: min(limits.get(name) or LIMIT, LIMIT) for name in ("connect", "read", "write", "pool")
+        }
+
+    def answered(self, response: Any) -> None:
+        if _is_ours(response.request) and response.status_code < 500 and response.status_code != 429:
+            self.unanswered = None
+
+
+_watch = _Watch()
+
+
+def _is_ours(request: Any) -> bool:
+    # Uploads go to signed addresses without the client's User-Agent; nothing else does.
+    agent = request.headers.get("User-Agent", "")
+    return LIBRARY in agent or "hf_hub" not in agent
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -77,6 +131,8 @@ def _translated(where: str, error: BaseException) -> DistilledDataError:
     error = _cause(error)
     status = _status(error)
     match error:
+        case DistilledDataError():
+            return error
         case errors.GatedRepoError():
             return AccessError(
                 f"{where} is gated: its owners ask for consent to their conditions. Accept them on its page, "
@@ -114,9 +170,7 @@ def _translated(where: str, error: BaseException) -> DistilledDataError:
             f"somebody else changed {where} at the same time. Nothing was changed by this call; run it again."
         )
     if status is not None or _is_transport(error) or isinstance(error, TimeoutError):
-        return HubError(
-            f"the Hub failed for {where}: {_sentence(error)}. Nothing was changed; try again later."
-        )
+        return HubError(f"the Hub failed for {where}: {_sentence(error)}. Try again later.")
     if isinstance(error, OSError) and error.errno in _DISK:
         return OutputError(
             f"{where}: the Hub's cache cannot be written ({error.filename or 'HF_HOME'}: {error.strerror}). "
@@ -127,5 +181,8 @@ def _translated(where: str, error: BaseException) -> DistilledDataError:
 
 def _sentence(error: BaseException) -> str:
     """The message on one line, without the address, which can hold a signature."""
-    words = [word for word in str(error).split() if "://" not in word]
-    return " ".join(words)[:300] or type(error).__name__
+    text = str(error)
+    if status := _status(error):
+        text = f"HTTP {status}: {getattr(error, 'server_message', None) or type(error).__name__}"
+    words = [word for word in text.split() if "://" not in word]
+    return " ".join(words)[:300].rstrip(".") or type(error).__name__

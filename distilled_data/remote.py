@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from .client import call
+from .client import LIBRARY, call
 from .errors import ArtifactError, FormatError, IntegrityError, LockError, UsageError
 from .format import ARTIFACT_FILE, MANIFEST_FILE, read_artifact
 from .lock import LockedRepository
@@ -139,7 +139,7 @@ class Repository:
                 cache_dir=self.cache_dir,
                 local_files_only=self.local_files_only,
                 force_download=self.force_download,
-                library_name="distilled-data",
+                library_name=LIBRARY,
             )
         )
         advice = f"It is {path} of {self.repo_id}, in the cache of the Hub."

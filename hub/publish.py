@@ -26,7 +26,7 @@ from distilled_data import (
     NewerFormatError,
     UsageError,
 )
-from distilled_data.client import call, once
+from distilled_data.client import LIBRARY, call, once
 from distilled_data.format import ARTIFACT_FILE, CARD_FILE, FOLDER_FILES, MANIFEST_FILE, read_artifact
 from distilled_data.manifest import Fingerprint, Index, configuration_name, verify_folder
 from distilled_data.remote import RemoteSet, Repository
@@ -248,7 +248,7 @@ class _Remote:
 
 
 def _api(options: PushOptions) -> HfApi:
-    return HfApi(endpoint=options.endpoint, token=options.token, library_name="distilled-data")
+    return HfApi(endpoint=options.endpoint, token=options.token, library_name=LIBRARY)
 
 
 def _look(api: HfApi, repo_id: str, options: PushOptions) -> _Remote:

@@ -270,7 +270,7 @@ def test_one_failure_of_any_call_is_got_over(loopback, options, folders, call, k
 def test_a_hub_that_keeps_failing_is_said_to_and_nothing_is_published(loopback, options, folders):
     publish(folders[2], "org/digits", options())
     loopback.fault("/commit/", "status", 503, times=99)
-    with pytest.raises(HubError, match=r"the Hub failed for org/digits: .*503.*try again later"):
+    with pytest.raises(HubError, match=r"the Hub failed for org/digits: .*503.*Try again later"):
         publish(folders[1], "org/digits", options())
     assert len(commits(loopback)) == 1
 

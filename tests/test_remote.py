@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import LoopbackHub
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants, get_session
 
 from distilled_data import (
     AccessError,
@@ -22,6 +22,7 @@ from distilled_data import (
     IntegrityError,
     OutputError,
     UsageError,
+    client,
 )
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE
 from distilled_data.manifest import Fingerprint
@@ -214,7 +215,7 @@ def test_a_failing_hub_is_tried_again_and_then_named(hub, load, route, kind, val
     if times == 1:
         assert load().ipc == 2
     else:
-        with pytest.raises(HubError, match="try again later"):
+        with pytest.raises(HubError, match="Try again later"):
             load()
 
 
@@ -377,3 +378,36 @@ def test_an_index_that_points_at_an_index_is_refused(hub, load):
     poisoned(hub, default="ipc1", configurations={"ipc1": {"sha256": found.sha256, "size": found.size}})
     with pytest.raises(DistilledDataError, match="index inside an index"):
         load()
+
+
+# Patience
+
+
+def test_our_requests_get_a_time_limit_and_those_of_others_keep_theirs(hub, load):
+    seen = {}
+
+    def look(request):
+        seen[request.url.path] = request.extensions["timeout"]
+
+    load()
+    session = get_session()
+    session.event_hooks["request"].append(look)
+    try:
+        load(force_download=True)
+        HfApi(endpoint=hub.url).dataset_info(REPO)
+    finally:
+        session.event_hooks["request"].remove(look)
+    limits = {path: limit["read"] for path, limit in seen.items()}
+    assert limits.pop(f"/api/datasets/{REPO}") is None
+    assert len(limits) == 3
+    assert set(limits.values()) == {client.LIMIT}
+
+
+def test_a_hub_that_never_answers_is_given_up(hub, load, monkeypatch):
+    monkeypatch.setattr(client, "LIMIT", 0.2)
+    monkeypatch.setattr(client, "PATIENCE", 0.5)
+    hub.fault("", "hang", 5, times=99)
+    start = time.monotonic()
+    with pytest.raises(HubError, match="gave no answer for 1 seconds"):
+        load()
+    assert time.monotonic() - start < 4

@@ -1,0 +1,113 @@
+"""What verification costs: `from_hub` from a warm cache, beside the Hub's client and safetensors alone.
+
+  python tools/benchmark_loading.py
+  python tools/benchmark_loading.py --megabytes 1.5 150 --rounds 20 --output tools/results/loading.json
+
+A loopback Hub serves artifacts of random bytes once; then every contender loads them from the cache, pinned
+to a commit, in turns. Nothing is fetched while it is measured.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # read when huggingface_hub is imported; the loopback Hub has none
+
+import torch
+from command_line import run_command
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+
+from distilled_data import Artifact, DistilledDataset, Metadata
+from distilled_data.format import ARTIFACT_FILE, write_artifact, write_file
+from distilled_data.manifest import Fingerprint, write_manifest
+from ncfm_engine.pipeline import provenance
+from tests.hub_server import Blob, Commit, LoopbackHub, Repository
+
+REPO = "org/random"
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--megabytes", type=float, nargs="+", default=[1.5, 150.0], help="sizes (default: 1.5 150)")
+    add("--rounds", type=int, default=10, help="turns of every contender (default: 10)")
+    add("--output", type=Path, help="write the seconds to this JSON file")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    rows = []
+    print(f"{'':>10}  {'median ms (min to max)':28}  contender")
+    for megabytes in arguments.megabytes:
+        for name, seconds in measure(megabytes, arguments.rounds).items():
+            rows.append({"megabytes": megabytes, "contender": name, "seconds": seconds})
+            shown = [1000 * value for value in (statistics.median(seconds), min(seconds), max(seconds))]
+            print(f"{megabytes:7g} MB  {shown[0]:8.1f} ({shown[1]:.1f} to {shown[2]:.1f})      {name}")
+    if arguments.output:
+        content = {"rows": rows} | provenance("cpu")
+        write_file(arguments.output, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def measure(megabytes: float, rounds: int) -> dict[str, list[float]]:
+    with tempfile.TemporaryDirectory() as folder, LoopbackHub() as hub:
+        path = Path(folder)
+        files = _publish(hub, path, megabytes)
+        commit = hub.head(REPO).oid
+        cache = path / "hub"
+
+        def download() -> dict[str, torch.Tensor]:
+            local = hf_hub_download(
+                REPO, ARTIFACT_FILE, repo_type="dataset", revision=commit, cache_dir=cache, endpoint=hub.url
+            )
+            return load_file(local)
+
+        contenders: dict[str, Callable[[], object]] = {
+            "from_hub": lambda: DistilledDataset.from_hub(
+                REPO, revision=commit, cache_dir=cache, endpoint=hub.url
+            ),
+            "hf_hub_download and load_file, which maps": download,
+            "the same, every byte read": lambda: {name: t.clone() for name, t in download().items()},
+            "sha256 alone": lambda: Fingerprint.of(files),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        for turn in range(rounds + 1):
+            for name, load in contenders.items():
+                start = time.perf_counter()
+                load()
+                if turn:  # the first fills the cache
+                    seconds[name].append(time.perf_counter() - start)
+        return seconds
+
+
+def _publish(hub: LoopbackHub, folder: Path, megabytes: float) -> Path:
+    """Put a set of random images on the Hub; its local path."""
+    ipc, classes, size = 5, 100, round((megabytes * 1e6 / (5 * 100 * 3)) ** 0.5)
+    metadata = Metadata(
+        dataset="random",
+        classes=tuple(f"class {number}" for number in range(classes)),
+        channels=3,
+        height=size,
+        width=size,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        ipc=ipc,
+    )
+    images = torch.randint(256, (ipc, classes, 3, size, size), dtype=torch.uint8)
+    write_artifact(folder / ARTIFACT_FILE, Artifact(images, metadata))
+    write_manifest(folder)
+    tree = {name: Blob((folder / name).read_bytes(), large=True) for name in (ARTIFACT_FILE, "manifest.json")}
+    hub.large = {blob.sha256: blob.content for blob in tree.values()}
+    hub.repositories[REPO] = Repository(REPO, refs={"refs/heads/main": Commit.of("random", tree, None)})
+    return folder / ARTIFACT_FILE
+
+
+if __name__ == "__main__":
+    run_command(main, parser())
