@@ -166,7 +166,7 @@ def choose_layout(footprint: Footprint, budget: int | None = None, name: str = "
     listed = ", ".join(f"{name} {_mib(size)}" for name, size in sorted(parts.items(), key=lambda p: -p[1]))
     raise UsageError(
         f"{name} {_mib(budget)} is below the minimum of {_mib(footprint.total(least))}: {listed}. Raise "
-        "it, or lower distill.real_batch, distill.frequencies, ipc or network.width."
+        "it, or lower distill.real_batch, distill.bank_size, distill.frequencies, ipc or network.width."
     )
 
 

@@ -13,7 +13,7 @@ from ncfm_engine.matching import MatchingStep
 from ncfm_engine.memory import Layout
 from ncfm_engine.pretrain import FlatNetwork
 
-SMALL = DistillConfig(real_batch=30, frequencies=64, factor=1)
+SMALL = DistillConfig(real_batch=30, real_features="fresh", frequencies=64, factor=1)
 
 
 def game(digits, pool, config=SMALL, **options) -> tuple[MatchingStep, torch.Tensor]:

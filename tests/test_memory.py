@@ -11,7 +11,7 @@ from ncfm_engine.initial import initial_images
 from ncfm_engine.matching import MatchingStep
 from ncfm_engine.memory import Footprint, Layout, choose_layout
 
-BASE = DistillConfig(real_batch=100, frequencies=256, factor=1, weight=1.0)
+BASE = DistillConfig(real_batch=100, real_features="fresh", frequencies=256, factor=1, weight=1.0)
 
 
 def count(digits, pool, config=BASE, ipc=10, device="cpu") -> Footprint:

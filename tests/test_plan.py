@@ -141,8 +141,10 @@ def test_the_identity_changes_with_what_decides_the_images_only(plan, digits):
 
 def test_a_memory_budget_cuts_the_classes_and_one_that_is_too_small_is_refused(plan, digits):
     assert layout_of(plan, digits) == layout_of(dataclasses.replace(plan, memory=2**40), digits)
-    assert layout_of(dataclasses.replace(plan, memory=3 * 2**20), digits).classes < 10
-    with pytest.raises(UsageError, match=r"--memory 1KiB is below the minimum of \d\.\dMiB: .*real images"):
+    assert layout_of(dataclasses.replace(plan, memory=8 * 2**20), digits).classes < 10
+    with pytest.raises(
+        UsageError, match=r"--memory 1KiB is below the minimum of \d\.\dMiB: bank of real features"
+    ):
         layout_of(dataclasses.replace(plan, memory=1024), digits)
 
 

@@ -136,6 +136,7 @@ def setup_of(arguments: argparse.Namespace) -> Setup:
         "network.depth": depth_at(pixels) if arguments.depth == "auto" else arguments.depth,
         "distill.real_batch": arguments.real_images,
         "distill.frequencies": arguments.frequencies,
+        "distill.real_features": "fresh",  # the published algorithm; --variant for the rest
     }
     for name in ("classes", "size", "rounds"):
         if getattr(arguments, name) < 1:
