@@ -6,6 +6,7 @@ answered for `PATIENCE`; others' requests in the same process are left alone.
 """
 
 import errno
+import re
 import time
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -13,7 +14,8 @@ from typing import Any, ParamSpec, TypeVar
 from .errors import AccessError, ConflictError, DistilledDataError, HubError, OutputError, UsageError
 
 LIBRARY = "distilled-data"  # in the User-Agent of our requests
-LIMIT = 10.0  # seconds in which the Hub has to take or send the next bytes
+LIMIT = 10.0  # seconds in which the Hub has to send the next bytes
+WRITE_LIMIT = 25.0  # seconds in which it has to answer what changes something: a commit takes its time
 PATIENCE = 12.0  # seconds without a good answer after which nothing more is asked
 PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds between calls, where the client does not try again itself
 
@@ -78,16 +80,38 @@ class _Watch:
                 f"{request.url.host} gave no answer for {now - self.unanswered:.0f} seconds. Try again later."
             )
         limits = request.extensions.get("timeout", {})
+        most = LIMIT if request.method in ("GET", "HEAD") else WRITE_LIMIT
         request.extensions["timeout"] = {
-            name: min(limits.get(name) or LIMIT, LIMIT) for name in ("connect", "read", "write", "pool")
+            name: min(limits.get(name) or most, most) for name in ("connect", "read", "write", "pool")
         }
 
     def answered(self, response: Any) -> None:
-        if _is_ours(response.request) and response.status_code < 500 and response.status_code != 429:
+        if not _is_ours(response.request):
+            return
+        if response.status_code < 500 and response.status_code != 429:
             self.unanswered = None
+        wait = response.headers.get("Retry-After", "")
+        if response.status_code == 429 and wait.isdigit() and int(wait) > PATIENCE:
+            # The client would sleep so long.
+            raise HubError(
+                f"{response.request.url.host} takes no more requests for {wait} seconds. Try again then."
+            )
 
 
 _watch = _Watch()
+
+
+def check_arguments(repo_id: str, token: Any, endpoint: str | None) -> None:
+    """Raise `UsageError` for what the client would take to the Hub, or into an error, as it is."""
+    if isinstance(token, str) and not re.fullmatch(r"[!-~]+", token):
+        raise UsageError(
+            "the token holds characters that no token has, perhaps the end of a line; expected a word like "
+            "hf_..."
+        )
+    if endpoint is not None and not re.match(r"https?://[^/\s]+", endpoint):
+        raise UsageError(f"the endpoint {endpoint!r} is no address; expected one like https://huggingface.co")
+    if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", repo_id):
+        raise UsageError(f"{repo_id!r} is not a repository name like org/cifar100-ncfm")
 
 
 def _is_ours(request: Any) -> bool:
@@ -97,10 +121,11 @@ def _is_ours(request: Any) -> bool:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What the client met, where it says only that a file is not in the cache or was not uploaded."""
+    """What the client met, where it says only that a file could not be found, fetched or uploaded."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    while isinstance(error, LocalEntryNotFoundError | RuntimeError) and error.__cause__ is not None:
+    wrappers = (LocalEntryNotFoundError, RuntimeError, ValueError)
+    while isinstance(error, wrappers) and _status(error) is None and error.__cause__ is not None:
         error = error.__cause__
     return error
 
@@ -155,8 +180,8 @@ def _translated(where: str, error: BaseException) -> DistilledDataError:
             return UsageError(f"{where} is not a repository name like org/cifar100-ncfm: {_sentence(error)}")
         case errors.OfflineModeIsEnabled() | errors.LocalEntryNotFoundError():
             return HubError(
-                f"{where} is not in the cache, and HF_HUB_OFFLINE or local_files_only forbids to fetch it. "
-                "Load it once with a connection."
+                f"{where} is not in the cache, and HF_HUB_OFFLINE or local_files_only forbids to ask the Hub "
+                "for it."
             )
     if status == 401:
         return AccessError(
@@ -166,23 +191,22 @@ def _translated(where: str, error: BaseException) -> DistilledDataError:
     if status == 403:
         return AccessError(f"the token may not do this with {where}: {_sentence(error)}")
     if status in (409, 412):
-        return ConflictError(
-            f"somebody else changed {where} at the same time. Nothing was changed by this call; run it again."
-        )
+        return ConflictError(f"somebody else changed {where} at the same time: {_sentence(error)}.")
     if status is not None or _is_transport(error) or isinstance(error, TimeoutError):
         return HubError(f"the Hub failed for {where}: {_sentence(error)}. Try again later.")
     if isinstance(error, OSError) and error.errno in _DISK:
         return OutputError(
-            f"{where}: the Hub's cache cannot be written ({error.filename or 'HF_HOME'}: {error.strerror}). "
-            "Free some space, or choose another folder with cache_dir or HF_HOME."
+            f"{where}: {error.filename or 'the cache'} cannot be read or written: {error.strerror}. Free "
+            "some space, or choose another folder with cache_dir or HF_HOME."
         )
     return HubError(f"the Hub's client failed for {where}: {type(error).__name__}: {_sentence(error)}")
 
 
 def _sentence(error: BaseException) -> str:
-    """The message on one line, without the address, which can hold a signature."""
+    """The message on one line, without addresses, which can be signed, and tokens."""
     text = str(error)
     if status := _status(error):
         text = f"HTTP {status}: {getattr(error, 'server_message', None) or type(error).__name__}"
-    words = [word for word in text.split() if "://" not in word]
+    text = re.sub(r"Bearer\s+\S+|\bhf_\w+", "[token]", text)
+    words = [word for word in text.split() if "://" not in word and "?" not in word]
     return " ".join(words)[:300].rstrip(".") or type(error).__name__

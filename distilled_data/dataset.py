@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 from . import format
 from .augment import DSA
 from .decode import enlarge, tiles
-from .errors import MissingExtraError, UsageError
+from .errors import FormatError, MissingExtraError, UsageError
 from .format import ARTIFACT_FILE, Artifact, Metadata
 from .loader import Loader
 from .lock import find_locked
-from .manifest import Index, read_manifest, verify_folder
+from .manifest import Index, read_manifest, read_verified, verify_folder
 from .remote import Repository
 
 LABELS = ("soft", "logits", "hard")
@@ -91,9 +91,8 @@ class DistilledDataset(Dataset):
             local_files_only,
             force_download,
             None if lock is None else find_locked(lock, name),
-        ).fetch(ipc)
-        artifact = format.read_artifact(found.folder / ARTIFACT_FILE, ipc=ipc, classes=classes)
-        return cls(artifact, labels, found.folder, found.commit)
+        ).fetch(ipc, classes)
+        return cls(found.artifact, labels, found.folder, found.commit)
 
     @classmethod
     def from_folder(
@@ -112,9 +111,12 @@ class DistilledDataset(Dataset):
         path = Path(path)
         root = read_manifest(path)
         if isinstance(root, Index):
-            path /= root.choose(ipc)
-        verify_folder(path, [ARTIFACT_FILE])
-        return cls(format.read_artifact(path / ARTIFACT_FILE, ipc=ipc, classes=classes), labels, path)
+            path /= (name := root.choose(ipc))
+            root = read_manifest(path, [root.configurations[name]])
+        if isinstance(root, Index):
+            raise FormatError(f"{path} is an index inside an index; expected the folder of one set")
+        artifact = read_verified(path / ARTIFACT_FILE, [root.files[ARTIFACT_FILE]], ipc=ipc, classes=classes)
+        return cls(artifact, labels, path)
 
     @classmethod
     def from_tensors(

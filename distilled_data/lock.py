@@ -24,7 +24,7 @@ from typing import Any
 
 from .errors import LockError
 from .format import write_file
-from .manifest import Fingerprint
+from .manifest import Fingerprint, fingerprints, hexadecimal
 
 LOCK_FILE = "distilled.lock"
 LOCK_VERSION = 1
@@ -51,9 +51,11 @@ def read_lock(path: str | Path) -> dict[str, LockedRepository]:
     path = Path(path)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-        if content["version"] != LOCK_VERSION:
+        if type(content["version"]) is not int or content["version"] != LOCK_VERSION:
             raise ValueError(f"version {content['version']!r}, this package reads {LOCK_VERSION}")
         found = [_repository(table) for table in content.get("repository", [])]
+        if len({repository.id for repository in found}) < len(found):
+            raise ValueError("a repository is there twice")
     except FileNotFoundError as error:
         raise LockError(
             f"{path} does not exist. Write it: python -m distilled_data lock org/name@v1"
@@ -91,8 +93,10 @@ def _repository(table: dict[str, Any]) -> LockedRepository:
         id=table["id"],
         revision=table.get("revision"),
         commit=table["commit"],
-        files={row["path"]: Fingerprint(row["sha256"], row["size"]) for row in rows},
-        content_hashes={row["path"]: row["content_hash"] for row in rows if "content_hash" in row},
+        files=fingerprints({row["path"]: row for row in rows}),
+        content_hashes={
+            row["path"]: hexadecimal(row["content_hash"]) for row in rows if "content_hash" in row
+        },
     )
     if not isinstance(repository.id, str) or not isinstance(repository.revision, str | None):
         raise ValueError(f"the repository {repository.id!r}@{repository.revision!r}")

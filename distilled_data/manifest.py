@@ -8,8 +8,11 @@ In the folder of a set, over every file but the card, which people edit:
 A repository with one set is such a folder. One with several has each in a folder of its own, named by its
 images per class, and in its root an index over their manifests:
 
-    {"format_version": 1, "default": "ipc10",
+    {"format_version": 1, "default": "ipc10", "checksum": "…",
      "configurations": {"ipc1": {"sha256": "…", "size": 1}, "ipc10": …}}
+
+An artifact that does not fit its manifest gives both away. What the index says of the default fits any set,
+so the index has a checksum of its own: sha256 of the other entries, as sorted JSON without spaces.
 """
 
 import hashlib
@@ -27,6 +30,7 @@ from .format import (
     FOLDER_FILES,
     FORMAT_VERSION,
     MANIFEST_FILE,
+    Artifact,
     read_artifact,
     unique_keys,
     write_file,
@@ -53,9 +57,12 @@ class Fingerprint:
     def of_bytes(cls, content: bytes) -> "Fingerprint":
         return cls(hashlib.sha256(content).hexdigest(), len(content))
 
-    def check(self, path: Path, advice: str) -> None:
-        """Raise `IntegrityError` unless `path` has these bytes."""
-        found = Fingerprint.of(path)
+    def check(self, path: Path, advice: str, content: bytes | None = None) -> None:
+        """Raise `IntegrityError` unless `path`, or the `content` read from it, has these bytes."""
+        try:
+            found = Fingerprint.of(path) if content is None else Fingerprint.of_bytes(content)
+        except OSError as error:
+            raise IntegrityError(f"{path} cannot be read: {error.strerror}. {advice}") from error
         if found != self:
             raise IntegrityError(
                 f"{path} is not the file that was published: expected sha256 {self.sha256} "
@@ -82,7 +89,8 @@ class Index:
     configurations: Mapping[str, Fingerprint]  # by folder: ipc1, ipc10, ...
 
     def to_bytes(self) -> bytes:
-        return _json(default=self.default, configurations=_plain(self.configurations))
+        content = {"default": self.default, "configurations": _plain(self.configurations)}
+        return _json(**content, checksum=_checksum(content))
 
     def choose(self, ipc: int | None) -> str:
         """The folder to read `ipc` images per class from.
@@ -120,25 +128,31 @@ def parse_manifest(content: bytes, where: str | Path) -> Manifest | Index:
         if type(version) is not int or version != FORMAT_VERSION:
             raise ValueError(f"format version {version!r}")
         if "configurations" in manifest:
-            names = _fingerprints(manifest["configurations"])
+            names = fingerprints(manifest["configurations"])
             if not all(map(_CONFIGURATION.fullmatch, names)) or manifest["default"] not in names:
                 raise ValueError("configurations that are not ipc1, ipc2, ...")
-            return Index(manifest["default"], names)
-        files = _fingerprints(manifest["files"])
+            index = Index(manifest["default"], names)
+            if json.loads(index.to_bytes()) != manifest:
+                raise ValueError("its checksum or an entry is another one")
+            return index
+        files = fingerprints(manifest["files"])
         if ARTIFACT_FILE not in files or set(files) - set(FOLDER_FILES):
             raise ValueError(f"the files {sorted(files)}")
-        return Manifest(_hexadecimal(manifest["content_hash"]), files)
+        return Manifest(hexadecimal(manifest["content_hash"]), files)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(
             f"{where} is not a manifest of format version {FORMAT_VERSION}: {error!r:.200}"
         ) from error
 
 
-def read_manifest(folder: str | Path) -> Manifest | Index:
+def read_manifest(
+    folder: str | Path, expected: Sequence[Fingerprint] = (), advice: str = "Get the folder again."
+) -> Manifest | Index:
+    """Raises `FormatError`, and `IntegrityError` unless its bytes are all that is `expected`."""
     path = Path(folder) / MANIFEST_FILE
     try:
         with path.open("rb") as file:
-            return parse_manifest(file.read(MAX_BYTES + 1), path)
+            content = file.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FormatError(
             f"{path} is missing, so nothing in this folder can be verified. Expected a folder written by "
@@ -146,6 +160,35 @@ def read_manifest(folder: str | Path) -> Manifest | Index:
         ) from error
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error.strerror}") from error
+    for fingerprint in expected:
+        fingerprint.check(path, advice, content)
+    return parse_manifest(content, path)
+
+
+def read_verified(
+    path: Path,
+    expected: Sequence[Fingerprint],
+    *,
+    ipc: int | None = None,
+    classes: Sequence[str | int] | None = None,
+    advice: str = "Get the folder again.",
+) -> Artifact:
+    """`read_artifact` of a file whose bytes are `expected`, and were so while it was read."""
+
+    def identity() -> tuple[int, ...]:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise IntegrityError(f"{path} cannot be read: {error.strerror}. {advice}") from error
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+    before = identity()
+    for fingerprint in expected:
+        fingerprint.check(path, advice)
+    artifact = read_artifact(path, ipc=ipc, classes=classes)
+    if identity() != before:
+        raise IntegrityError(f"{path} changed while it was read. Load it again.")
+    return artifact
 
 
 def write_manifest(folder: str | Path) -> Manifest:
@@ -182,14 +225,15 @@ def verify_folder(folder: str | Path, files: Sequence[str] | None = None) -> Non
             )
 
 
-def _fingerprints(rows: dict[str, Any]) -> dict[str, Fingerprint]:
-    found = {name: Fingerprint(_hexadecimal(row["sha256"]), row["size"]) for name, row in rows.items()}
+def fingerprints(rows: Mapping[str, Any]) -> dict[str, Fingerprint]:
+    """From their form in JSON or TOML. Raises `ValueError`, `TypeError`, `KeyError`."""
+    found = {name: Fingerprint(hexadecimal(row["sha256"]), row["size"]) for name, row in rows.items()}
     if not all(type(entry.size) is int and entry.size >= 0 for entry in found.values()):
         raise ValueError("a size that is not a number of bytes")
     return found
 
 
-def _hexadecimal(text: str) -> str:
+def hexadecimal(text: str) -> str:
     if not re.fullmatch("[0-9a-f]{64}", text):
         raise ValueError(f"{text!r:.80} is not a sha256")
     return text
@@ -197,6 +241,10 @@ def _hexadecimal(text: str) -> str:
 
 def _plain(entries: Mapping[str, Fingerprint]) -> dict[str, dict[str, Any]]:
     return {name: asdict(entry) for name, entry in entries.items()}
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _json(**content: object) -> bytes:

@@ -4,7 +4,8 @@ Anything that is a valid artifact can be published: nothing here knows how it wa
 """
 
 from .folder import complete_folder
-from .publish import Pushed, PushOptions, PushPlan, check_access, plan_push, publish, push
+from .plan import PushOptions, PushPlan, plan_push
+from .publish import Pushed, check_access, push, push_folder
 
 __all__ = [
     "PushOptions",
@@ -13,6 +14,6 @@ __all__ = [
     "check_access",
     "complete_folder",
     "plan_push",
-    "publish",
     "push",
+    "push_folder",
 ]

@@ -39,8 +39,12 @@ _HOW_MEASURED = (
     "budget. The best epoch is chosen on the test set: that column is there only to compare with papers."
 )
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
-_SECTION = re.compile(
-    r"^<!-- distilled-data:begin (\w+).*?^<!-- distilled-data:end \1 -->$", re.DOTALL | re.MULTILINE
+_KEY = re.compile(r"^(?=[\w.-]+[ \t]*:)", re.MULTILINE)  # where the text of a key of the front matter starts
+_SECTION = (
+    re.compile(  # never over another marker: one that lost its end must not take the text up to the next
+        r"^<!-- distilled-data:begin (\w+)(?:(?!^<!-- distilled-data:).)*^<!-- distilled-data:end \1 -->$",
+        re.DOTALL | re.MULTILINE,
+    )
 )
 _URL = re.compile(r"https?://[\w./~%?=+:#-]+")
 
@@ -55,19 +59,22 @@ def render_card(
     current folder. Raises `UsageError` when the YAML of `existing` cannot be read.
     """
     sets = {"": artifacts} if isinstance(artifacts, Artifact) else artifacts
-    front, body = _split(existing or "")
-    tags = front.get("tags") or []
-    front = {"license": "unknown"} | front | _front_matter(sets)
-    front["tags"] = list(dict.fromkeys([*TAGS, *([tags] if isinstance(tags, str) else tags)]))
-    header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    theirs, written, body = _split((existing or "").replace("\r\n", "\n"))
+    tags = theirs.get("tags") or []
+    ours = {"license": theirs.get("license") or "unknown"} | _front_matter(sets)
+    ours["tags"] = list(dict.fromkeys([*TAGS, *([tags] if isinstance(tags, str) else tags)]))
+    header = yaml.safe_dump(ours, sort_keys=False, allow_unicode=True)
+    # As they are written: YAML would make another value of `language: no` or `version: 1.10`.
+    header += "".join(text for name, text in written.items() if name not in ours)
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(_fields(sets, repo_id))
     return f"---\n{header}---\n\n{_merge(body, text)}"
 
 
-def _split(card: str) -> tuple[dict[str, Any], str]:
+def _split(card: str) -> tuple[dict[str, Any], dict[str, str], str]:
+    """The front matter of a card as values and as the text of every key, and what follows it."""
     match = _FRONT_MATTER.match(card)
     if match is None:
-        return {}, card
+        return {}, {}, card
     try:
         front = yaml.safe_load(match[1]) or {}
     except yaml.YAMLError as error:
@@ -76,7 +83,14 @@ def _split(card: str) -> tuple[dict[str, Any], str]:
         ) from error
     if not isinstance(front, dict):
         raise UsageError(f"the front matter of the existing card must be keys and values, got {front!r}")
-    return front, card[match.end() :]
+    parts = [part for part in _KEY.split(match[1]) if _KEY.match(part)]
+    written = {part.partition(":")[0].strip(): part for part in parts}
+    if set(written) != set(front):  # keys in quotes or braces: write them anew
+        written = {
+            name: yaml.safe_dump({name: value}, sort_keys=False, allow_unicode=True)
+            for name, value in front.items()
+        }
+    return front, written, card[match.end() :]
 
 
 def _merge(body: str, text: str) -> str:
@@ -86,12 +100,18 @@ def _merge(body: str, text: str) -> str:
     gone = "\0"  # a section that the card has no more; no text holds this character
     merged = _SECTION.sub(lambda match: left.pop(match[1], gone), body)
     merged = re.sub(rf"{gone}\n*", "", merged).strip("\n")
-    before = None
-    for section in fresh.values():
-        if section not in merged:
-            place = len(merged) if before is None else merged.index(before) + len(before)
-            merged = f"{merged[:place]}\n\n{section}{merged[place:]}"
-        before = section
+    ordered = list(fresh.values())
+    for number, section in enumerate(ordered):
+        if section in merged:
+            continue
+        after = ordered[number - 1] if number else None
+        before = next((later for later in ordered[number:] if later in merged), None)
+        if after is not None:
+            merged = merged.replace(after, f"{after}\n\n{section}", 1)
+        elif before is not None:
+            merged = merged.replace(before, f"{section}\n\n{before}", 1)
+        else:
+            merged = f"{merged}\n\n{section}"
     return merged.lstrip("\n") + "\n"
 
 

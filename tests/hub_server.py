@@ -23,7 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-TOKENS = {"hf_alice": "alice", "hf_bob": "bob"}  # alice writes, to her own repositories and to org's
+TOKENS = {"hf_alice": "alice", "hf_bob": "bob", "hf_reader": "alice"}  # the last may only read
 NAMESPACES = {"alice": ["alice", "org"], "bob": ["bob"]}
 LARGE = (".safetensors", ".parquet", ".png")
 DATE = "2026-01-01T00:00:00.000Z"
@@ -90,8 +90,8 @@ class Repository:
 @dataclass
 class Fault:
     match: str  # searched in "METHOD /path"
-    kind: str  # status, flip, truncate, cut, slow, hang, kill (a process)
-    value: int = 0  # HTTP status; offset of the byte; bytes; milliseconds; seconds; process id
+    kind: str  # see `Handler.answer` and `Handler.send`
+    value: Any = 0  # HTTP status, seconds, offset of a byte, bytes, milliseconds, process id or function
     times: int = 1  # how many requests it hits
     skip: int = 0  # how many it lets pass before
 
@@ -131,7 +131,7 @@ class LoopbackHub:
         self.server.shutdown()
         self.server.server_close()
 
-    def fault(self, match: str, kind: str, value: int = 0, *, times: int = 1, skip: int = 0) -> None:
+    def fault(self, match: str, kind: str, value: Any = 0, *, times: int = 1, skip: int = 0) -> None:
         self.faults.append(Fault(match, kind, value, times, skip))
 
     def take_fault(self, request: str) -> Fault | None:
@@ -179,6 +179,8 @@ class Handler(BaseHTTPRequestHandler):
         fault = hub.take_fault(f"{self.command} {self.raw_path}")
         if fault and fault.kind == "kill":
             os.kill(fault.value, signal.SIGKILL)
+        if fault and fault.kind == "do":
+            fault.value()
         try:
             self.body = self.read_body()
             if fault and fault.kind == "hang":
@@ -186,7 +188,13 @@ class Handler(BaseHTTPRequestHandler):
                 return
             if fault and fault.kind == "status":
                 raise RefusedError(fault.value, "a fault of the test")
+            if fault and fault.kind == "hide":
+                raise RefusedError(404, "Repository not found", "RepoNotFound")
+            if fault and fault.kind == "pause":
+                raise RefusedError(429, "too many requests", headers={"Retry-After": str(fault.value)})
             reply = self.route(token)
+            if fault and fault.kind == "status-after":
+                raise RefusedError(fault.value, "a fault of the test, after the fact")
         except RefusedError as refusal:
             headers = {"X-Error-Message": str(refusal), **refusal.headers}
             if refusal.code:
@@ -275,7 +283,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.user is None:
             raise RefusedError(401, "Unauthorized")
         organisations = [{"name": name} for name in NAMESPACES[self.user] if name != self.user]
-        return answer({"type": "user", "name": self.user, "orgs": organisations})
+        role = "read" if "hf_reader" in self.headers["Authorization"] else "write"
+        auth = {"type": "access_token", "accessToken": {"role": role}}
+        return answer({"type": "user", "name": self.user, "orgs": organisations, "auth": auth})
 
     def create(self) -> Reply:
         if self.user is None:

@@ -253,6 +253,31 @@ def test_a_card_that_comes_to_cover_several_sets_keeps_its_order_and_what_people
     assert both.replace("More words.\n\n", "").replace("\nOur words.\n", "") == fresh
 
 
+def test_a_section_that_lost_its_end_takes_no_words_with_it():
+    fresh = render_card(make_artifact())
+    torn = fresh.replace("<!-- distilled-data:end summary -->", "Our words.")
+    once = render_card(make_artifact(), torn)
+    assert "Our words." in once
+    assert render_card(make_artifact(), once) == once
+    assert once.count("<!-- distilled-data:end summary -->") == 1
+
+
+def test_a_card_with_the_line_ends_of_windows_is_understood():
+    fresh = render_card(make_artifact()).replace("license: unknown", "license: mit")
+    assert render_card(make_artifact(), fresh.replace("\n", "\r\n")) == fresh
+
+
+@pytest.mark.parametrize("line", ["language: no", "version: 1.10", "viewer: false", "x: on  # comment"])
+def test_the_keys_of_others_stay_as_they_were_written(line):
+    card = render_card(make_artifact(), f"---\n{line}\nmore:\n- a: 1\n  b: [x,\n    y]\n---\n")
+    assert f"\n{line}\nmore:\n- a: 1\n  b: [x,\n    y]\n---\n" in card
+    assert render_card(make_artifact(), card) == card
+
+
+def test_front_matter_in_braces_is_kept_by_its_values():
+    assert front_matter(render_card(make_artifact(), '---\n{"language": "en", "x": [1]}\n---\n'))["x"] == [1]
+
+
 # The preview
 
 

@@ -10,7 +10,7 @@ from hub_server import LoopbackHub
 
 from distilled_data import DistilledDataset
 from distilled_data.format import ARTIFACT_FILE, CARD_FILE, FOLDER_FILES, MANIFEST_FILE
-from hub import PushOptions, publish
+from hub import PushOptions, push_folder
 
 REPO = "org/digits"
 RANDOM_KILLS = int(os.environ.get("KILLS", "3"))
@@ -21,7 +21,7 @@ context.set_forkserver_preload(["distilled_data", "hub", "huggingface_hub.hf_api
 
 
 def publish_in_child(folder, url):
-    publish(folder, REPO, PushOptions(revision="v1", endpoint=url, token="hf_alice"))
+    push_folder(folder, REPO, PushOptions(revision="v1", endpoint=url, token="hf_alice"))
 
 
 def load_in_child(url, cache, results=None):
@@ -47,7 +47,7 @@ def count_requests(hub, target, *arguments) -> tuple[int, float]:
 @pytest.fixture
 def hub(folders):
     with LoopbackHub() as hub:
-        publish(folders[2], REPO, PushOptions(endpoint=hub.url, token="hf_alice"))
+        push_folder(folders[2], REPO, PushOptions(endpoint=hub.url, token="hf_alice"))
         yield hub
 
 
@@ -84,7 +84,7 @@ def test_a_killed_push_leaves_the_old_state_or_the_new_and_the_next_one_complete
         state = hub.files(REPO)
         assert state in ({path: blob.content for path, blob in old.tree.items()}, new)
         outcomes.add("old" if state != new else "tagged" if "refs/tags/v1" in repository.refs else "untagged")
-        publish(folders[1], REPO, options)
+        push_folder(folders[1], REPO, options)
         assert hub.files(REPO) == hub.files(REPO, "v1") == new
         assert len(repository.history()) == 3  # the initial commit, the old state, the new one
     assert outcomes == {"old", "untagged", "tagged"}
@@ -128,4 +128,4 @@ def test_four_publishers_in_processes_of_their_own_all_get_in(hub, folders):
 
 
 def publish_in_child_untagged(folder, url):
-    publish(folder, REPO, PushOptions(endpoint=url, token="hf_alice"))
+    push_folder(folder, REPO, PushOptions(endpoint=url, token="hf_alice"))

@@ -13,9 +13,10 @@ from distilled_data import DistilledDataset, IntegrityError, LockError, __main__
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE
 from distilled_data.lock import LockedRepository, read_lock, write_lock
 from distilled_data.manifest import Fingerprint
-from hub import PushOptions, publish
+from hub import PushOptions, push_folder
 
 REPO = "org/digits"
+ENTRY_TEXT = f'[[repository]]\nid = "a/b"\ncommit = "{"a" * 40}"\nfiles = [{{}}]\n'
 ENTRY = LockedRepository(
     REPO, "v1", "a" * 40, {'odd "name"\x7f\n': Fingerprint("0" * 64, 1)}, {'odd "name"\x7f\n': "1" * 64}
 )
@@ -25,7 +26,7 @@ ENTRY = LockedRepository(
 def push(loopback, folders):
     def push(folder, revision=None):
         options = PushOptions(revision=revision, endpoint=loopback.url, token="hf_alice")
-        return publish(folders.get(folder, folder), REPO, options)
+        return push_folder(folders.get(folder, folder), REPO, options)
 
     push(2, "v1")
     return push
@@ -62,6 +63,10 @@ def test_locks_come_back_as_they_were_written_and_equal_ones_are_equal_bytes(tmp
     [
         "", "version = 2", "<<<<<<< HEAD\nversion = 1", "version = 1\nrepository = 3",
         'version = 1\n[[repository]]\nid = "a/b"\ncommit = "main"\nfiles = []',
+        "version = true",
+        "version = 1\n" + 2 * ENTRY_TEXT.format(""),
+        "version = 1\n" + ENTRY_TEXT.format('{path="x", size="1", sha256="SHA"}').replace("SHA", "0" * 64),
+        "version = 1\n" + ENTRY_TEXT.format('{path="x", size=1, sha256="ABC"}'),
         'version = 1\n[[repository]]\nid = 3\ncommit = "' + "a" * 40 + '"\nfiles = []',
     ],
 )  # fmt: skip
@@ -119,7 +124,7 @@ def test_a_set_that_agrees_with_its_manifest_and_not_with_the_lock_is_refused(lo
     loopback.repositories[REPO].refs = {"refs/heads/main": forged}
     shutil.rmtree(tmp_path / "hub")
     assert load(loopback, tmp_path).artifact.logits is None
-    with pytest.raises(IntegrityError, match="The lock file expects it"):
+    with pytest.raises(IntegrityError, match="its manifest and the lock file must agree"):
         load(loopback, tmp_path, lock=tmp_path / "distilled.lock")
 
 

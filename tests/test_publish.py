@@ -5,7 +5,7 @@ import threading
 
 import pytest
 from artifacts import make_artifact, make_folder
-from hub_server import LARGE
+from hub_server import LARGE, Commit, Repository
 
 from distilled_data import (
     AccessError,
@@ -18,7 +18,8 @@ from distilled_data import (
     UsageError,
 )
 from distilled_data.format import ARTIFACT_FILE, CARD_FILE, FOLDER_FILES, MANIFEST_FILE, PREVIEW_FILE
-from hub import PushOptions, check_access, plan_push, publish, push
+from distilled_data.manifest import write_manifest
+from hub import PushOptions, check_access, plan_push, push, push_folder
 
 WRITES = ("POST /api/repos", "PUT ", "DELETE ", "/commit/", "/tag/", "/settings")
 
@@ -50,9 +51,9 @@ def test_a_plan_says_what_it_creates_and_changes_nothing(loopback, options, fold
     artifact = next(file for file in plan.files if file.path == ARTIFACT_FILE)
     for shown in (
         "org/digits",
-        "private repository, gated (auto), is created",
+        "private True, gated auto",
         "v1",
-        artifact.sha256,
+        artifact.hash,
     ):
         assert shown in str(plan)
     assert writes(loopback) == []
@@ -60,7 +61,7 @@ def test_a_plan_says_what_it_creates_and_changes_nothing(loopback, options, fold
 
 
 def test_a_plan_tells_new_changed_and_unchanged_files_apart(loopback, options, folders, tmp_path):
-    publish(folders[2], "org/digits", options())
+    push_folder(folders[2], "org/digits", options())
     other = make_folder(tmp_path, make_artifact(2, source={"license": "MIT"}))
     changes = {file.path: file.change for file in plan_push(other, "org/digits", options()).files}
     same = {PREVIEW_FILE, "data/train.parquet"}
@@ -83,8 +84,8 @@ def test_a_damaged_or_incomplete_folder_is_not_planned(options, tmp_path):
 
 
 def test_a_push_is_one_commit_with_the_files_of_the_folder_and_a_tag_on_it(loopback, options, folders):
-    done = publish(folders[2], "org/digits", options(revision="v1"))
-    assert commits(loopback) == [next(iter(commits(loopback)))]
+    done = push_folder(folders[2], "org/digits", options(revision="v1"))
+    assert len(commits(loopback)) == 1
     assert done.changed
     assert done.commit == loopback.head("org/digits").oid == loopback.head("org/digits", "v1").oid
     assert done.url == f"{loopback.url}/datasets/org/digits/commit/{done.commit}"
@@ -94,33 +95,33 @@ def test_a_push_is_one_commit_with_the_files_of_the_folder_and_a_tag_on_it(loopb
 
 
 def test_the_same_push_again_makes_no_commit(loopback, options, folders):
-    first = publish(folders[2], "org/digits", options(revision="v1"))
+    first = push_folder(folders[2], "org/digits", options(revision="v1"))
     log = len(writes(loopback))
-    again = publish(folders[2], "org/digits", options(revision="v1"))
+    again = push_folder(folders[2], "org/digits", options(revision="v1"))
     assert (again.commit, again.changed) == (first.commit, False)
     assert writes(loopback)[log:] == []
     assert str(again).startswith("nothing to publish")
 
 
 def test_a_tag_that_a_killed_push_did_not_set_is_set_by_the_next_one(loopback, options, folders):
-    done = publish(folders[2], "org/digits", options())
-    publish(folders[2], "org/digits", options(revision="v1"))
+    done = push_folder(folders[2], "org/digits", options())
+    push_folder(folders[2], "org/digits", options(revision="v1"))
     assert loopback.head("org/digits", "v1").oid == done.commit
     assert len(commits(loopback)) == 1
 
 
 def test_a_tag_is_moved_only_by_force(loopback, options, folders, tmp_path):
-    publish(folders[2], "org/digits", options(revision="v1"))
+    push_folder(folders[2], "org/digits", options(revision="v1"))
     other = make_folder(tmp_path, make_artifact(2, source={"license": "MIT"}))
     with pytest.raises(UsageError, match=r"has a tag 'v1' already.*--force"):
-        publish(other, "org/digits", options(revision="v1"))
+        push_folder(other, "org/digits", options(revision="v1"))
     assert len(commits(loopback)) == 1
-    done = publish(other, "org/digits", options(revision="v1", force=True))
+    done = push_folder(other, "org/digits", options(revision="v1", force=True))
     assert loopback.head("org/digits", "v1").oid == done.commit
 
 
 def test_a_repository_is_created_private_and_gated_before_anything_is_in_it(loopback, options, folders):
-    publish(folders[1], "digits", options(private=True, gated="manual"))
+    push_folder(folders[1], "digits", options(private=True, gated="manual"))
     repository = loopback.repositories["alice/digits"]
     assert (repository.private, repository.gated) == (True, "manual")
     log = writes(loopback)
@@ -130,19 +131,19 @@ def test_a_repository_is_created_private_and_gated_before_anything_is_in_it(loop
 
 
 def test_a_pull_request_leaves_the_branch_alone_and_needs_no_right_to_write(loopback, options, folders):
-    publish(folders[2], "org/digits", options())
+    push_folder(folders[2], "org/digits", options())
     head = loopback.head("org/digits").oid
-    done = publish(folders[1], "org/digits", options("hf_bob", create_pr=True))
+    done = push_folder(folders[1], "org/digits", options("hf_bob", create_pr=True))
     assert done.url == f"{loopback.url}/datasets/org/digits/discussions/1"
     assert loopback.head("org/digits").oid == head
     assert "ipc1/manifest.json" in loopback.files("org/digits", "refs/pr/1")
 
 
 def test_a_pull_request_is_not_opened_twice_when_the_answer_is_lost(loopback, options, folders):
-    publish(folders[2], "org/digits", options())
+    push_folder(folders[2], "org/digits", options())
     loopback.fault("POST .*/commit/", "cut", 5)
     with pytest.raises(HubError):
-        publish(folders[1], "org/digits", options(create_pr=True))
+        push_folder(folders[1], "org/digits", options(create_pr=True))
     assert [name for name in loopback.repositories["org/digits"].refs if "/pr/" in name] == ["refs/pr/1"]
 
 
@@ -157,9 +158,9 @@ def test_a_pull_request_for_nothing_and_one_with_a_tag_are_refused(options, fold
 
 
 def test_a_second_size_moves_the_first_into_a_folder_and_both_load(loopback, options, folders, tmp_path):
-    publish(folders[2], "org/digits", options(revision="v1"))
-    publish(folders[1], "org/digits", options())
-    publish(folders[3], "org/digits", options())
+    push_folder(folders[2], "org/digits", options(revision="v1"))
+    push_folder(folders[1], "org/digits", options())
+    push_folder(folders[3], "org/digits", options())
     assert len(commits(loopback)) == 3
     published = loopback.files("org/digits")
     assert set(published) == {".gitattributes", CARD_FILE, MANIFEST_FILE} | {
@@ -180,8 +181,8 @@ def test_a_second_size_moves_the_first_into_a_folder_and_both_load(loopback, opt
 def test_a_set_of_a_size_that_is_there_replaces_it_and_leaves_the_others(
     loopback, options, folders, tmp_path
 ):
-    publish(folders[2], "org/digits", options())
-    publish(folders[1], "org/digits", options())
+    push_folder(folders[2], "org/digits", options())
+    push_folder(folders[1], "org/digits", options())
     other = make_folder(tmp_path, make_artifact(1, logits=False))
     plan = plan_push(other, "org/digits", options())
     inside = (ARTIFACT_FILE, MANIFEST_FILE, "data/train.parquet")
@@ -194,91 +195,101 @@ def test_the_first_set_is_the_default_until_another_is_made_it(loopback, options
     def default():
         return json.loads(loopback.files("org/digits")[MANIFEST_FILE])["default"]
 
-    publish(folders[2], "org/digits", options())
-    publish(folders[1], "org/digits", options())
+    push_folder(folders[2], "org/digits", options())
+    push_folder(folders[1], "org/digits", options())
     assert default() == "ipc2"
-    publish(folders[3], "org/digits", options(default=True))
+    push_folder(folders[3], "org/digits", options(default=True))
     assert default() == "ipc3"
-    publish(folders[1], "org/digits", options())
+    push_folder(folders[1], "org/digits", options())
     assert default() == "ipc3"
 
 
 def test_sets_of_different_classes_do_not_share_a_repository(loopback, options, folders, tmp_path):
-    publish(folders[2], "org/digits", options())
+    push_folder(folders[2], "org/digits", options())
     other = make_folder(tmp_path, make_artifact(1, classes=[f"class {i}" for i in range(10)]))
     with pytest.raises(UsageError, match="holds digits with 10 classes"):
-        publish(other, "org/digits", options())
+        push_folder(other, "org/digits", options())
     assert len(commits(loopback)) == 1
 
 
 def test_a_repository_with_a_broken_set_is_published_over_only_by_force(loopback, options, folders):
-    publish(folders[2], "org/digits", options())
+    push_folder(folders[2], "org/digits", options())
     loopback.put("org/digits", ARTIFACT_FILE, b"something else")
     with pytest.raises(IntegrityError, match="--force"):
-        publish(folders[1], "org/digits", options())
-    publish(folders[1], "org/digits", options(force=True))
+        push_folder(folders[1], "org/digits", options())
+    push_folder(folders[1], "org/digits", options(force=True))
     assert loopback.files("org/digits")[ARTIFACT_FILE] == (folders[1] / ARTIFACT_FILE).read_bytes()
 
 
 def test_a_repository_of_a_later_format_is_not_published_over_even_by_force(loopback, options, folders):
-    publish(folders[2], "org/digits", options())
+    push_folder(folders[2], "org/digits", options())
     manifest = json.loads(loopback.files("org/digits")[MANIFEST_FILE])
     loopback.put("org/digits", MANIFEST_FILE, json.dumps(manifest | {"format_version": 2}).encode())
     with pytest.raises(NewerFormatError, match="Upgrade"):
-        publish(folders[1], "org/digits", options(force=True))
+        push_folder(folders[1], "org/digits", options(force=True))
 
 
 # The card
 
 
 def test_what_a_person_wrote_on_the_hub_survives_pushes_of_other_sizes(loopback, options, folders):
-    publish(folders[2], "org/digits", options())
+    push_folder(folders[2], "org/digits", options())
     card = loopback.files("org/digits")[CARD_FILE].decode()
     loopback.put("org/digits", CARD_FILE, (card + "\n## Thanks\n\nTo all — ümläut.\n").encode())
-    publish(folders[1], "org/digits", options())
-    publish(folders[3], "org/digits", options())
+    push_folder(folders[1], "org/digits", options())
+    push_folder(folders[3], "org/digits", options())
     assert loopback.files("org/digits")[CARD_FILE].decode().endswith("\n## Thanks\n\nTo all — ümläut.\n")
 
 
 def test_a_card_that_arrives_altered_is_fetched_again_and_never_published(loopback, options, folders):
-    publish(folders[2], "org/digits", options())
+    push_folder(folders[2], "org/digits", options())
     card = loopback.files("org/digits")[CARD_FILE] + b"\nOurs.\n"
     loopback.put("org/digits", CARD_FILE, card)
     loopback.fault(f"GET .*/{CARD_FILE}", "flip", len(card) - 3)
-    publish(folders[1], "org/digits", options())
+    push_folder(folders[1], "org/digits", options())
     assert loopback.files("org/digits")[CARD_FILE].endswith(b"\nOurs.\n")
     loopback.put("org/digits", CARD_FILE, card + b"And more.\n")
     loopback.fault(f"GET .*/{CARD_FILE}", "flip", len(card) - 3, times=99)
     with pytest.raises(IntegrityError, match="arrives altered"):
-        publish(folders[3], "org/digits", options())
+        push_folder(folders[3], "org/digits", options())
 
 
 # Failures
 
 
 @pytest.mark.parametrize(
-    "call", ["GET /api/datasets/org/digits$", "/preupload/", "PUT /lfs/", "/commit/", "/tag/"]
+    "call",
+    [
+        "GET .*org/digits$",
+        "/create",
+        "/settings",
+        "/preupload/",
+        "PUT /lfs/",
+        "/commit/",
+        "/tag/",
+    ],
 )
 @pytest.mark.parametrize("kind", ["status", "cut"])
 def test_one_failure_of_any_call_is_got_over(loopback, options, folders, call, kind):
     loopback.fault(call, kind, 503 if kind == "status" else 3)
-    publish(folders[2], "org/digits", options(revision="v1"))
+    assert push_folder(folders[2], "org/digits", options(revision="v1", gated="auto")).changed
     assert len(commits(loopback)) == 1
     assert loopback.head("org/digits", "v1") is loopback.head("org/digits")
+    assert loopback.repositories["org/digits"].gated == "auto"
 
 
 def test_a_hub_that_keeps_failing_is_said_to_and_nothing_is_published(loopback, options, folders):
-    publish(folders[2], "org/digits", options())
+    push_folder(folders[2], "org/digits", options())
     loopback.fault("/commit/", "status", 503, times=99)
     with pytest.raises(HubError, match=r"the Hub failed for org/digits: .*503.*Try again later"):
-        publish(folders[1], "org/digits", options())
+        push_folder(folders[1], "org/digits", options())
     assert len(commits(loopback)) == 1
 
 
 def test_a_refusal_is_not_tried_again(loopback, options, folders):
     loopback.fault("POST .*/preupload/", "status", 400, times=99)
     with pytest.raises(HubError):
-        publish(folders[2], "org/digits", options())
+        push_folder(folders[2], "org/digits", options())
     assert sum("/preupload/" in path for _, path, _ in loopback.requests) == 1
 
 
@@ -295,7 +306,7 @@ def test_what_a_token_may_not_do_is_said_and_the_token_is_not(
     loopback, options, folders, token, repo, message
 ):
     with pytest.raises((AccessError, UsageError), match=message) as caught:
-        publish(folders[1], repo, options(token))
+        push_folder(folders[1], repo, options(token))
     assert token not in str(caught.value)
 
 
@@ -312,7 +323,7 @@ def test_access_is_checked_before_a_long_run(loopback, options):
 
 
 def test_a_commit_of_somebody_else_in_between_is_a_conflict_that_changes_nothing(loopback, options, folders):
-    publish(folders[2], "org/digits", options())
+    push_folder(folders[2], "org/digits", options())
     plan = plan_push(folders[1], "org/digits", options())
     loopback.put("org/digits", "notes.txt", b"mine")
     with pytest.raises(ConflictError, match="somebody else changed org/digits"):
@@ -322,7 +333,7 @@ def test_a_commit_of_somebody_else_in_between_is_a_conflict_that_changes_nothing
 
 def test_a_folder_that_changed_after_planning_is_not_pushed(loopback, options, tmp_path):
     folder = make_folder(tmp_path, make_artifact(2))
-    publish(folder, "org/digits", options())
+    push_folder(folder, "org/digits", options())
     make_folder(tmp_path, make_artifact(2, logits=False))
     plan = plan_push(folder, "org/digits", options())
     make_folder(tmp_path, make_artifact(2, channels=3))
@@ -334,11 +345,11 @@ def test_a_folder_that_changed_after_planning_is_not_pushed(loopback, options, t
 def test_four_publishers_at_once_all_get_their_set_in_whole(loopback, options, folders, tmp_path):
     sizes = (1, 2, 3, 4)
     made = folders | {4: make_folder(tmp_path, make_artifact(4))}
-    reports, failures = [], []
+    failures = []
 
     def work(ipc):
         try:
-            publish(made[ipc], "org/digits", options(), report=reports.append)
+            push_folder(made[ipc], "org/digits", options(), report=lambda text: None)
         except Exception as error:
             failures.append(error)
 
@@ -349,7 +360,6 @@ def test_four_publishers_at_once_all_get_their_set_in_whole(loopback, options, f
         thread.join(60)
     assert failures == []
     assert len(commits(loopback)) == 4
-    assert all("Planning it anew" in text for text in reports)
     published = loopback.files("org/digits")
     for ipc in sizes:
         for name in FOLDER_FILES:
@@ -358,6 +368,137 @@ def test_four_publishers_at_once_all_get_their_set_in_whole(loopback, options, f
 
 def test_the_loopback_hub_takes_the_same_files_for_large_as_the_hub(loopback, options, folders):
     """What `git lfs` tracks by default there: arrow, parquet, safetensors, images."""
-    publish(folders[1], "org/digits", options())
+    push_folder(folders[1], "org/digits", options())
     tree = loopback.head("org/digits").tree
     assert {path for path, blob in tree.items() if blob.large} == {p for p in tree if p.endswith(LARGE)}
+
+
+# What must never happen without being asked for
+
+
+@pytest.mark.parametrize("cut", ["/create", "/settings"])
+def test_what_was_to_be_gated_is_never_published_open(loopback, options, folders, cut):
+    loopback.fault(cut, "cut", 1, times=99)
+    with pytest.raises((HubError, ConflictError)):
+        push_folder(folders[1], "org/digits", options(gated="auto", private=True))
+    loopback.faults.clear()
+    assert "org/digits" not in loopback.repositories or commits(loopback) == []
+    push_folder(folders[1], "org/digits", options(gated="auto", private=True))
+    repository = loopback.repositories["org/digits"]
+    assert (repository.private, repository.gated) == (True, "auto")
+
+
+def test_a_public_repository_does_not_become_private_by_a_push_and_the_push_is_refused(
+    loopback, options, folders
+):
+    push_folder(folders[1], "org/digits", options())
+    for wish in ({"private": True}, {"gated": "manual"}):
+        with pytest.raises(UsageError, match="exists and is not"):
+            push_folder(folders[2], "org/digits", options(**wish))
+    assert len(commits(loopback)) == 1
+
+
+def test_another_dataset_of_the_same_size_takes_the_place_only_by_force(loopback, options, folders, tmp_path):
+    push_folder(folders[2], "org/digits", options())
+    other = make_folder(tmp_path, make_artifact(2, classes=[f"class {i}" for i in range(10)]))
+    with pytest.raises(UsageError, match="with other names"):
+        push_folder(other, "org/digits", options())
+    push_folder(other, "org/digits", options(force=True))
+    assert loopback.files("org/digits")[ARTIFACT_FILE] == (other / ARTIFACT_FILE).read_bytes()
+
+
+def test_files_of_somebody_else_are_overwritten_only_by_force(loopback, options, folders):
+    refs = {"refs/heads/main": Commit.of("", {}, None)}
+    loopback.repositories["org/digits"] = Repository("org/digits", refs=refs)
+    loopback.put("org/digits", "data/train.parquet", b"my years of work")
+    with pytest.raises(UsageError, match=r"has a data/train\.parquet of something else"):
+        push_folder(folders[2], "org/digits", options())
+    assert loopback.files("org/digits") == {"data/train.parquet": b"my years of work"}
+    push_folder(folders[2], "org/digits", options(force=True))
+
+
+def test_force_replaces_what_is_broken_and_keeps_what_is_sound(loopback, options, folders, tmp_path):
+    push_folder(folders[2], "org/digits", options())
+    push_folder(folders[1], "org/digits", options())
+    loopback.put("org/digits", f"ipc1/{ARTIFACT_FILE}", b"broken")
+    push_folder(folders[3], "org/digits", options(force=True))
+    paths = set(loopback.files("org/digits"))
+    assert not any(path.startswith("ipc1/") for path in paths)
+    for ipc in (2, 3):
+        data = DistilledDataset.from_hub("org/digits", ipc=ipc, endpoint=loopback.url, cache_dir=tmp_path)
+        assert data.content_hash == DistilledDataset.from_folder(folders[ipc]).content_hash
+
+
+def test_a_folder_that_changes_while_it_is_planned_is_not_published(loopback, options, tmp_path):
+    folder = make_folder(tmp_path, make_artifact(2))
+    push_folder(folder, "org/digits", options())
+    loopback.fault("/refs", "do", lambda: (folder / ARTIFACT_FILE).write_bytes(b"half written"))
+    with pytest.raises(IntegrityError, match="Write the folder anew"):
+        push_folder(folder, "org/digits", options())
+
+
+def test_a_manifest_without_all_files_of_the_format_is_not_published(options, tmp_path):
+    folder = make_folder(tmp_path, make_artifact(2))
+    preview = (folder / PREVIEW_FILE).read_bytes()
+    (folder / PREVIEW_FILE).unlink()
+    write_manifest(folder)
+    (folder / PREVIEW_FILE).write_bytes(preview)
+    with pytest.raises(FormatError, match=r"lacks preview\.png"):
+        plan_push(folder, "org/digits", options())
+
+
+@pytest.mark.parametrize("tag", ["v 1", "", "a..b", "v1.lock", "-x", "v1/", "0" * 40, "a~b", "v1\n"])
+def test_what_cannot_be_a_tag_is_refused_before_anything_is_sent(options, tag):
+    with pytest.raises(UsageError, match="cannot be a tag"):
+        options(revision=tag)
+
+
+def test_a_tag_named_like_a_branch_is_refused(loopback, options, folders):
+    push_folder(folders[1], "org/digits", options())
+    with pytest.raises(UsageError, match="has a branch 'main'"):
+        push_folder(folders[1], "org/digits", options(revision="main"))
+
+
+# Answers that are lost, and other publishers
+
+
+def test_a_commit_whose_answer_was_lost_counts_as_published(loopback, options, folders):
+    loopback.fault("POST .*/commit/", "cut", 5)
+    assert push_folder(folders[1], "org/digits", options()).changed
+    assert len(commits(loopback)) == 1
+
+
+def test_a_tag_is_moved_though_the_answer_to_its_deletion_is_lost(loopback, options, folders, tmp_path):
+    push_folder(folders[2], "org/digits", options(revision="v1"))
+    other = make_folder(tmp_path, make_artifact(2, logits=False))
+    loopback.fault("DELETE .*/tag/", "status-after", 503)
+    done = push_folder(other, "org/digits", options(revision="v1", force=True))
+    assert loopback.head("org/digits", "v1").oid == done.commit
+
+
+def test_a_tag_that_somebody_sets_meanwhile_is_left_alone_and_named(loopback, options, folders):
+    push_folder(folders[2], "org/digits", options())
+    old = loopback.head("org/digits")
+
+    def tag():
+        loopback.repositories["org/digits"].refs["refs/tags/v1"] = old
+
+    loopback.fault("POST .*/commit/", "do", tag)
+    with pytest.raises(UsageError, match="has a tag 'v1' already"):
+        push_folder(folders[1], "org/digits", options(revision="v1"))
+    assert loopback.head("org/digits", "v1") is old
+    assert "ipc1/manifest.json" in loopback.files("org/digits")
+
+
+def test_a_name_that_is_taken_by_what_the_token_may_not_see_is_said_at_once(loopback, options, folders):
+    push_folder(folders[1], "org/digits", options())
+    loopback.fault("GET /api/datasets/org/digits$", "hide", times=99)
+    with pytest.raises(AccessError, match="this token may not see it"):
+        push_folder(folders[1], "org/digits", options())
+
+
+def test_a_token_that_may_only_read_is_found_out_before_a_long_run(options):
+    with pytest.raises(AccessError, match="may only read"):
+        check_access("org/digits", options("hf_reader"))
+    with pytest.raises(UsageError, match="not a repository name"):
+        check_access("org/a b", options())

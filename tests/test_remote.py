@@ -15,7 +15,6 @@ from huggingface_hub import HfApi, constants, get_session
 
 from distilled_data import (
     AccessError,
-    DistilledDataError,
     DistilledDataset,
     FormatError,
     HubError,
@@ -23,10 +22,11 @@ from distilled_data import (
     OutputError,
     UsageError,
     client,
+    manifest,
 )
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE
-from distilled_data.manifest import Fingerprint
-from hub import PushOptions, publish
+from distilled_data.manifest import Fingerprint, Index
+from hub import PushOptions, push_folder
 
 REPO = "org/digits"
 
@@ -34,7 +34,7 @@ REPO = "org/digits"
 @pytest.fixture(scope="module")
 def published(folders):
     with LoopbackHub() as hub:
-        publish(folders[2], REPO, PushOptions(revision="v1", endpoint=hub.url, token="hf_alice"))
+        push_folder(folders[2], REPO, PushOptions(revision="v1", endpoint=hub.url, token="hf_alice"))
         yield hub
 
 
@@ -119,9 +119,34 @@ def test_a_warm_cache_asks_once_for_a_branch_and_never_for_a_commit_but_verifies
 
 def test_a_load_stays_on_one_commit_while_somebody_publishes(hub, load, folders):
     first = hub.head(REPO).oid
-    publish(folders[1], REPO, PushOptions(endpoint=hub.url, token="hf_alice"))
-    assert load(revision=first).ipc == 2
-    assert load().revision == hub.head(REPO).oid != first
+
+    def publish():
+        hub.put(REPO, MANIFEST_FILE, (folders[1] / MANIFEST_FILE).read_bytes())
+        hub.put(REPO, ARTIFACT_FILE, (folders[1] / ARTIFACT_FILE).read_bytes())
+
+    hub.fault("HEAD .*safetensors", "do", publish)  # between the manifest and the artifact
+    assert (load().ipc, load(revision=first).ipc, load().ipc) == (2, 2, 1)
+
+
+def test_a_default_that_is_altered_in_the_index_is_refused(hub, load, folders):
+    push_folder(folders[3], REPO, PushOptions(endpoint=hub.url, token="hf_alice"))
+    index = hub.files(REPO)[MANIFEST_FILE]
+    hub.put(REPO, MANIFEST_FILE, index.replace(b'"default": "ipc2"', b'"default": "ipc3"'))
+    with pytest.raises(FormatError, match="checksum"):
+        load()
+
+
+def test_a_file_that_changes_between_its_verification_and_its_reading_is_refused(load, tmp_path, monkeypatch):
+    data = load()
+    read = manifest.read_artifact
+
+    def damaged(path, **arguments):
+        damage(path)
+        return read(path, **arguments)
+
+    monkeypatch.setattr(manifest, "read_artifact", damaged)
+    with pytest.raises(IntegrityError, match="changed while it was read"):
+        load(revision=data.revision, local_files_only=True)
 
 
 @pytest.mark.parametrize("arguments", [{"local_files_only": True}, {}])
@@ -219,6 +244,23 @@ def test_a_failing_hub_is_tried_again_and_then_named(hub, load, route, kind, val
             load()
 
 
+def test_a_hub_that_fails_while_a_damaged_file_is_repaired_leaves_the_damage_named(hub, load, tmp_path):
+    data = load()
+    damage(cached(ARTIFACT_FILE, tmp_path))
+    hub.fault("HEAD ", "status", 503)  # once: tried again
+    assert equal(load(revision=data.revision), data)
+    damage(cached(ARTIFACT_FILE, tmp_path))
+    hub.fault("HEAD ", "status", 503, times=99)
+    with pytest.raises(IntegrityError, match=r"not the file that was published.*could not be fetched again"):
+        load(revision=data.revision)
+
+
+def test_a_hub_that_asks_for_a_long_pause_is_named_at_once(hub, load):
+    hub.fault("GET /cdn/", "pause", 60)
+    with pytest.raises(HubError, match="takes no more requests for 60 seconds"):
+        load()
+
+
 def test_a_slow_hub_is_waited_for(hub, load):
     hub.fault("GET /cdn/", "slow", 1000)
     assert load().ipc == 2
@@ -244,6 +286,24 @@ def test_what_is_missing_or_not_allowed_is_said_without_the_token(hub, load, cha
         load(repo_id, token=token)
     assert repo_id.partition("@")[0] in str(caught.value)
     assert "hf_" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"token": "hf_secret\n"}, "token holds characters"),
+        ({"token": "hf_\xc9"}, "token holds characters"),
+        ({"endpoint": "huggingface.co"}, "is no address"),
+        ({"repo_id": f"{REPO}@"}, "is empty"),
+        ({"revision": ""}, "is empty"),
+        ({"local_files_only": True, "force_download": True}, "choose one"),
+    ],
+)
+def test_arguments_that_can_never_work_are_refused_before_anything_is_sent(hub, load, arguments, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        load(**arguments)
+    assert "hf_secret" not in str(caught.value)
+    assert hub.requests == []
 
 
 def test_a_private_and_gated_repository_opens_for_its_owner(hub, load):
@@ -279,7 +339,7 @@ def test_a_full_disk_is_said_to_be_and_the_next_load_is_whole(load):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-        with pytest.raises(OutputError, match="cannot be written"):
+        with pytest.raises(OutputError, match="cannot be read or written"):
             load()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -290,7 +350,7 @@ def test_a_cache_that_cannot_be_written_serves_what_it_holds_and_says_so_else(hu
     user = os.geteuid()
     with tempfile.TemporaryDirectory() as cache:
         data = load(cache_dir=cache)
-        publish(folders[1], REPO, PushOptions(endpoint=hub.url, token="hf_alice"))
+        push_folder(folders[1], REPO, PushOptions(endpoint=hub.url, token="hf_alice"))
         paths = [path for path in (Path(cache), *Path(cache).rglob("*")) if not path.is_symlink()]
         try:
             for path in paths:
@@ -298,7 +358,7 @@ def test_a_cache_that_cannot_be_written_serves_what_it_holds_and_says_so_else(hu
             if user == 0:
                 os.seteuid(65534)  # root may write anything
             assert equal(load(revision=data.revision, cache_dir=cache), data)
-            with pytest.raises(OutputError, match="cannot be written"):
+            with pytest.raises(OutputError, match="cannot be read or written"):
                 load(cache_dir=cache)
         finally:
             os.seteuid(user)
@@ -367,16 +427,11 @@ def test_a_manifest_with_paths_that_lead_elsewhere_is_refused(hub, load, changes
 
 
 def test_an_index_that_points_at_an_index_is_refused(hub, load):
-    inner = {
-        "format_version": 1,
-        "default": "ipc1",
-        "configurations": {"ipc1": {"sha256": "0" * 64, "size": 1}},
-    }
-    content = json.dumps(inner).encode()
-    hub.put(REPO, f"ipc1/{MANIFEST_FILE}", content)
-    found = Fingerprint.of_bytes(content)
-    poisoned(hub, default="ipc1", configurations={"ipc1": {"sha256": found.sha256, "size": found.size}})
-    with pytest.raises(DistilledDataError, match="index inside an index"):
+    inner = Index("ipc1", {"ipc1": Fingerprint("0" * 64, 1)}).to_bytes()
+    outer = Index("ipc1", {"ipc1": Fingerprint.of_bytes(inner)}).to_bytes()
+    hub.put(REPO, f"ipc1/{MANIFEST_FILE}", inner)
+    hub.put(REPO, MANIFEST_FILE, outer)
+    with pytest.raises(FormatError, match="index inside an index"):
         load()
 
 

@@ -15,7 +15,7 @@ from hub_server import LoopbackHub
 
 from distilled_data import DistilledDataset
 from distilled_data.format import CARD_FILE
-from hub import PushOptions, publish
+from hub import PushOptions, push_folder
 
 REPO = "org/digits-ncfm"
 
@@ -88,8 +88,8 @@ def test_digits_are_distilled_pushed_tagged_and_loaded_in_every_way(tmp_path, lo
 
 def test_the_card_load_dataset_and_parquet_work_on_a_repository_with_two_sets(tmp_path, loopback, folders):
     options = PushOptions(endpoint=loopback.url, token="hf_alice")
-    publish(folders[2], REPO, options)
-    publish(folders[1], REPO, options)
+    push_folder(folders[2], REPO, options)
+    push_folder(folders[1], REPO, options)
     done = consume(loopback, tmp_path, REPO, "ipc2", "ipc1")
     assert done.returncode == 0, done.stderr
     found, data = json.loads(done.stdout.splitlines()[-1]), DistilledDataset.from_folder(folders[2])
@@ -110,7 +110,7 @@ def test_push_prints_its_plan_does_it_and_finds_nothing_to_do_the_second_time(
     status, plan, _ = here("push.py", *arguments, "--dry-run")
     assert (status, loopback.repositories) == (0, {})
     assert plan.startswith(
-        f"push to {loopback.url}/datasets/{REPO}\n  parent   none: a public repository is created"
+        f"push to {loopback.url}/datasets/{REPO}\n  parent   none: the repository is created"
     )
     assert here("push.py", *arguments)[1].startswith("published: ")
     assert here("push.py", *arguments)[1].startswith("nothing to publish, it is there already: ")
@@ -146,7 +146,7 @@ def test_the_loopback_hub_runs_as_a_command_and_says_how_to_use_it(folders):
         try:
             settings = dict(re.findall(r"(\w+)=(\S+)", process.stdout.readline()))
             options = PushOptions(endpoint=settings["HF_ENDPOINT"], token=settings["HF_TOKEN"])
-            assert publish(folders[1], "alice/try", options).changed
+            assert push_folder(folders[1], "alice/try", options).changed
         finally:
             process.kill()
 
@@ -155,7 +155,7 @@ def test_the_loopback_hub_runs_as_a_command_and_says_how_to_use_it(folders):
 def card(tmp_path_factory):
     folder = make_folder(tmp_path_factory.mktemp("one"), make_artifact(1))
     with LoopbackHub() as hub:
-        publish(folder, REPO, PushOptions(endpoint=hub.url, token="hf_alice"))
+        push_folder(folder, REPO, PushOptions(endpoint=hub.url, token="hf_alice"))
         return hub.files(REPO)[CARD_FILE].decode()
 
 

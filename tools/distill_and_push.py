@@ -13,7 +13,7 @@ from pathlib import Path
 
 from command_line import add_push_flags, duration, push_options, run_command, settings, size, table
 
-from hub import check_access, complete_folder, publish
+from hub import check_access, complete_folder, push_folder
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.pipeline import open_source, peak_memory_mib, run
 from ncfm_engine.plan import check_output, describe, make_plan
@@ -96,7 +96,7 @@ def main(arguments: argparse.Namespace) -> None:
     print(f"artifact in {plan.output}, metrics and plots in {os.path.relpath(plan.run_folder)}")
     if arguments.repo:
         print(f"publishing; should it fail, go on with: python tools/push.py {plan.output} {arguments.repo}")
-        print(publish(plan.output, arguments.repo, push_options(arguments)))
+        print(push_folder(plan.output, arguments.repo, push_options(arguments)))
 
 
 if __name__ == "__main__":

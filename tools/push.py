@@ -12,7 +12,7 @@ from pathlib import Path
 
 from command_line import add_push_flags, push_options, run_command
 
-from hub import plan_push, publish
+from hub import plan_push, push_folder
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(plan_push(arguments.folder, arguments.repo, options))
     else:
-        print(publish(arguments.folder, arguments.repo, options))
+        print(push_folder(arguments.folder, arguments.repo, options))
 
 
 if __name__ == "__main__":

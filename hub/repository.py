@@ -1,0 +1,129 @@
+"""What a dataset repository of the Hub holds at one commit."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+
+from distilled_data import AccessError, ArtifactError, IntegrityError, NewerFormatError, UsageError
+from distilled_data.client import call
+from distilled_data.format import ARTIFACT_FILE, CARD_FILE, MANIFEST_FILE
+from distilled_data.remote import RemoteSet, Repository
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is on the Hub at one commit."""
+
+    head: str | None = None  # None: there is no such repository
+    tagged: str | None = None
+    private: bool | None = None
+    gated: str | bool | None = None
+    files: Mapping[str, RepoFile] = field(default_factory=dict)
+    sets: Mapping[str, RemoteSet] = field(default_factory=dict)  # by folder; "" alone, or ipc1, ipc10, ...
+    broken: tuple[str, ...] = ()  # folders of sets that cannot be read
+    default: str | None = None
+    card: str | None = None
+
+
+def look(
+    api: HfApi, repo_id: str, *, tag: str | None, force: bool, token: str | None, endpoint: str | None
+) -> Contents:
+    """Read the head of `repo_id`. With `force`, sets that are damaged are noted and not refused.
+
+    Raises `AccessError`, `HubError`, `IntegrityError`, and `UsageError` where `tag` is a branch.
+    """
+    try:
+        info = call(repo_id, api.dataset_info, repo_id)
+    except AccessError as error:
+        if type(error.__cause__) is not RepositoryNotFoundError:
+            raise
+        return Contents()
+    head = info.sha
+    assert head is not None
+    refs = call(repo_id, api.list_repo_refs, repo_id, repo_type="dataset")
+    if tag in {branch.name for branch in refs.branches}:
+        raise UsageError(f"{repo_id} has a branch {tag!r}; a tag of the same name would hide it")
+    tagged = {tag.name: tag.target_commit for tag in refs.tags}.get(tag or "")
+    entries = call(
+        repo_id, lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=head, repo_type="dataset"))
+    )
+    files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    sets: dict[str, RemoteSet] = {}
+    broken: list[str] = []
+    default = None
+    if MANIFEST_FILE in files:
+        source = Repository(repo_id, head, token, endpoint)
+        names = _sound(source.names, repo_id, force)
+        if names is None:
+            broken = sorted(
+                {str(Path(path).parent) for path in files if Path(path).name == ARTIFACT_FILE} | {"."}
+            )
+        for name in names or ():
+            if found := _sound(lambda name=name: source.fetch_whole(name), repo_id, force):
+                sets[name] = found
+            else:
+                broken.append(name or ".")
+        default = next((name for name in names or () if name in sets), None)
+    card = _card(api, repo_id, head, files[CARD_FILE]) if CARD_FILE in files else None
+    return Contents(head, tagged, info.private, info.gated, files, sets, tuple(broken), default, card)
+
+
+def hub_hash(entry: RepoFile) -> str:
+    """What the Hub knows a file by: the sha256 of a large one, the git object of a small one."""
+    return entry.lfs.sha256 if entry.lfs else entry.blob_id
+
+
+def git_hash(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def text_of(content: bytes, where: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where} is not UTF-8 text ({error}); save it as that") from error
+
+
+def _sound(read: Callable[[], T], repo_id: str, force: bool) -> T | None:
+    """What is read from the repository; where it is damaged an error or, with `force`, None."""
+    try:
+        return read()
+    except NewerFormatError:
+        raise
+    except ArtifactError as error:
+        if force:
+            return None
+        raise IntegrityError(
+            f"{repo_id} holds something that is not a sound distilled set: {error} Publish elsewhere, or "
+            "over it with --force."
+        ) from error
+
+
+def _card(api: HfApi, repo_id: str, head: str, entry: RepoFile) -> str:
+    """The card on the Hub, byte for byte: what people wrote in it is going to be published again."""
+    content = b""
+    for force in (False, True):
+        path = call(
+            repo_id,
+            api.hf_hub_download,
+            repo_id,
+            CARD_FILE,
+            repo_type="dataset",
+            revision=head,
+            force_download=force,
+        )
+        content = Path(path).read_bytes()
+        if git_hash(content) == entry.blob_id:
+            return text_of(content, f"{CARD_FILE} of {repo_id}")
+    raise IntegrityError(
+        f"{CARD_FILE} of {repo_id}@{head} arrives altered: expected the git object {entry.blob_id}, got "
+        f"{git_hash(content)}. Nothing was pushed."
+    )
