@@ -66,7 +66,9 @@ def test_digits_are_distilled_pushed_tagged_and_loaded_in_every_way(tmp_path, lo
     )
     assert done.returncode == 0, done.stderr
     commit = loopback.head(REPO).oid
-    assert done.stdout.splitlines()[-1] == f"published: {loopback.url}/datasets/{REPO}/commit/{commit}"
+    hint, published = done.stdout.splitlines()[-2:]
+    assert hint.endswith(f"go on with: python tools/push.py out {REPO} --revision v1")
+    assert published == f"published: {loopback.url}/datasets/{REPO}/commit/{commit}"
     made, cache = DistilledDataset.from_folder(tmp_path / "out"), tmp_path / "hub"
 
     def load(**arguments):

@@ -1,7 +1,9 @@
 """What all commands share: exit codes, errors in one paragraph, sizes and times as people write them."""
 
 import argparse
+import dataclasses
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable
@@ -70,6 +72,15 @@ def push_options(arguments: argparse.Namespace) -> PushOptions:
         force=arguments.force,
         endpoint=arguments.endpoint,
     )
+
+
+def push_command(folder: Path, arguments: argparse.Namespace) -> str:
+    """The command that publishes `folder` as these flags ask for."""
+    words = ["python", "tools/push.py", str(folder), arguments.repo]
+    for name, value in dataclasses.asdict(push_options(arguments)).items():
+        if value:
+            words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [value])
+    return shlex.join(words)
 
 
 def size(text: str) -> int:

@@ -11,7 +11,7 @@ import argparse
 import os
 from pathlib import Path
 
-from command_line import add_push_flags, duration, push_options, run_command, settings, size, table
+from command_line import add_push_flags, duration, push_command, push_options, run_command, settings, size, table
 
 from hub import check_access, complete_folder, push_folder
 from ncfm_engine.cache import cache_folder
@@ -95,7 +95,7 @@ def main(arguments: argparse.Namespace) -> None:
     print(f"{times}; peak memory {peak_memory_mib()} MiB")
     print(f"artifact in {plan.output}, metrics and plots in {os.path.relpath(plan.run_folder)}")
     if arguments.repo:
-        print(f"publishing; should it fail, go on with: python tools/push.py {plan.output} {arguments.repo}")
+        print(f"publishing; should it fail, go on with: {push_command(plan.output, arguments)}")
         print(push_folder(plan.output, arguments.repo, push_options(arguments)))
 
 
