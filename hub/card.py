@@ -122,7 +122,7 @@ def _front_matter(sets: Mapping[str, Artifact]) -> dict[str, Any]:
         m.ipc * len(m.classes) * m.factor**2 for m in (artifact.metadata for artifact in sets.values())
     )
     front = {
-        "pretty_name": f"{metadata.dataset}, distilled to {_sizes(sets)} images per class",
+        "pretty_name": f"{metadata.dataset}, distilled to {_sizes(sets)}",
         "task_categories": ["image-classification"],
         "size_categories": [next((name for limit, name in sizes.items() if views < limit), "1M<n<10M")],
         "source_datasets": [str(metadata.source.get("id") or metadata.dataset)],
@@ -148,9 +148,9 @@ def _fields(sets: Mapping[str, Artifact], repo_id: str | None) -> dict[str, obje
     classes = len(metadata.classes)
     repository = repo_id or "."
     return {
-        "title": f"{_plain(metadata.dataset)}, distilled to {_sizes(sets)} images per class",
+        "title": f"{_plain(metadata.dataset)}, distilled to {_sizes(sets)}",
         "dataset": _plain(metadata.dataset),
-        "amount": f"Sets of {_sizes(sets)} synthetic images for each of {classes} classes,"
+        "amount": f"Sets of synthetic images, {_sizes(sets)} for {classes} classes,"
         if several
         else f"{metadata.ipc * classes} synthetic images, {metadata.ipc} for each of {classes} classes,",
         "classes": classes,
@@ -205,9 +205,13 @@ def _inside(folder: str, name: str) -> str:
 
 
 def _sizes(sets: Mapping[str, Artifact]) -> str:
-    """The images per class: "10", "1, 10 and 50"."""
+    """ "10 images per class", "1, 10 and 50 images per class"."""
     *most, last = sorted(artifact.metadata.ipc for artifact in sets.values())
-    return f"{', '.join(map(str, most))} and {last}" if most else str(last)
+    return f"{', '.join(map(str, most))} and {images_per_class(last)}" if most else images_per_class(last)
+
+
+def images_per_class(ipc: int) -> str:
+    return f"{ipc} image{'' if ipc == 1 else 's'} per class"
 
 
 def _results(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -24,7 +24,7 @@ from distilled_data.manifest import (
     verify_folder,
 )
 
-from .card import render_card
+from .card import images_per_class, render_card
 from .repository import Contents, git_hash, hub_hash, look, text_of
 
 _TAG = re.compile(r"(?!.*(\.\.|//|@\{))[\w.][\w./+@-]*(?<!\.lock)(?<![./])")
@@ -142,7 +142,7 @@ def plan_push(folder: str | Path, repo_id: str, options: PushOptions | None = No
         settings=_settings(repo_id, remote, options),
         tagged=remote.tagged,
         files=_planned_files(repo_id, folder, wanted, remote, options.force),
-        message=f"{metadata.dataset}: {metadata.ipc} images per class, content {artifact.content_hash[:12]}",
+        message=f"{metadata.dataset}: {images_per_class(metadata.ipc)}, content {artifact.content_hash[:12]}",
         options=options,
     )
     if plan.moves_tag and not options.force:
@@ -229,12 +229,8 @@ def _planned_files(
                 raise IntegrityError(
                     f"{repo_id} lacks {content}, which its manifest names. Publish that set anew."
                 )
-            change = "unchanged" if content == path else "moved"
-            planned.append(
-                PlannedFile(
-                    path, change, remote.files[content].size, hub_hash(remote.files[content]), content
-                )
-            )
+            change, entry = "unchanged" if content == path else "moved", remote.files[content]
+            planned.append(PlannedFile(path, change, entry.size, hub_hash(entry), content))
             continue
         data = content if isinstance(content, bytes) else _local(content, folder, manifest)
         found, there = Fingerprint.of_bytes(data), remote.files.get(path)

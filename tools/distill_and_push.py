@@ -11,7 +11,16 @@ import argparse
 import os
 from pathlib import Path
 
-from command_line import add_push_flags, duration, push_command, push_options, run_command, settings, size, table
+from command_line import (
+    add_push_flags,
+    duration,
+    push_command,
+    push_options,
+    run_command,
+    settings,
+    size,
+    table,
+)
 
 from hub import check_access, complete_folder, push_folder
 from ncfm_engine.cache import cache_folder
