@@ -86,7 +86,8 @@ class PushPlan:
 
     def __str__(self) -> str:
         options = self.options
-        made = ", ".join(f"{name} {value}" for name, value in self.settings.items()) or "as it is"
+        made = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        made = made or ("as they are" if self.parent else "the account's default")
         change = f"{'pull request' if options.create_pr else 'commit'}: {self.message}"
         tag = f"{options.revision or 'none'}{f', moved from {self.tagged}' if self.moves_tag else ''}"
         lines = [
