@@ -5,18 +5,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from . import format
+from . import export, format
 from .augment import DSA
 from .decode import enlarge, tiles
-from .errors import FormatError, MissingExtraError, UsageError
+from .errors import FormatError, UsageError
 from .format import ARTIFACT_FILE, Artifact, Metadata
-from .loader import Loader
+from .loader import Batches, Loader, Places
 from .lock import find_locked
 from .manifest import Index, read_manifest, read_verified, verify_folder
+from .randomness import generator_at
 from .remote import Repository
 
 LABELS = ("soft", "logits", "hard")
@@ -29,6 +31,9 @@ class DistilledDataset(Dataset):
     its target by `labels`: "soft" probabilities [classes] (one-hot where the artifact has no teacher
     labels), "logits" [classes] or "hard" int. Samples are ordered by (rank, class, view), so a smaller
     `ipc` is a prefix. With `transform` set, it is given a PIL image in the place of the tensor.
+
+    `data[7]` is a sample; a slice, a list or a tensor of indices, or a mask gives a batch of them, stacked
+    where they can be. Both are tuples, or dicts after `with_format("dict")`.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class DistilledDataset(Dataset):
         self.revision = revision  # commit of the Hub that it was loaded from
         self.transform: Callable[[Any], Any] | None = None
         self.target_transform: Callable[[Any], Any] | None = None
+        self.keys: tuple[str, str] | None = None  # of image and label in a dict; None: samples are tuples
         m, views = artifact.metadata, artifact.metadata.factor**2
         self._tiles = tiles(artifact.images.flatten(0, 1), m.factor).flatten(0, 1)
         classes = torch.arange(len(m.classes))
@@ -190,6 +196,11 @@ class DistilledDataset(Dataset):
         return self._decode(slice(None)).round().to(torch.uint8)
 
     @property
+    def data(self) -> np.ndarray:
+        """All samples decoded as torchvision's CIFAR10 has them: uint8 [N, height, width, channels]."""
+        return self.images.permute(0, 2, 3, 1).numpy()
+
+    @property
     def soft_targets(self) -> Tensor:
         """Class probabilities, float32 [N, classes]: softmax of the teacher logits at their temperature."""
         if self.artifact.logits is None:
@@ -199,23 +210,33 @@ class DistilledDataset(Dataset):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is outside the {len(self)} samples")
-        return self.__getitems__([index])[0]
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor | np.ndarray) -> Any:
+        if isinstance(index, slice):
+            rows = list(range(len(self)))[index]
+        elif isinstance(index, (Sequence, Tensor, np.ndarray)) and np.ndim(index) > 0:
+            rows = _rows(index, len(self))
+        else:
+            return self.__getitems__(_rows([index], len(self)))[0]
+        return self._stacked(self.__getitems__(rows))
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Any, Any]]:
+    def __getitems__(self, indices: list[int]) -> list[Any]:
         """Samples of a batch, decoded together; `DataLoader` calls this."""
         images, targets = self._decode(indices), self._labels[indices]
         if self.transform is None:
             mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (self.mean, self.std))
             samples = list((images / 255 - mean) / std)
         else:
-            samples = [self.transform(_to_pil(image)) for image in images]
+            samples = [self.transform(export.to_pil(image)) for image in images]
         labels = targets.tolist() if self.labels == "hard" else list(targets)
         if self.target_transform is not None:
             labels = [self.target_transform(label) for label in labels]
-        return list(zip(samples, labels, strict=True))
+        pairs = zip(samples, labels, strict=True)
+        return list(pairs) if self.keys is None else [dict(zip(self.keys, p, strict=True)) for p in pairs]
+
+    def _stacked(self, samples: list[Any]) -> Any:
+        columns = zip(*(s if self.keys is None else s.values() for s in samples), strict=True)
+        stacked = tuple(_stack(list(column)) for column in columns) or (torch.empty(0), torch.empty(0))
+        return stacked if self.keys is None else dict(zip(self.keys, stacked, strict=True))
 
     def __repr__(self) -> str:
         m = self.info
@@ -238,6 +259,54 @@ class DistilledDataset(Dataset):
         """The same images with "soft", "logits" or "hard" targets."""
         return self._derived(self.artifact, labels)
 
+    def with_format(self, format: str, image_key: str = "pixel_values", label_key: str = "labels") -> Self:
+        """The same set with samples as "tuple", or as "dict" with these keys, those of transformers."""
+        if format not in ("tuple", "dict"):
+            raise UsageError(f"format must be tuple or dict, got {format!r}")
+        if image_key == label_key:
+            raise UsageError(f"image_key and label_key must differ, both are {image_key!r}")
+        derived = self._derived(self.artifact, self.labels)
+        derived.keys = (image_key, label_key) if format == "dict" else None
+        return derived
+
+    def split(self, fraction: float, seed: int = 0) -> tuple[Self, Self]:
+        """Two sets: about `fraction` of the packed images of every class, drawn with `seed`, and the rest.
+
+        Tiles of one packed image stay together. Raises `UsageError` where either would be empty.
+        """
+        count = round(fraction * self.ipc) if 0 < fraction < 1 else 0
+        if not 0 < count < self.ipc:
+            raise UsageError(
+                f"split({fraction}) of {self.ipc} packed images per class leaves one part empty; expected a "
+                "fraction between 0 and 1 that gives both one or more"
+            )
+        generator = generator_at(seed, "split")
+        order = torch.stack([torch.randperm(self.ipc, generator=generator) for _ in self.classes], 1)
+        return self._ranks(order[:count]), self._ranks(order[count:])
+
+    def _ranks(self, order: Tensor) -> Self:
+        """The images at `order` [ranks, classes] of each class."""
+        columns = torch.arange(len(self.classes))
+        logits = self.artifact.logits
+        artifact = Artifact(
+            self.artifact.images[order, columns],
+            dataclasses.replace(self.info, ipc=len(order)),
+            None if logits is None else logits[order, columns],
+        )
+        return self._derived(artifact, self.labels)
+
+    def to_hf(self) -> Any:
+        """See `distilled_data.export.to_hf`."""
+        return export.to_hf(self)
+
+    def to_webdataset(self, path: str | Path) -> None:
+        """See `distilled_data.export.to_webdataset`."""
+        export.to_webdataset(self, path)
+
+    def to_imagefolder(self, path: str | Path) -> None:
+        """See `distilled_data.export.to_imagefolder`."""
+        export.to_imagefolder(self, path)
+
     def loader(
         self,
         batch_size: int = 256,
@@ -247,6 +316,9 @@ class DistilledDataset(Dataset):
         shuffle: bool = True,
         drop_last: bool = False,
         seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        infinite: bool = False,
     ) -> Loader:
         """Device-resident batches of (normalised images, targets), see `Loader`.
 
@@ -267,7 +339,39 @@ class DistilledDataset(Dataset):
             shuffle=shuffle,
             drop_last=drop_last,
             seed=seed,
+            rank=rank,
+            world_size=world_size,
+            infinite=infinite,
         )
+
+    def dataloader(
+        self,
+        batch_size: int = 256,
+        *,
+        augment: str | Callable[[Tensor], Tensor] | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        **options: Any,
+    ) -> DataLoader:
+        """The batches of `loader` as a `torch.utils.data.DataLoader`, for frameworks that insist on one.
+
+        Each batch is decoded and augmented at once, in a worker process if there are any; the same ones
+        come out. `options` are those of `DataLoader`, such as `num_workers` and `pin_memory`. Its
+        `sampler.set_epoch` is that of `Loader`.
+        """
+        loader = self.loader(
+            batch_size,
+            augment=augment,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        return DataLoader(Batches(loader), sampler=Places(loader), batch_size=None, **options)
 
     def verify(self) -> None:
         """Compare every file of the folder with its manifest. Raises `IntegrityError`.
@@ -281,6 +385,7 @@ class DistilledDataset(Dataset):
     def _derived(self, artifact: Artifact, labels: str) -> Self:
         derived = type(self)(artifact, labels, self.folder, self.revision)
         derived.transform, derived.target_transform = self.transform, self.target_transform
+        derived.keys = self.keys
         return derived
 
     def _logits(self) -> Tensor:
@@ -291,10 +396,22 @@ class DistilledDataset(Dataset):
         return enlarge(self._tiles[index].float(), (self.info.height, self.info.width))
 
 
-def _to_pil(image: Tensor) -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError("pillow", "engine", "a transform on PIL images") from error
-    array = image.round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array)
+def _rows(index: Any, length: int) -> list[int]:
+    """Row numbers of a list, array or tensor of numbers, or of a mask. Raises `IndexError`."""
+    rows = np.asarray(index)
+    if len(rows) == 0:
+        return []
+    mask = rows.dtype == bool
+    if rows.ndim != 1 or rows.dtype.kind not in "biu" or (mask and len(rows) != length):
+        raise IndexError(f"expected whole numbers or a mask of {length}, got {index!r:.80}")
+    numbers = np.flatnonzero(rows).tolist() if mask else rows.tolist()
+    for number in numbers:
+        if not -length <= number < length:
+            raise IndexError(f"index {number} is outside the {length} samples")
+    return numbers
+
+
+def _stack(column: list[Any]) -> Any:
+    if all(isinstance(value, Tensor) for value in column):
+        return torch.stack(column) if len({value.shape for value in column}) == 1 else column
+    return torch.tensor(column) if all(type(value) is int for value in column) else column

@@ -178,6 +178,8 @@ def read_verified(
     def identity() -> tuple[int, ...]:
         try:
             status = path.stat()
+        except FileNotFoundError as error:
+            raise IntegrityError(f"{path} is missing; the manifest names it. {advice}") from error
         except OSError as error:
             raise IntegrityError(f"{path} cannot be read: {error.strerror}. {advice}") from error
         return status.st_ino, status.st_mtime_ns, status.st_size

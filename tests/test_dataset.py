@@ -615,3 +615,70 @@ def test_a_pickled_selection_holds_only_what_was_selected():
     images = torch.arange(50 * 4 * 256).to(torch.uint8).view(50, 4, 1, 16, 16)
     data = DistilledDataset.from_tensors(images, list("abcd"))
     assert len(pickle.dumps(data.select(ipc=1))) < len(pickle.dumps(data)) / 5
+
+
+# Batches, formats and parts
+
+
+def test_slices_lists_tensors_and_masks_give_stacked_batches(artifact):
+    data = DistilledDataset(artifact)
+    images, targets = data[1:4]
+    assert images.shape == (3, 1, 6, 6)
+    assert torch.equal(targets, data.soft_targets[1:4])
+    mask = torch.zeros(len(data), dtype=torch.bool)
+    mask[1:4] = True
+    for index in ([1, 2, 3], torch.tensor([1, 2, 3]), mask, np.array([1, 2, 3]), (1, 2, -len(data) + 3)):
+        assert torch.equal(data[index][0], images)
+    assert data[[]][0].numel() == data[5:5][0].numel() == 0
+    assert torch.equal(data.with_labels("hard")[1:4][1], data.targets[1:4])
+
+
+@pytest.mark.parametrize("index", [1.5, "1", [1.5], [[1]], [999], torch.ones(3, dtype=torch.bool), None])
+def test_an_index_that_names_no_samples_is_refused(artifact, index):
+    with pytest.raises(IndexError):
+        DistilledDataset(artifact)[index]
+
+
+def test_samples_as_dicts_have_the_keys_asked_for_and_keep_them_in_parts(artifact):
+    data = DistilledDataset(artifact).with_format("dict", label_key="soft")
+    assert list(data[0]) == list(data[0:2]) == list(data.select(ipc=1)[0]) == ["pixel_values", "soft"]
+    assert torch.equal(data[0:2]["soft"], data.soft_targets[:2])
+    assert isinstance(data.with_format("tuple")[0], tuple)
+    with pytest.raises(UsageError):
+        data.with_format("numpy")
+    with pytest.raises(UsageError):
+        data.with_format("dict", "x", "x")
+
+
+def test_a_batch_of_transformed_samples_is_a_list_where_it_cannot_be_stacked(artifact):
+    data = DistilledDataset(artifact)
+    data.transform = lambda image: image
+    images, targets = data[0:2]
+    assert [image.size for image in images] == [(6, 6)] * 2
+    assert targets.shape == (2, 4)
+
+
+def test_the_data_of_torchvision_is_height_width_channels(artifact):
+    data = DistilledDataset(artifact)
+    assert data.data.shape == (len(data), 6, 6, 1)
+    assert np.array_equal(data.data[7, :, :, 0], data.images[7, 0].numpy())
+
+
+def test_a_split_parts_the_packed_images_of_every_class_and_loses_none(artifact):
+    data = DistilledDataset(artifact)
+    one, two = data.split(0.34, seed=3)
+    assert (one.ipc, two.ipc) == (1, 2)
+    for label in range(4):
+        both = torch.cat([one.artifact.images[:, label], two.artifact.images[:, label]]).flatten(1)
+        whole = data.artifact.images[:, label].flatten(1)
+        assert sorted(both.tolist()) == sorted(whole.tolist())
+    assert torch.equal(one.artifact.images, data.split(0.34, seed=3)[0].artifact.images)
+    assert any(not torch.equal(one.artifact.images, data.split(0.34, s)[0].artifact.images) for s in range(9))
+    rank = (data.artifact.images[:, 0] == one.artifact.images[0, 0]).flatten(1).all(1).nonzero().item()
+    assert torch.equal(one.artifact.logits[0, 0], data.artifact.logits[rank, 0])
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.5, 0.1, 0.9, float("nan")])
+def test_a_split_that_leaves_a_part_empty_is_refused(artifact, fraction):
+    with pytest.raises(UsageError, match="leaves one part empty"):
+        DistilledDataset(artifact).split(fraction)

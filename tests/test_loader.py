@@ -202,3 +202,74 @@ def test_an_unknown_strategy_is_refused_before_the_first_batch(artifact):
 def test_a_batch_size_that_is_no_whole_number_is_refused(artifact, batch_size):
     with pytest.raises(UsageError):
         DistilledDataset(artifact).loader(batch_size)
+
+
+# Resuming, ranks, workers
+
+
+def same(one, two):
+    return len(one) == len(two) and all(
+        torch.equal(a, b) for x, y in zip(one, two, strict=True) for a, b in zip(x, y, strict=True)
+    )
+
+
+def test_a_loader_goes_on_after_the_batch_where_its_state_was_taken(data):
+    whole = data.loader(5, augment="color_crop", seed=3)
+    expected = [list(whole) for _ in range(3)]
+    first = data.loader(5, augment="color_crop", seed=3)
+    list(first)
+    for number, _ in enumerate(first):
+        if number == 2:
+            state = first.state_dict()
+            break
+    resumed = data.loader(5, augment="color_crop", seed=3)
+    resumed.load_state_dict(state)
+    assert same(list(resumed), expected[1][3:])
+    assert same(list(resumed), expected[2])
+
+
+def test_the_state_after_the_last_batch_is_the_next_epoch(data):
+    loader = data.loader(5)
+    list(loader)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (1, 0)
+    loader.set_epoch(7)
+    next(iter(loader))
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (7, 1)
+
+
+def test_the_state_of_another_loader_is_refused(data):
+    with pytest.raises(UsageError, match="another loader"):
+        data.loader(5, seed=1).load_state_dict(data.loader(5).state_dict())
+
+
+def test_ranks_share_an_epoch_out_evenly_and_together_see_every_image(data):
+    for world_size in (2, 5):
+        parts = [data.loader(4, rank=rank, world_size=world_size).order(0) for rank in range(world_size)]
+        assert {len(part) for part in parts} == {-(-len(data) // world_size)}
+        assert set(torch.cat(parts).tolist()) == set(range(len(data)))
+        short = [
+            data.loader(4, rank=rank, world_size=world_size, drop_last=True).order(0)
+            for rank in range(world_size)
+        ]
+        assert torch.cat(short).unique().numel() == len(data) // world_size * world_size
+    with pytest.raises(UsageError, match="rank must be"):
+        data.loader(rank=2, world_size=2)
+
+
+def test_an_infinite_loader_is_the_epochs_one_after_the_other(data):
+    finite, infinite = data.loader(5, seed=1), iter(data.loader(5, seed=1, infinite=True))
+    expected = [*finite, *finite]
+    assert same([next(infinite) for _ in expected], expected)
+    with pytest.raises(UsageError, match="make no batch"):
+        data.loader(1000, drop_last=True, infinite=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataloader_gives_the_batches_of_the_loader_with_workers_and_without(data, workers):
+    options = {"num_workers": workers, "multiprocessing_context": "spawn" if workers else None}
+    made, loader = data.dataloader(5, augment="dsa", seed=2, **options), data.loader(5, augment="dsa", seed=2)
+    assert len(made) == len(loader)
+    for _ in range(2):
+        assert same(list(made), list(loader))
+    made.sampler.set_epoch(0)
+    assert same(list(made)[:1], list(data.loader(5, augment="dsa", seed=2))[:1])

@@ -82,8 +82,20 @@ def test_every_error_is_exported_and_is_one_of_ours():
         (DistilledDataset.with_labels, "(self, labels)"),
         (
             DistilledDataset.loader,
-            "(self, batch_size=256, *, device='cpu', augment=None, shuffle=True, drop_last=False, seed=0)",
+            "(self, batch_size=256, *, device='cpu', augment=None, shuffle=True, drop_last=False, seed=0, "
+            "rank=0, world_size=1, infinite=False)",
         ),
+        (
+            DistilledDataset.dataloader,
+            "(self, batch_size=256, *, augment=None, shuffle=True, drop_last=False, seed=0, rank=0, "
+            "world_size=1, **options)",
+        ),
+        (
+            DistilledDataset.with_format,
+            "(self, format, image_key='pixel_values', label_key='labels')",
+        ),
+        (DistilledDataset.split, "(self, fraction, seed=0)"),
+        (DistilledDataset.to_hf, "(self)"),
         (DistilledDataset.verify, "(self)"),
         (ncfd, "(real, synthetic, frequencies, alpha=0.5)"),
         (characteristic_function, "(features, frequencies)"),

@@ -1,5 +1,6 @@
 """`from_hub`: pinned, verified, cached, by the genuine client over HTTP from the loopback Hub."""
 
+import contextlib
 import copy
 import json
 import os
@@ -27,6 +28,7 @@ from distilled_data import (
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE
 from distilled_data.manifest import Fingerprint, Index
 from hub import PushOptions, push_folder
+from hub.plan import hub_api
 
 REPO = "org/digits"
 
@@ -439,23 +441,23 @@ def test_an_index_that_points_at_an_index_is_refused(hub, load):
 
 
 def test_our_requests_get_a_time_limit_and_those_of_others_keep_theirs(hub, load):
-    seen = {}
+    limits = []
 
     def look(request):
-        seen[request.url.path] = request.extensions["timeout"]
+        limits.append(request.extensions["timeout"]["read"])
 
     load()
     session = get_session()
     session.event_hooks["request"].append(look)
     try:
-        load(force_download=True)
-        HfApi(endpoint=hub.url).dataset_info(REPO)
+        client.call(REPO, HfApi(endpoint=hub.url, library_name=client.LIBRARY).dataset_info, REPO)
+        client.call(REPO, HfApi(endpoint=hub.url, library_name="another").dataset_info, REPO)
+        with contextlib.suppress(AccessError):
+            options = PushOptions(endpoint=hub.url, token="hf_bob")
+            client.call(REPO, hub_api(options).create_tag, REPO, tag="v2", repo_type="dataset")
     finally:
         session.event_hooks["request"].remove(look)
-    limits = {path: limit["read"] for path, limit in seen.items()}
-    assert limits.pop(f"/api/datasets/{REPO}") is None
-    assert len(limits) == 3
-    assert set(limits.values()) == {client.LIMIT}
+    assert limits == [client.LIMIT, None, client.WRITE_LIMIT]
 
 
 def test_a_hub_that_never_answers_is_given_up(hub, load, monkeypatch):

@@ -1,0 +1,111 @@
+"""A distilled set as other libraries keep images: a Hugging Face dataset, WebDataset shards, folders of PNG.
+
+What is exported are the decoded views, in their order, with class and, where there are teacher labels, the
+class probabilities.
+"""
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .errors import MissingExtraError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    from .dataset import DistilledDataset
+
+
+def to_hf(data: "DistilledDataset") -> Any:
+    """A `datasets.Dataset` with the columns `image`, `label` and, with teacher labels, `soft_label`."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("datasets", "data", "a Hugging Face dataset") from error
+    features: dict[str, Any] = {
+        "image": datasets.Image(),
+        "label": datasets.ClassLabel(names=list(data.classes)),
+    }
+    columns: dict[str, Any] = {
+        "image": [{"bytes": content, "path": None} for content in _pngs(data)],
+        "label": data.targets.tolist(),
+    }
+    if data.artifact.logits is not None:
+        features["soft_label"] = datasets.Sequence(datasets.Value("float32"))
+        columns["soft_label"] = data.soft_targets.tolist()
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def to_webdataset(data: "DistilledDataset", path: str | Path) -> None:
+    """Write the shard `path`: samples of `png`, `cls` and, with teacher labels, `soft.npy`."""
+    try:
+        from webdataset.writer import TarWriter
+    except ImportError as error:
+        raise MissingExtraError("webdataset", "data", "a WebDataset shard") from error
+    path = Path(path)
+    soft = None if data.artifact.logits is None else data.soft_targets.numpy()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TarWriter(str(temporary), mtime=0.0) as shard:  # equal sets give equal bytes
+            for number, (content, label) in enumerate(zip(_pngs(data), data.targets.tolist(), strict=True)):
+                sample = {"__key__": f"{number:08d}", "png": content, "cls": label}
+                shard.write(sample if soft is None else sample | {"soft.npy": soft[number]})
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OutputError(
+            f"could not write {path}: {error.strerror}. The old file, if any, is there."
+        ) from error
+
+
+def to_imagefolder(data: "DistilledDataset", path: str | Path) -> None:
+    """Write `path`/CLASS/NUMBER.png, as torchvision's ImageFolder reads them, in label order.
+
+    A class folder is the label in digits, then the name. `path` must not exist, or be an empty folder.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path} is not an empty folder; choose another one")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    digits = len(str(len(data.classes) - 1))
+    names = [f"{label:0{digits}d}_{_file_name(name)}" for label, name in enumerate(data.classes)]
+    try:
+        for name in names:
+            (temporary / name).mkdir()
+        for number, (content, label) in enumerate(zip(_pngs(data), data.targets.tolist(), strict=True)):
+            (temporary / names[label] / f"{number:08d}.png").write_bytes(content)
+        temporary.chmod(0o755)
+        os.replace(temporary, path)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OutputError(f"could not write {path}: {error.strerror}") from error
+
+
+def _pngs(data: "DistilledDataset") -> Iterator[bytes]:
+    for image in data.images:
+        file = io.BytesIO()
+        to_pil(image).save(file, "PNG")
+        yield file.getvalue()
+
+
+def to_pil(image: Tensor) -> Any:
+    """A PIL image of values 0..255 [channels, height, width], 1 or 3 channels."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtraError("pillow", "engine", "a PIL image") from error
+    array = image.round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w-]+", "_", name)[:80]

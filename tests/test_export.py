@@ -1,0 +1,93 @@
+"""Exports: what other libraries read back is what `DistilledDataset` decodes."""
+
+import dataclasses
+import importlib
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from artifacts import make_artifact
+
+from distilled_data import DistilledDataset, MissingExtraError, OutputError, UsageError
+
+
+@pytest.fixture(params=[1, 3], ids=["grey", "colour"])
+def data(request):
+    return DistilledDataset(make_artifact(2, channels=request.param))
+
+
+def pixels(image):
+    return torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1)
+
+
+def test_a_hugging_face_dataset_has_images_names_and_soft_labels(data):
+    rows = data.to_hf()
+    assert torch.equal(torch.stack([pixels(image) for image in rows["image"]]), data.images)
+    assert rows["label"][:] == data.targets.tolist()
+    assert rows.features["label"].names == list(data.classes)
+    assert torch.allclose(torch.tensor(rows["soft_label"][:]), data.soft_targets)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_shard_is_read_back_by_webdataset_and_is_the_same_bytes_twice(data, tmp_path):
+    webdataset = importlib.import_module("webdataset")
+    for name in ("a.tar", "b.tar"):
+        data.to_webdataset(tmp_path / name)
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    samples = list(webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False).decode("pil"))
+    images = torch.stack([pixels(sample["png"])[: data.info.channels] for sample in samples])
+    assert torch.equal(images, data.images)
+    assert [sample["cls"] for sample in samples] == data.targets.tolist()
+    assert np.allclose(np.stack([sample["soft.npy"] for sample in samples]), data.soft_targets.numpy())
+
+
+def test_torchvision_reads_the_folders_in_label_order(data, tmp_path):
+    data.to_imagefolder(tmp_path / "out")
+    found = torchvision.datasets.ImageFolder(str(tmp_path / "out"))
+    assert [name.split("_", 1)[1] for name in found.classes] == list(data.classes)
+    order = data.targets.argsort(stable=True)
+    assert found.targets == data.targets[order].tolist()
+    grey = data.info.channels == 1
+    images = torch.stack([pixels(image.convert("L") if grey else image) for image, _ in found])
+    assert torch.equal(images, data.images[order])
+
+
+def test_class_names_make_no_paths(tmp_path):
+    classes = ["../up", "a/b", "/root", "..", *(f"class {i}" for i in range(7))]
+    DistilledDataset(make_artifact(1, classes=classes)).to_imagefolder(tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir())[:4] == [
+        "00__up",
+        "01_a_b",
+        "02__root",
+        "03__",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_holds_something_is_left_alone(data, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(UsageError, match="not an empty folder"):
+        data.to_imagefolder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_what_cannot_be_written_is_said_and_nothing_is_left(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        data.to_webdataset(tmp_path / "file" / "a.tar")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("package", "method"), [("datasets", "to_hf"), ("webdataset.writer", "to_webdataset")]
+)
+def test_a_missing_package_is_named_with_what_brings_it(data, tmp_path, monkeypatch, package, method):
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(MissingExtraError, match=package.split(".")[0]):
+        getattr(data, method)(*([tmp_path / "x"] if method == "to_webdataset" else []))
+
+
+def test_without_teacher_labels_there_are_no_soft_ones(tmp_path):
+    data = DistilledDataset(dataclasses.replace(make_artifact(1), logits=None))
+    assert data.to_hf().column_names == ["image", "label"]
