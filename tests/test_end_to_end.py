@@ -285,7 +285,7 @@ def test_the_readme_has_no_gaps_and_its_links_lead_somewhere():
         assert (ROOT / link).exists(), link
 
 
-@pytest.mark.parametrize("tool", ["distill_and_push.py", "evaluate.py", "ablate.py"])
+@pytest.mark.parametrize("tool", ["distill_and_push.py", "push.py", "evaluate.py", "ablate.py"])
 def test_help_runs_and_shows_commands(here, tool):
     status, output, _ = here(tool, "--help")
     assert status == 0

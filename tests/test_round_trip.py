@@ -153,6 +153,16 @@ def test_the_loopback_hub_runs_as_a_command_and_says_how_to_use_it(folders):
             process.kill()
 
 
+def test_the_benchmark_of_loading_times_every_contender(here, tmp_path):
+    status, out, errors = here(
+        "benchmark_loading.py", "--megabytes", "0.1", "--rounds", "2", "--output", "rows.json"
+    )
+    assert status == 0, errors
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [len(row["seconds"]) for row in rows] == [2] * 4
+    assert all(row["contender"] in out and min(row["seconds"]) > 0 for row in rows)
+
+
 @pytest.fixture(scope="module")
 def card(tmp_path_factory):
     folder = make_folder(tmp_path_factory.mktemp("one"), make_artifact(1))
