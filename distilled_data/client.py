@@ -15,7 +15,7 @@ from .errors import AccessError, ConflictError, DistilledDataError, HubError, Ou
 
 LIBRARY = "distilled-data"  # in the User-Agent of our requests
 LIMIT = 10.0  # seconds in which the Hub has to send the next bytes
-WRITE_LIMIT = 25.0  # seconds in which it has to answer what changes something: a commit takes its time
+WRITE_LIMIT = 20.0  # seconds in which it has to answer what changes something: a commit takes its time
 PATIENCE = 12.0  # seconds without a good answer after which nothing more is asked
 PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds between calls, where the client does not try again itself
 
