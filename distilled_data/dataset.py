@@ -15,6 +15,7 @@ from .augment import DSA
 from .decode import enlarge, tiles
 from .errors import FormatError, UsageError
 from .format import ARTIFACT_FILE, Artifact, Metadata
+from .indexing import rows_of, stacked
 from .loader import Batches, Loader, Places
 from .lock import find_locked
 from .manifest import Index, read_manifest, read_verified, verify_folder
@@ -87,16 +88,15 @@ class DistilledDataset(Dataset):
         Raises `AccessError` for what is not there or not allowed, `HubError` when the Hub fails,
         `IntegrityError` for bytes that are not the published ones, `LockError`, `FormatError`, `UsageError`.
         """
-        name = repo_id.partition("@")[0]
         found = Repository(
             repo_id,
             revision,
-            token,
-            endpoint,
-            cache_dir,
-            local_files_only,
-            force_download,
-            None if lock is None else find_locked(lock, name),
+            token=token,
+            endpoint=endpoint,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+            lock=None if lock is None else find_locked(lock, repo_id.partition("@")[0]),
         ).fetch(ipc, classes)
         return cls(found.artifact, labels, found.folder, found.commit)
 
@@ -214,9 +214,9 @@ class DistilledDataset(Dataset):
         if isinstance(index, slice):
             rows = list(range(len(self)))[index]
         elif isinstance(index, (Sequence, Tensor, np.ndarray)) and np.ndim(index) > 0:
-            rows = _rows(index, len(self))
+            rows = rows_of(index, len(self))
         else:
-            return self.__getitems__(_rows([index], len(self)))[0]
+            return self.__getitems__(rows_of([index], len(self)))[0]
         return self._stacked(self.__getitems__(rows))
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
@@ -235,8 +235,8 @@ class DistilledDataset(Dataset):
 
     def _stacked(self, samples: list[Any]) -> Any:
         columns = zip(*(s if self.keys is None else s.values() for s in samples), strict=True)
-        stacked = tuple(_stack(list(column)) for column in columns) or (torch.empty(0), torch.empty(0))
-        return stacked if self.keys is None else dict(zip(self.keys, stacked, strict=True))
+        batch = tuple(stacked(list(column)) for column in columns) or (torch.empty(0), torch.empty(0))
+        return batch if self.keys is None else dict(zip(self.keys, batch, strict=True))
 
     def __repr__(self) -> str:
         m = self.info
@@ -394,24 +394,3 @@ class DistilledDataset(Dataset):
 
     def _decode(self, index: slice | list[int]) -> Tensor:
         return enlarge(self._tiles[index].float(), (self.info.height, self.info.width))
-
-
-def _rows(index: Any, length: int) -> list[int]:
-    """Row numbers of a list, array or tensor of numbers, or of a mask. Raises `IndexError`."""
-    rows = np.asarray(index)
-    if len(rows) == 0:
-        return []
-    mask = rows.dtype == bool
-    if rows.ndim != 1 or rows.dtype.kind not in "biu" or (mask and len(rows) != length):
-        raise IndexError(f"expected whole numbers or a mask of {length}, got {index!r:.80}")
-    numbers = np.flatnonzero(rows).tolist() if mask else rows.tolist()
-    for number in numbers:
-        if not -length <= number < length:
-            raise IndexError(f"index {number} is outside the {length} samples")
-    return numbers
-
-
-def _stack(column: list[Any]) -> Any:
-    if all(isinstance(value, Tensor) for value in column):
-        return torch.stack(column) if len({value.shape for value in column}) == 1 else column
-    return torch.tensor(column) if all(type(value) is int for value in column) else column
