@@ -1,7 +1,7 @@
 """Calls of the Hub's client: tried again where the failure may pass, never for long, its errors told as ours.
 
-By itself the client waits without end for the answer to most calls, and for six minutes and a half for the
-first word about a file. So requests of ours get a time limit on their way out, and give up when nothing was
+By itself the client waits without end for the answer to most calls, and for minutes for the first word about
+a file. So requests of ours get a time limit on their way out, and give up when nothing was
 answered for `PATIENCE`; others' requests in the same process are left alone.
 """
 

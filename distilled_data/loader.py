@@ -111,7 +111,7 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass epoch number `epoch`, from its first batch."""
-        self.epoch, self._first = epoch, 0
+        self.epoch, self._first, self._after = epoch, 0, (epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration is: what comes next, and what that depends on."""

@@ -233,6 +233,7 @@ def test_the_state_after_the_last_batch_is_the_next_epoch(data):
     list(loader)
     assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (1, 0)
     loader.set_epoch(7)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (7, 0)
     next(iter(loader))
     assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (7, 1)
 

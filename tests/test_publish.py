@@ -502,3 +502,21 @@ def test_a_token_that_may_only_read_is_found_out_before_a_long_run(options):
         check_access("org/digits", options("hf_reader"))
     with pytest.raises(UsageError, match="not a repository name"):
         check_access("org/a b", options())
+
+
+# What a repository can hold that a set does not
+
+
+def test_a_file_that_the_hub_has_lost_is_named_and_the_others_stay(loopback, options, folders):
+    push_folder(folders[2], "org/digits", options())
+    del loopback.head("org/digits").tree[PREVIEW_FILE]
+    with pytest.raises(IntegrityError, match=r"lacks preview\.png"):
+        push_folder(folders[1], "org/digits", options())
+    assert len(commits(loopback)) == 1
+
+
+def test_a_card_that_is_no_text_is_not_published_over(loopback, options, folders):
+    push_folder(folders[2], "org/digits", options())
+    loopback.put("org/digits", CARD_FILE, "Schöne Bilder".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"README\.md of org/digits is not UTF-8"):
+        push_folder(folders[1], "org/digits", options())

@@ -437,6 +437,27 @@ def test_an_index_that_points_at_an_index_is_refused(hub, load):
         load()
 
 
+def test_a_folder_in_the_place_of_a_cached_file_is_damage(load, tmp_path):
+    data = load()
+    path = cached(ARTIFACT_FILE, tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        load(revision=data.revision, local_files_only=True)
+
+
+@pytest.mark.parametrize(
+    "secret", ["https://cdn/x?signature=abc", "ba84?signature=abc", "Bearer abc", "hf_abc"]
+)
+def test_what_the_client_says_is_told_without_addresses_and_tokens(secret):
+    def fails():
+        raise ValueError(f"it is {secret} that failed")
+
+    with pytest.raises(HubError, match=r"it is .*that failed") as caught:
+        client.once(REPO, fails)
+    assert "abc" not in str(caught.value)
+
+
 # Patience
 
 
