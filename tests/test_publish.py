@@ -2,10 +2,12 @@
 
 import json
 import threading
+from pathlib import Path
 
 import pytest
 from artifacts import make_artifact, make_folder
 from hub_server import LARGE, Commit, Repository
+from huggingface_hub import constants
 
 from distilled_data import (
     AccessError,
@@ -320,6 +322,18 @@ def test_access_is_checked_before_a_long_run(loopback, options):
         check_access("org/digits", options("hf_wrong"))
     with pytest.raises(AccessError, match="nobody is logged in"):
         check_access("org/digits", options(token=None))
+
+
+def test_without_a_token_the_stored_login_is_used_and_before_it_the_environment(options, monkeypatch):
+    stored = Path(constants.HF_TOKEN_PATH)
+    stored.write_text("hf_alice")
+    try:
+        check_access("org/digits", options(token=None))
+        monkeypatch.setenv("HF_TOKEN", "hf_bob")
+        with pytest.raises(AccessError, match="bob may not publish"):
+            check_access("org/digits", options(token=None))
+    finally:
+        stored.unlink()
 
 
 def test_a_commit_of_somebody_else_in_between_is_a_conflict_that_changes_nothing(loopback, options, folders):
