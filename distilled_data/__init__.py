@@ -22,6 +22,7 @@ from .errors import (
     UsageError,
 )
 from .format import Artifact, Metadata
+from .loss import soft_cross_entropy
 
 __all__ = [
     "AccessError",
@@ -45,4 +46,5 @@ __all__ = [
     "SourceError",
     "UnknownNameError",
     "UsageError",
+    "soft_cross_entropy",
 ]

@@ -8,6 +8,10 @@ mean of the data set.
 A strategy is text: operations joined by "_", applied in that order. An operation may be alternatives joined
 by "|", of which one is drawn per call: "flip_color_crop|scale|rotate" flips, changes the colour, and then
 does one of three things.
+
+Mixing joins pairs of images and their targets, as CutMix and MixUp of `torchvision.transforms.v2` do, but
+drawn from a generator and without torchvision, so that a batch does not depend on what is installed. Its
+strategy is alternatives joined by "|", of which one is drawn per batch: "cutmix|none" mixes one batch in two.
 """
 
 import math
@@ -22,7 +26,7 @@ from torch import Tensor
 from .errors import UnknownNameError
 from .transfer import upload
 
-__all__ = ["DSA", "OPERATIONS", "augment", "cutmix"]
+__all__ = ["DSA", "MIXES", "OPERATIONS", "augment", "cutmix", "mix", "mixup"]
 
 DSA = "flip_color_crop|scale|rotate"  # the recipe of evaluation; the strategy "dsa" means this one
 
@@ -75,6 +79,25 @@ def apply(images: Tensor, operations: list[str], uniforms: Tensor) -> Tensor:
     return result.to(images.dtype)
 
 
+def mix(images: Tensor, targets: Tensor, strategy: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mixes `images` [N, channels, height, width] and `targets` [N, classes], which are probabilities.
+
+    `strategy` is one or several of "cutmix", "mixup" and "none", joined by "|". Raises UnknownNameError.
+    """
+    names = parse_mix(strategy)
+    choice = torch.rand((), generator=generator).item() if len(names) > 1 else 0
+    return MIXES[names[int(choice * len(names))]](images, targets, generator)
+
+
+def parse_mix(strategy: str) -> list[str]:
+    """The alternatives of a strategy of mixing. Raises UnknownNameError."""
+    names = strategy.split("|")
+    for name in names:
+        if name not in MIXES:
+            raise UnknownNameError("mix", name, list(MIXES))
+    return names
+
+
 def cutmix(
     images: Tensor, targets: Tensor, generator: torch.Generator, alpha: float = 1.0
 ) -> tuple[Tensor, Tensor]:
@@ -85,16 +108,38 @@ def cutmix(
     before the parts outside the image are cut off; targets are mixed by the share of pixels it then has.
     """
     height, width = images.shape[-2:]
-    partners = torch.randperm(len(images), generator=generator).to(images.device, non_blocking=True)
-    # torch draws no Beta from a generator; the standard library does, from a seed
-    numbers = random.Random(int(torch.randint(2**63 - 1, (), generator=generator)))
+    partners, numbers = pairs(len(images), generator)
     half = 0.5 * math.sqrt(1 - numbers.betavariate(alpha, alpha))
     rows, columns = (span(numbers.randrange(side), int(half * side), side) for side in (height, width))
+    partners = upload(partners, images.device)
     mixed = images.clone()
     mixed[..., rows, columns] = images[..., rows, columns][partners]
     share = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
     return mixed, torch.lerp(targets, targets[partners], share)
 
+
+def mixup(
+    images: Tensor, targets: Tensor, generator: torch.Generator, alpha: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """MixUp (Zhang et al. 2018, arXiv 1710.09412): lambda of each image, the rest of its partner.
+
+    Targets likewise. Shapes are those of `cutmix`; lambda ~ Beta(alpha, alpha) and the partners are drawn
+    once per batch.
+    """
+    partners, numbers = pairs(len(images), generator)
+    share = 1 - numbers.betavariate(alpha, alpha)
+    partners = upload(partners, images.device)
+    return torch.lerp(images, images[partners], share), torch.lerp(targets, targets[partners], share)
+
+
+def pairs(count: int, generator: torch.Generator) -> tuple[Tensor, random.Random]:
+    """A partner for each of `count` images, and a source of further numbers for the batch."""
+    partners = torch.randperm(count, generator=generator)
+    # torch draws no Beta from a generator; the standard library does, from a seed
+    return partners, random.Random(int(torch.randint(2**63 - 1, (), generator=generator)))
+
+
+MIXES = {"cutmix": cutmix, "mixup": mixup, "none": lambda images, targets, generator: (images, targets)}
 
 # An operation takes images [N, channels, height, width] and uniform numbers in [0, 1), each [N or 1, 1, 1].
 

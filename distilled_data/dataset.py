@@ -16,11 +16,10 @@ from .decode import enlarge, tiles
 from .errors import FormatError, UsageError
 from .format import ARTIFACT_FILE, Artifact, Metadata
 from .indexing import rows_of, stacked
-from .loader import Batches, Loader, Places
-from .lock import find_locked
+from .loader import Batches, Indices, Loader, Mix, as_it_is
 from .manifest import Index, read_manifest, read_verified, verify_folder
 from .randomness import generator_at
-from .remote import Repository
+from .tensors import artifact_of
 
 LABELS = ("soft", "logits", "hard")
 
@@ -88,6 +87,9 @@ class DistilledDataset(Dataset):
         Raises `AccessError` for what is not there or not allowed, `HubError` when the Hub fails,
         `IntegrityError` for bytes that are not the published ones, `LockError`, `FormatError`, `UsageError`.
         """
+        from .lock import find_locked  # what only the Hub needs would double the time of the import
+        from .remote import Repository
+
         found = Repository(
             repo_id,
             revision,
@@ -128,38 +130,33 @@ class DistilledDataset(Dataset):
     def from_tensors(
         cls,
         images: Tensor,
-        classes: Sequence[str],
+        classes: Sequence[str] | None = None,
         logits: Tensor | None = None,
         factor: int = 1,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         temperature: float = 1.0,
         labels: str = "soft",
+        targets: Tensor | None = None,
+        values: str | None = None,
     ) -> Self:
-        """A set in memory from uint8 images [ipc, classes, channels, height, width].
+        """A set in memory, see `distilled_data.tensors.artifact_of`.
 
-        `logits` is [ipc, classes, factor**2, classes]; `mean` and `std` (of pixels in [0, 1]) default to
-        those of the images themselves.
+        `images` is [ipc, classes, channels, height, width], with `logits` [ipc, classes, factor**2, classes]
+        or none, or it is [N, channels, height, width] with `targets` [N] or [N, classes].
         """
-        if images.ndim != 5 or images.dtype != torch.uint8 or images.numel() == 0:
-            raise UsageError(
-                "images must be uint8 [ipc, classes, channels, height, width], got "
-                f"{images.dtype} {list(images.shape)}"
-            )
-        pixels = images.double() / 255
-        metadata = Metadata(
-            dataset="tensors",
-            classes=tuple(classes),
-            channels=images.shape[2],
-            height=images.shape[3],
-            width=images.shape[4],
-            mean=tuple(pixels.mean((0, 1, 3, 4)).tolist() if mean is None else map(float, mean)),
-            std=tuple(pixels.std((0, 1, 3, 4)).tolist() if std is None else map(float, std)),
-            ipc=images.shape[0],
+        artifact = artifact_of(
+            images,
+            classes,
+            targets=targets,
+            logits=logits,
             factor=factor,
-            labels={"temperature": temperature},
+            mean=mean,
+            std=std,
+            temperature=temperature,
+            values=values,
         )
-        return cls(Artifact(images, metadata, None if logits is None else logits.half()), labels)
+        return cls(artifact, labels)
 
     @property
     def info(self) -> Metadata:
@@ -255,9 +252,19 @@ class DistilledDataset(Dataset):
             artifact = format.select_classes(artifact, classes)
         return self._derived(artifact, self.labels)
 
-    def with_labels(self, labels: str) -> Self:
-        """The same images with "soft", "logits" or "hard" targets."""
-        return self._derived(self.artifact, labels)
+    def with_labels(self, labels: str, temperature: float | None = None) -> Self:
+        """The same images with "soft", "logits" or "hard" targets, soft ones at another `temperature`."""
+        artifact = self.artifact
+        if temperature is not None:
+            if artifact.logits is None:
+                raise UsageError(
+                    f"temperature={temperature} was asked for; this artifact has no teacher logits"
+                )
+            if not 0 < temperature < float("inf"):
+                raise UsageError(f"temperature must be positive, got {temperature}")
+            info = dataclasses.replace(self.info, labels=self.info.labels | {"temperature": temperature})
+            artifact = dataclasses.replace(artifact, metadata=info)
+        return self._derived(artifact, labels)
 
     def with_format(self, format: str, image_key: str = "pixel_values", label_key: str = "labels") -> Self:
         """The same set with samples as "tuple", or as "dict" with these keys, those of transformers."""
@@ -313,6 +320,7 @@ class DistilledDataset(Dataset):
         *,
         device: torch.device | str = "cpu",
         augment: str | Callable[[Tensor], Tensor] | None = None,
+        mix: Mix | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
         seed: int = 0,
@@ -323,25 +331,39 @@ class DistilledDataset(Dataset):
         """Device-resident batches of (normalised images, targets), see `Loader`.
 
         `augment="dsa"` is the strategy that the set was evaluated with, where the artifact names one:
-        digits, for instance, must not be flipped.
+        digits, for instance, must not be flipped. `mix`, such as "cutmix", makes class numbers probabilities.
         """
+        if self.transform is not None or self.target_transform is not None:
+            raise UsageError(
+                "transform and target_transform take single samples, a loader makes batches; give it "
+                "callables on batches (augment=, mix=), or use torch.utils.data.DataLoader(data)"
+            )
         if augment == "dsa":
             augment = self.info.recipe.get("augment", DSA)
+        targets = self._labels
+        if isinstance(mix, str) and self.labels != "soft":
+            if self.labels == "logits":
+                raise UsageError(
+                    f"mix={mix!r} mixes probabilities; got labels='logits', expected soft or hard"
+                )
+            targets = torch.nn.functional.one_hot(targets, len(self.classes)).float()
         return Loader(
             self._tiles,
-            self._labels,
+            targets,
             size=(self.info.height, self.info.width),
             mean=self.mean,
             std=self.std,
             batch_size=batch_size,
             device=device,
             augment=augment,
+            mix=mix,
             shuffle=shuffle,
             drop_last=drop_last,
             seed=seed,
             rank=rank,
             world_size=world_size,
             infinite=infinite,
+            keys=self.keys,
         )
 
     def dataloader(
@@ -349,29 +371,39 @@ class DistilledDataset(Dataset):
         batch_size: int = 256,
         *,
         augment: str | Callable[[Tensor], Tensor] | None = None,
+        mix: Mix | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        loader_class: type[DataLoader] = DataLoader,
         **options: Any,
     ) -> DataLoader:
         """The batches of `loader` as a `torch.utils.data.DataLoader`, for frameworks that insist on one.
 
         Each batch is decoded and augmented at once, in a worker process if there are any; the same ones
         come out. `options` are those of `DataLoader`, such as `num_workers` and `pin_memory`. Its
-        `sampler.set_epoch` is that of `Loader`.
+        `sampler.set_epoch` is that of `Loader`. `loader_class` may be torchdata's `StatefulDataLoader`.
         """
         loader = self.loader(
             batch_size,
             augment=augment,
+            mix=mix,
             shuffle=shuffle,
             drop_last=drop_last,
             seed=seed,
             rank=rank,
             world_size=world_size,
         )
-        return DataLoader(Batches(loader), sampler=Places(loader), batch_size=None, **options)
+        return loader_class(
+            Batches(loader),
+            batch_size=batch_size,
+            sampler=Indices(loader),
+            drop_last=drop_last,
+            collate_fn=as_it_is,
+            **options,
+        )
 
     def verify(self) -> None:
         """Compare every file of the folder with its manifest. Raises `IntegrityError`.

@@ -3,7 +3,9 @@
 A run resumed at step 500 therefore draws what an uninterrupted run draws there.
 """
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 
 import torch
 
@@ -17,3 +19,19 @@ def seed_at(*address: int | str) -> int:
 def generator_at(*address: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator for one purpose, e.g. `generator_at(seed, "real batch", step)`."""
     return torch.Generator(device).manual_seed(seed_at(*address))
+
+
+@contextlib.contextmanager
+def seeded(*address: int | str, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Within it torch's own generators, of the CPU and of `device`, start at the address.
+
+    For code that takes no generator: others' augmentation. Afterwards they are as they were before.
+    """
+    device = torch.device(device)
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(gpus):
+        torch.default_generator.manual_seed(seed_at(*address))
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed_at(*address))
+        yield

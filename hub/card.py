@@ -22,7 +22,7 @@ from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, PARQUET_FILE, PR
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 SET_TEMPLATE = Path(__file__).with_name("card_set_template.md")
-TAGS = ("dataset-distillation", "ncfm", "distilled-data")
+TAGS = ("dataset-distillation", "distilled-data")
 # The Hub refuses a card with an identifier it does not know (huggingface.co/docs/hub/repositories-licenses);
 # these are the ones that data is usually under.
 HUB_LICENCES = {
@@ -62,7 +62,11 @@ def render_card(
     theirs, written, body = _split((existing or "").replace("\r\n", "\n"))
     tags = theirs.get("tags") or []
     ours = {"license": theirs.get("license") or "unknown"} | _front_matter(sets)
-    ours["tags"] = list(dict.fromkeys([*TAGS, *([tags] if isinstance(tags, str) else tags)]))
+    made_here = not any("converted" in artifact.metadata.recipe for artifact in sets.values())
+    method = ["ncfm"] if made_here else []
+    ours["tags"] = list(
+        dict.fromkeys([TAGS[0], *method, TAGS[1], *([tags] if isinstance(tags, str) else tags)])
+    )
     header = yaml.safe_dump(ours, sort_keys=False, allow_unicode=True)
     # As they are written: YAML would make another value of `language: no` or `version: 1.10`.
     header += "".join(text for name, text in written.items() if name not in ours)
@@ -185,6 +189,9 @@ def _set(folder: str, artifact: Artifact) -> str:
         "bytes": f"{sum(tensor.nbytes for tensor in tensors.values()):,}",
         "mean": _numbers(metadata.mean),
         "std": _numbers(metadata.std),
+        "whitening": "Whether it was whitened (ZCA), its makers know."
+        if "converted" in metadata.recipe
+        else "No ZCA whitening.",
         "packing": _packing(metadata),
         "labels": _labels(artifact),
         "content_hash": artifact.content_hash,

@@ -1,0 +1,298 @@
+"""Distilled sets as other projects publish them: read into an artifact, and written from one.
+
+The content of a path tells what it is:
+
+    FILE.pt    [images, labels]                        NCFM, IDC: pixels in [0, 1], packed
+    FILE.pt    {"data": [[images, labels], ...]}       DC, DSA, DM: normalised, one pair per experiment
+    images_X.pt with labels_X.pt, or their folder      MTT, DATM: normalised or whitened; numbers or logits
+    FILE.npz   arrays images and labels                anybody
+    FOLDER     CLASS/*.png, *.jpg ...                  SRe2L, RDED, torchvision's ImageFolder
+
+Nothing is unpickled but tensors and numbers.
+"""
+
+import hashlib
+import io
+import pickle
+import warnings
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import FormatError, MissingExtraError, UsageError
+from .format import Artifact, write_file
+from .tensors import artifact_of
+
+if TYPE_CHECKING:
+    from .dataset import DistilledDataset
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGE_KEYS, LABEL_KEYS = ("images", "x", "data", "x_train"), ("labels", "y", "targets", "y_train")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a path holds, and what its own form says of it; None is not known."""
+
+    form: str
+    images: Tensor  # [N, channels, height, width]
+    targets: Tensor  # [N] or [N, classes]
+    classes: tuple[str, ...] | None = None
+    logits: Tensor | None = None  # [N, views, classes]
+    factor: int | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    values: str | None = None
+    temperature: float = 1.0
+
+
+def read_set(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    classes: Sequence[str] | None = None,
+    factor: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    values: str | None = None,
+    license: str | None = None,
+    experiment: int = -1,
+) -> Artifact:
+    """The set at `path`, in any of the forms above, as an artifact named `name`.
+
+    What is given beats what the file says. What neither says is guessed, with a warning: `values` (see
+    `distilled_data.tensors.VALUES`) and the packing `factor` by the images, `classes` are numbered. Of a DC
+    file with several experiments one is taken, the last by default.
+
+    Raises `FormatError` for a file in no such form, `UsageError` for what makes no artifact or needs a word.
+    """
+    path = Path(path)
+    found = _read(path, experiment)
+    if factor is None:
+        factor = found.factor or _guess_factor(found.images)
+    chosen = tuple(classes) if classes is not None else found.classes
+    artifact = artifact_of(
+        found.images,
+        chosen,
+        targets=found.targets,
+        factor=factor,
+        mean=found.mean if mean is None else mean,
+        std=found.std if std is None else std,
+        temperature=found.temperature,
+        values=values or found.values,
+    )
+    if chosen is None:
+        warnings.warn(f"{path} names no classes; they are numbered. Give their names in order", stacklevel=2)
+    if found.logits is not None:
+        order = found.targets.argsort(stable=True).view(len(artifact.metadata.classes), -1).T
+        artifact = replace(artifact, logits=found.logits[order].half())
+    source = {
+        "id": name or path.stem,
+        "license": license,
+        "file": path.name,
+        "form": found.form,
+        "sha256": _digest(path),
+    }
+    metadata = replace(
+        artifact.metadata,
+        dataset=name or path.stem,
+        source={key: value for key, value in source.items() if value is not None},
+        recipe={"converted": {"factor": factor, "values": values or found.values or "guessed"}},
+    )
+    return replace(artifact, metadata=metadata)
+
+
+def write_set(data: "DistilledDataset", path: str | Path) -> None:
+    """Write a set to `path` in the form that its name stands for: .npz, images_X.pt, .pt, else a folder.
+
+    NCFM's form and .npz hold the packed images, the others the decoded views; .npz alone holds everything.
+    """
+    path = Path(path)
+    packed = data.artifact.images.transpose(0, 1).flatten(0, 1)  # one class after the other
+    numbers = torch.arange(len(data.classes)).repeat_interleave(data.ipc)
+    if path.suffix == ".npz":
+        arrays: dict[str, Any] = {
+            "images": packed.numpy(),
+            "labels": numbers.numpy(),
+            "classes": np.array(data.classes),
+            "mean": np.array(data.mean),
+            "std": np.array(data.std),
+            "factor": np.array(data.info.factor),
+        }
+        if data.artifact.logits is not None:
+            arrays["logits"] = data.artifact.logits.transpose(0, 1).flatten(0, 1).numpy()
+            arrays["temperature"] = np.array(data.info.labels.get("temperature", 1.0))
+        file = io.BytesIO()
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+        write_file(path, file.getvalue())
+    elif path.suffix == ".pt" and path.name.startswith("images"):
+        order = data.targets.argsort(stable=True)
+        mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (data.mean, data.std))
+        labels = data.targets
+        if data.artifact.logits is not None:
+            labels = data.artifact.logits.flatten(0, 2).float() / data.info.labels.get("temperature", 1.0)
+        _write_pt(_labels_beside(path), labels[order].contiguous())
+        _write_pt(path, ((data.images[order] / 255 - mean) / std).contiguous())
+    elif path.suffix == ".pt":
+        _write_pt(path, [packed / 255, numbers])
+    elif path.suffix == "":
+        data.to_imagefolder(path)
+    else:
+        raise UsageError(
+            f"cannot tell what {path} is to be; expected a name ending in .npz or .pt, or a folder"
+        )
+
+
+def _read(path: Path, experiment: int) -> Found:
+    if path.is_dir() and (path / "images_best.pt").exists():
+        path /= "images_best.pt"
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist; expected a file or folder with a distilled set")
+    if path.suffix == ".npz":
+        return _read_npz(path)
+    content = _load_pt(path)
+    match content:
+        case Tensor() if _labels_beside(path).exists():
+            return Found("images and labels (MTT, DATM)", content, _load_pt(_labels_beside(path)))
+        case Tensor():
+            raise UsageError(f"{path} holds images only; expected their labels in {_labels_beside(path)}")
+        case {"data": [*pairs]} if pairs and -len(pairs) <= experiment < len(pairs):
+            return _pair(path, "dict of experiments (DC, DSA, DM)", pairs[experiment])
+        case {"data": [*pairs]}:
+            raise UsageError(f"{path} has no experiment {experiment}; it has {len(pairs)}")
+        case [_, _]:
+            found = _pair(path, "list of images and labels (NCFM, IDC)", content)
+            return replace(found, factor=None)
+    raise FormatError(f"{path} holds {_shape(content)}; {_expected()}")
+
+
+def _pair(path: Path, form: str, content: Any) -> Found:
+    match content:
+        case [Tensor() as images, Tensor() as labels]:
+            return Found(form, images.detach(), labels.detach(), factor=1)
+    raise FormatError(f"{path} holds {_shape(content)}; {_expected()}")
+
+
+def _read_npz(path: Path) -> Found:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise FormatError(f"{path} cannot be read as .npz without pickle: {error}") from error
+    images = next((arrays[key] for key in IMAGE_KEYS if key in arrays), None)
+    labels = next((arrays[key] for key in LABEL_KEYS if key in arrays), None)
+    if images is None or labels is None:
+        raise FormatError(
+            f"{path} has the arrays {', '.join(arrays)}; expected images ({', '.join(IMAGE_KEYS)}) and "
+            f"labels ({', '.join(LABEL_KEYS)})"
+        )
+    if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    try:
+        optional: dict[str, Any] = {
+            "classes": tuple(map(str, arrays["classes"])) if "classes" in arrays else None,
+            "logits": torch.from_numpy(arrays["logits"]) if "logits" in arrays else None,
+            "factor": int(arrays.get("factor", 1)),
+            "temperature": float(arrays.get("temperature", 1.0)),
+        } | {name: arrays[name].tolist() for name in ("mean", "std") if name in arrays}
+        return Found(
+            "npz", torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels), **optional
+        )
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"{path} holds arrays of no use here: {error}") from error
+
+
+def _read_folder(path: Path) -> Found:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtraError("pillow", "engine", "reading images") from error
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and folder.name[0] != ".")
+    arrays, numbers = [], []
+    for number, folder in enumerate(folders):
+        for file in sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES):
+            try:
+                with warnings.catch_warnings(), Image.open(file) as image:
+                    warnings.simplefilter("error", Image.DecompressionBombWarning)
+                    mode = "L" if image.mode == "L" else "RGB"
+                    array = np.asarray(image.convert(mode)).reshape(image.height, image.width, -1)
+            except (OSError, ValueError, Image.DecompressionBombError, Warning) as error:
+                raise FormatError(f"{file} cannot be read as an image: {error}") from error
+            if arrays and array.shape != arrays[0].shape:
+                raise FormatError(
+                    f"{file} differs from the images before it: [height, width, channels] is "
+                    f"{list(array.shape)}, expected {list(arrays[0].shape)}"
+                )
+            arrays.append(array)
+            numbers.append(number)
+    if not arrays:
+        raise FormatError(f"{path} holds no images in class folders; {_expected()}")
+    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+    names = tuple(folder.name for folder in folders)
+    return Found("class folders", images, torch.tensor(numbers), names, factor=1, values="bytes")
+
+
+def _guess_factor(images: Tensor) -> int:
+    """Tiles differ more where they meet than within: the packing factor, 1 or 2, with a warning."""
+    if images.ndim != 4 or min(images.shape[-2:]) < 4 or any(side % 2 for side in images.shape[-2:]):
+        return 1
+    steps = [images.float().diff(dim=dim).abs().mean((0, 1, 5 - dim)) for dim in (2, 3)]
+    middles = [step[len(step) // 2] / step.median() for step in steps]
+    factor = 2 if min(middles) > 1.5 else 1
+    warnings.warn(
+        f"the packing factor is not stated; the images look like factor {factor}. Say it to be sure",
+        stacklevel=3,
+    )
+    return factor
+
+
+def _load_pt(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(_numpy_numbers()):  # DC keeps accuracies beside the images
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise FormatError(
+            f"{path} cannot be loaded as tensors and numbers alone, and nothing else is unpickled: {reason}"
+        ) from error
+
+
+def _numpy_numbers() -> list[Any]:
+    scalar = np.float64().__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    kinds = [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4")]
+    return [np.dtype, *kinds, *((scalar, name) for name in names)]
+
+
+def _write_pt(path: Path, content: Any) -> None:
+    file = io.BytesIO()
+    torch.save(content, file)
+    write_file(path, file.getvalue())
+
+
+def _labels_beside(path: Path) -> Path:
+    return path.with_name(path.name.replace("images", "labels", 1))
+
+
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _shape(content: Any) -> str:
+    if isinstance(content, dict):
+        return f"a dict of {', '.join(map(repr, list(content)[:5]))}"
+    return (
+        f"{type(content).__name__} of {len(content)}" if isinstance(content, (list, tuple)) else repr(content)
+    )
+
+
+def _expected() -> str:
+    return "expected one of the forms in the docstring of distilled_data.interchange"

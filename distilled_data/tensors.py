@@ -1,0 +1,169 @@
+"""Images and labels in memory, in any of the forms that people keep them in, as an artifact."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .errors import UsageError
+from .format import Artifact, Metadata
+
+VALUES = ("bytes", "unit", "normalised")  # 0..255, 0..1, (x - mean) / std of the latter
+
+
+def artifact_of(
+    images: Tensor,
+    classes: Sequence[str] | None = None,
+    *,
+    targets: Tensor | None = None,
+    logits: Tensor | None = None,
+    factor: int = 1,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    temperature: float = 1.0,
+    values: str | None = None,
+) -> Artifact:
+    """An artifact of images [ipc, classes, channels, height, width], or [N, ...] in any order with `targets`.
+
+    `targets` is [N]: class numbers, or [N, classes]: probabilities, or logits if the rows do not add up to 1.
+    `logits` [ipc, classes, factor**2, classes] are for images in the first form. `values`, one of `VALUES`,
+    says what the numbers of the images are; without it bytes are bytes, and floats a guess with a warning.
+    `mean` and `std` are of pixels in [0, 1], and default to those of the images themselves.
+
+    Raises `UsageError` for what makes no artifact: unequal classes, wrong shapes, values that are not finite.
+    """
+    if targets is None:
+        if images.ndim != 5 or images.numel() == 0:
+            raise UsageError(
+                "images without targets must be [ipc, classes, channels, height, width], got "
+                f"{list(images.shape)}"
+            )
+    else:
+        if logits is not None:
+            raise UsageError("give soft labels of images [N, ...] as targets [N, classes], not as logits")
+        images, logits = arrange(images, targets, None if classes is None else len(classes), factor)
+    images = to_bytes(images, mean, std, values)
+    if mean is None or std is None:
+        pixels = images.double() / 255
+        mean = pixels.mean((0, 1, 3, 4)).tolist() if mean is None else mean
+        std = pixels.std((0, 1, 3, 4)).tolist() if std is None else std
+    metadata = Metadata(
+        dataset="tensors",
+        classes=tuple(map(str, range(images.shape[1])) if classes is None else classes),
+        channels=images.shape[2],
+        height=images.shape[3],
+        width=images.shape[4],
+        mean=tuple(map(float, mean)),
+        std=tuple(map(float, std)),
+        ipc=images.shape[0],
+        factor=factor,
+        labels={"temperature": temperature},
+    )
+    return Artifact(images, metadata, None if logits is None else logits.half())
+
+
+def arrange(images: Tensor, targets: Tensor, count: int | None, factor: int) -> tuple[Tensor, Tensor | None]:
+    """Images [N, ...] as [ipc, classes, ...], the rank being the order within a class, and logits likewise.
+
+    A packed image has one target, which becomes the logits of each of its `factor` ** 2 views.
+    """
+    if images.ndim != 4 or targets.ndim not in (1, 2) or len(images) != len(targets) or len(images) == 0:
+        raise UsageError(
+            "expected images [N, channels, height, width] with targets [N] or [N, classes], got "
+            f"{list(images.shape)} and {list(targets.shape)}"
+        )
+    if targets.ndim == 1 and targets.is_floating_point() and not torch.equal(targets, targets.round()):
+        raise UsageError("targets [N] must be class numbers, got fractions")
+    numbers = targets.argmax(1) if targets.ndim == 2 else targets.long()
+    count = count or (targets.shape[1] if targets.ndim == 2 else int(numbers.max()) + 1)
+    if targets.ndim == 2 and targets.shape[1] != count:
+        raise UsageError(f"targets have {targets.shape[1]} classes, the names given are {count}")
+    if numbers.min() < 0 or numbers.max() >= count:
+        raise UsageError(
+            f"class numbers must be 0 to {count - 1}, got {int(numbers.min())} to {int(numbers.max())}"
+        )
+    sizes = numbers.bincount(minlength=count)
+    if sizes.min() != sizes.max() and targets.ndim == 2 and len(images) % count == 0:
+        # a learned label may favour another class than the one its image was made for
+        warnings.warn(
+            "the largest labels do not give every class equally many images; took the images for sorted by "
+            f"class, {len(images) // count} each",
+            stacklevel=3,
+        )
+        order = torch.arange(len(images))
+    elif sizes.min() != sizes.max():
+        raise UsageError(
+            f"every class must have equally many images, got {int(sizes.min())} to {int(sizes.max())}; "
+            "leave some out, or convert the classes of each size on their own"
+        )
+    else:
+        order = numbers.argsort(stable=True)
+    order = order.view(count, -1).T  # [ipc, classes]
+    return images[order], None if targets.ndim == 1 else as_logits(targets)[order, None].expand(
+        -1, -1, factor**2, -1
+    )
+
+
+def as_logits(targets: Tensor) -> Tensor:
+    """Logits [N, classes] whose softmax are these probabilities; others are logits already."""
+    targets = targets.float()
+    if not torch.isfinite(targets).all():
+        raise UsageError("targets hold values that are not finite")
+    if targets.min() < 0 or (targets.sum(1) - 1).abs().max() > 1e-3:
+        return targets
+    return targets.clamp(min=1e-7).log()
+
+
+def to_bytes(
+    images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None, values: str | None
+) -> Tensor:
+    """Pixels uint8 of images [..., channels, height, width]; what lies outside of [0, 1] is cut off."""
+    if values is not None and values not in VALUES:
+        raise UsageError(f"values must be one of {', '.join(VALUES)}, got {values!r}")
+    if images.dtype == torch.uint8 and values in (None, "bytes"):
+        return images
+    pixels = images.float()
+    if not torch.isfinite(pixels).all():
+        raise UsageError("images hold values that are not finite")
+    if values is None:
+        values = _guess(pixels)
+    if values == "bytes":
+        pixels = pixels / 255
+    elif values == "normalised":
+        if mean is None or std is None:
+            raise UsageError(
+                f"images with values from {pixels.min():.2f} to {pixels.max():.2f} are normalised; give the "
+                "mean and std that they were normalised with, for instance 0.4914 0.4822 0.4465 and 0.2023 "
+                "0.1994 0.2010, which many projects use for CIFAR-10"
+            )
+        if not len(mean) == len(std) == images.shape[-3]:
+            raise UsageError(f"mean and std must have {images.shape[-3]} numbers, one per channel")
+        pixels = pixels * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
+    outside = ((pixels < -0.5 / 255) | (pixels > 255.5 / 255)).float().mean()
+    if outside > 0:
+        warnings.warn(
+            f"{100 * outside:.2g} % of the values lie outside of [0, 1], from {pixels.min():.2f} to "
+            f"{pixels.max():.2f}, and are cut off; training on the set will differ from training on the "
+            "original. If it is many, check mean and std, and whether the images were whitened (ZCA), which "
+            "would have to be undone first",
+            stacklevel=3,
+        )
+    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _guess(pixels: Tensor) -> str:
+    """What float values are, told by their range, with a warning."""
+    low, high = float(pixels.min()), float(pixels.max())
+    if low >= -0.5 and high <= 1.5:
+        guess = "unit"
+    elif low >= 0 and high > 16:
+        guess = "bytes"
+    else:
+        guess = "normalised"
+    warnings.warn(
+        f"values from {low:.2f} to {high:.2f}: taken for {guess!r}; to be sure, say which of "
+        f"{', '.join(VALUES)} they are",
+        stacklevel=4,
+    )
+    return guess

@@ -1,0 +1,77 @@
+"""Other projects' distilled sets into artifact folders, and artifact folders into their forms.
+
+  python tools/convert.py data_20000.pt distilled/cifar10-ncfm --name cifar10 --factor 2 --values unit
+  python tools/convert.py images_best.pt distilled/cifar10-mtt --name cifar10 --values normalised \\
+      --mean 0.4914 0.4822 0.4465 --std 0.2023 0.1994 0.2010
+  python tools/convert.py syn_data distilled/sre2l
+  python tools/convert.py distilled/digits-ipc10 digits.npz
+
+Read are NCFM and IDC (.pt), DC, DSA and DM (.pt), MTT and DATM (images_X.pt beside labels_X.pt), folders of
+images per class (SRe2L, RDED) and .npz; an artifact folder is written as the output's name says: .npz, .pt
+(NCFM), images_X.pt (MTT), or a folder. What a file does not say, such as how it was normalised, has to be
+said here, or is guessed with a note.
+"""
+
+import argparse
+import warnings
+from pathlib import Path
+
+from command_line import run_command
+
+from distilled_data import DistilledDataset, UsageError
+from distilled_data.format import ARTIFACT_FILE, write_artifact
+from distilled_data.interchange import read_set, write_set
+from distilled_data.tensors import VALUES
+from hub import complete_folder
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("source", type=Path, help="a set of another project, or an artifact folder")
+    add("output", type=Path, help="artifact folder to write, or the file or folder to export to")
+    add("--name", help="name of the dataset (default: that of the file)")
+    add("--classes", help="class names in label order, joined by commas")
+    add("--factor", type=int, help="each image is factor x factor tiles (NCFM, IDC: 2)")
+    add(
+        "--values", choices=VALUES, help="what the numbers of the images are: 0 to 255, 0 to 1, or normalised"
+    )
+    add("--mean", type=float, nargs="+", help="per channel, that the images were normalised with")
+    add("--std", type=float, nargs="+", help="likewise")
+    add("--license", help="of the real images, for the card")
+    add("--experiment", type=int, default=-1, help="which one of a DC, DSA or DM file (default: the last)")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    if (arguments.source / ARTIFACT_FILE).exists():
+        data = DistilledDataset.from_folder(arguments.source)
+        write_set(data, arguments.output)
+        print(f"{data}\nwritten to {arguments.output}")
+        return
+    if arguments.output.exists():
+        raise UsageError(f"{arguments.output} is there already; choose another folder, or remove it")
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        artifact = read_set(
+            arguments.source,
+            name=arguments.name,
+            classes=arguments.classes.split(",") if arguments.classes else None,
+            factor=arguments.factor,
+            mean=arguments.mean,
+            std=arguments.std,
+            values=arguments.values,
+            license=arguments.license,
+            experiment=arguments.experiment,
+        )
+    for note in notes:
+        print(f"note: {note.message}")
+    write_artifact(arguments.output / ARTIFACT_FILE, artifact)
+    complete_folder(arguments.output)
+    print(f"{DistilledDataset(artifact)}\nwritten to {arguments.output}")
+
+
+if __name__ == "__main__":
+    run_command(main, parser())
