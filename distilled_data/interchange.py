@@ -183,7 +183,8 @@ def _pair(path: Path, form: str, content: Any) -> Found:
 
 def _read_npz(path: Path) -> Found:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a file open that it opened and cannot read
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise FormatError(f"{path} cannot be read as .npz without pickle: {error}") from error
@@ -256,7 +257,9 @@ def _guess_factor(images: Tensor) -> int:
 
 def _load_pt(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(_numpy_numbers()):  # DC keeps accuracies beside the images
+        # DC keeps accuracies beside the images
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_numbers()):
+            warnings.simplefilter("ignore")  # torch on pickles of another kind, which it then refuses
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         reason = str(error).partition("\n")[0]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distilled_data.augment import DSA, OPERATIONS, apply, augment, cutmix, draw
+from distilled_data.augment import DSA, MIXES, OPERATIONS, apply, augment, cutmix, draw, mix, mixup
 from distilled_data.errors import UnknownNameError
 
 
@@ -275,3 +275,82 @@ def test_cutmix_is_seeded():
     one, same, other = (cutmix(images, targets, generator(seed))[0] for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_mixup_mixes_images_and_targets_by_the_same_share():
+    count = 5
+    images = torch.arange(count).double()[:, None, None, None].expand(count, 3, 4, 4)
+    shares = set()
+    for seed in range(20):
+        mixed, targets = mixup(images, torch.eye(count, dtype=torch.float64), generator(seed))
+        torch.testing.assert_close(targets.sum(1), torch.ones(count, dtype=torch.float64))
+        expected = (targets @ torch.arange(count).double())[:, None, None, None].expand_as(mixed)
+        torch.testing.assert_close(mixed, expected)
+        shares.add(round(targets.diagonal().min().item(), 6))
+    assert len(shares) > 15
+
+
+def roll_instead_of_shuffling(monkeypatch):
+    """torchvision's partner of an image is the one before it; ours is drawn."""
+    monkeypatch.setattr(torch, "randperm", lambda count, generator: torch.arange(count).roll(1))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_mixup_is_that_of_torchvision(soft, monkeypatch):
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    images, numbers = noise(6, 3, 8, 8), torch.arange(6) % 4
+    targets = torch.nn.functional.one_hot(numbers, 4).double()
+    targets = (targets + 0.1).div(1.4) if soft else targets
+    roll_instead_of_shuffling(monkeypatch)
+    mixed, mixed_targets = mixup(images, targets, generator(3))
+    share = 1 - ((mixed_targets - targets)[1, 0] / (targets[0] - targets[1])[0]).item()
+    monkeypatch.setattr(v2.MixUp, "make_params", lambda self, inputs: {"lam": share})
+    expected = v2.MixUp(num_classes=4)(images, targets if soft else numbers)
+    torch.testing.assert_close(mixed, expected[0])
+    torch.testing.assert_close(mixed_targets, expected[1].to(torch.float64), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cutmix_is_that_of_torchvision(seed, monkeypatch):
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    images, targets = noise(6, 3, 12, 9), torch.eye(6, dtype=torch.float64)
+    roll_instead_of_shuffling(monkeypatch)
+    mixed, mixed_targets = cutmix(images, targets, generator(seed))
+    changed = (mixed != images).any(1).any(0)
+    rows, columns = changed.any(1).nonzero().flatten(), changed.any(0).nonzero().flatten()
+    box = (0, 0, 0, 0)
+    if len(rows):
+        box = tuple(map(int, (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)))
+    area = (box[2] - box[0]) * (box[3] - box[1]) / (12 * 9)
+    monkeypatch.setattr(v2.CutMix, "make_params", lambda self, inputs: {"box": box, "lam_adjusted": 1 - area})
+    expected = v2.CutMix()(images, targets)
+    assert torch.equal(mixed, expected[0])
+    torch.testing.assert_close(mixed_targets, expected[1])
+
+
+def test_a_strategy_of_mixing_draws_one_of_its_alternatives_per_batch():
+    images, targets = noise(8, 1, 8, 8), torch.eye(8)
+    whole = [
+        torch.equal(mix(images, targets, "mixup|none", generator(seed))[0], images) for seed in range(60)
+    ]
+    assert 15 < sum(whole) < 45
+    for name in ("cutmix", "mixup"):
+        ours, direct = (
+            f(images, targets, generator(4))[0]
+            for f in (MIXES[name], lambda *a, n=name: mix(*a[:2], n, a[2]))
+        )
+        assert torch.equal(ours, direct)
+
+
+def test_an_unknown_mix_is_refused():
+    with pytest.raises(UnknownNameError, match=r"unknown mix 'cutmx'\. Did you mean 'cutmix'\?"):
+        mix(noise(2, 1, 4, 4), torch.eye(2), "cutmx|none", generator())
+
+
+@pytest.mark.parametrize("name", ["cutmix", "mixup"])
+def test_mixing_is_differentiable_in_images_and_targets(name):
+    images, targets = noise(4, 1, 8, 8).requires_grad_(), torch.eye(4).requires_grad_()
+    mixed, mixed_targets = mix(images, targets, name, generator(1))
+    (mixed.square().sum() + mixed_targets.square().sum()).backward()
+    assert images.grad.abs().sum() > 0
+    assert targets.grad.abs().sum() > 0

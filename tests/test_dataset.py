@@ -451,6 +451,25 @@ def test_tensors_that_make_no_set_are_refused(changes, message):
         DistilledDataset.from_tensors(**good | changes)
 
 
+def test_soft_targets_may_have_another_temperature(artifact):
+    data = DistilledDataset(artifact)
+    cold, warm = (data.with_labels("soft", temperature=t) for t in (0.5, 50.0))
+    expected = (data.with_labels("logits")[:][1] / 0.5).softmax(1)
+    torch.testing.assert_close(cold.soft_targets, expected)
+    assert warm.soft_targets.amax(1).max() < 0.5 < cold.soft_targets.amax(1).max()
+    assert (cold.info.labels["temperature"], data.info.labels["temperature"]) == (0.5, 2.0)
+    assert cold.content_hash == data.content_hash
+    for temperature in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="temperature must be positive"):
+            data.with_labels("soft", temperature)
+
+
+def test_a_temperature_without_teacher_logits_is_refused(artifact):
+    bare = DistilledDataset(dataclasses.replace(artifact, logits=None))
+    with pytest.raises(UsageError, match="no teacher logits"):
+        bare.with_labels("soft", temperature=2.0)
+
+
 # verification
 
 

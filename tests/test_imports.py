@@ -144,6 +144,8 @@ UNNEEDED = (
     "pyarrow",
     "ncfm_engine",
     "hub",
+    "distilled_data.remote",
+    "distilled_data.lock",
 )
 MISSING = ("datasets", "webdataset", "sklearn", "matplotlib", "tqdm", "pyarrow", "huggingface_hub")
 PROBE = f"""

@@ -274,3 +274,122 @@ def test_a_dataloader_gives_the_batches_of_the_loader_with_workers_and_without(d
         assert same(list(made), list(loader))
     made.sampler.set_epoch(0)
     assert same(list(made)[:1], list(data.loader(5, augment="dsa", seed=2))[:1])
+
+
+# Mixing, others' transforms
+
+
+def test_a_mix_gives_probabilities_whatever_the_labels(data):
+    for labels in ("soft", "hard"):
+        images, targets = next(iter(data.with_labels(labels).loader(48, mix="mixup", shuffle=False)))
+        assert targets.shape == (48, 4)
+        assert torch.allclose(targets.sum(1), torch.ones(48))
+        plain = next(iter(data.with_labels(labels).loader(48, shuffle=False)))[0]
+        assert not torch.allclose(images, plain)
+    with pytest.raises(UsageError, match="mixes probabilities"):
+        data.with_labels("logits").loader(mix="cutmix")
+    with pytest.raises(UnknownNameError):
+        data.loader(mix="cutmx")
+
+
+def test_a_mix_depends_on_seed_epoch_and_batch_alone(data):
+    batches = [list(data.loader(20, mix="mixup", seed=seed)) for seed in (1, 1, 2)]
+    assert same(batches[0], batches[1])
+    assert not same(batches[0], batches[2])
+    loader = data.loader(20, mix="mixup", shuffle=False)
+    assert not same(list(loader), list(loader))
+
+
+def noisy(images):
+    return images + torch.randn_like(images)
+
+
+def paired(images, targets):
+    share = torch.rand(())
+    return images.lerp(images.flip(0), share), targets.lerp(targets.flip(0), share)
+
+
+def test_callables_draw_the_same_when_an_epoch_is_resumed(data):
+    options = {"augment": noisy, "mix": paired, "seed": 4}
+    state = torch.get_rng_state()
+    expected = list(data.loader(5, **options))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(77)
+    resumed = data.loader(5, **options)
+    resumed.load_state_dict(data.loader(5, **options).state_dict() | {"batch": 2})
+    assert same(list(resumed), expected[2:])
+    assert same(list(data.dataloader(5, **options)), expected)
+
+
+def test_transforms_of_torchvision_are_taken(data):
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    augment = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomErasing(p=1)])
+    for labels in ("soft", "hard"):
+        mixing = v2.RandomChoice([v2.CutMix(num_classes=4), v2.MixUp(num_classes=4)])
+        loader = data.with_labels(labels).loader(12, augment=augment, mix=mixing, seed=1)
+        first = list(loader)
+        loader.set_epoch(0)
+        assert same(list(loader), first)
+        assert all(targets.shape == (12, 4) for _, targets in first)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_module_of_kornia_is_taken(data):
+    augmentation = pytest.importorskip("kornia.augmentation")
+    module = augmentation.RandomAffine(15.0, translate=(0.1, 0.1), p=1.0)
+    one, two = (list(data.loader(12, augment=module, seed=seed)) for seed in (1, 1))
+    assert same(one, two)
+    assert not torch.allclose(one[0][0], next(iter(data.loader(12, seed=1)))[0])
+
+
+def test_batches_are_dicts_when_the_samples_are(data):
+    named = data.with_format("dict", image_key="x", label_key="y")
+    for loader in (named.loader(12, seed=1), named.dataloader(12, seed=1)):
+        for batch, (images, targets) in zip(loader, data.loader(12, seed=1), strict=True):
+            assert torch.equal(batch["x"], images)
+            assert torch.equal(batch["y"], targets)
+
+
+@pytest.mark.parametrize("name", ["transform", "target_transform"])
+def test_a_loader_refuses_transforms_of_single_samples(data, name):
+    setattr(data, name, lambda sample: sample)
+    for make in (data.loader, data.dataloader):
+        with pytest.raises(UsageError, match="augment="):
+            make(12)
+
+
+# The DataLoader, as frameworks take it apart
+
+
+def test_a_dataloader_counts_images_and_batches(data):
+    loader = data.dataloader(20)
+    assert (len(loader), len(loader.dataset), len(loader.sampler)) == (3, 48, 48)
+    assert [len(images) for images, _ in loader] == [20, 20, 8]
+    assert [len(images) for images, _ in data.dataloader(20, drop_last=True)] == [20, 20]
+
+
+def test_batches_put_together_otherwise_hold_their_own_images_and_draws(data):
+    loader = data.dataloader(10, augment="color", seed=1)
+    order = [index for batch in loader.batch_sampler for index in batch]
+    plain = data.loader(48, seed=1)
+    for indices in (order[5:15], order[0::2], order[40:] + order[:2]):
+        images, targets = loader.dataset.__getitems__(indices)
+        rows = plain.order(0)[torch.tensor(indices) % 48]
+        assert torch.equal(targets, data.soft_targets[rows])
+        assert images.shape == (len(indices), 1, 6, 6)
+    straight, shifted = (loader.dataset.__getitems__(order[at : at + 10])[0] for at in (0, 5))
+    again = loader.dataset.__getitems__(order[:10])[0]
+    assert torch.equal(straight, again)
+    assert not torch.allclose(straight[5:], shifted[:5], atol=1e-3)
+
+
+def test_a_state_of_another_dataloader_is_refused(data):
+    state = iter(data.dataloader(5, seed=1).sampler).state_dict()
+    with pytest.raises(UsageError, match="another loader"):
+        iter(data.dataloader(5, seed=2).sampler).load_state_dict(state)
+
+
+def test_a_dataloader_that_was_not_begun_does_not_count_an_epoch(data):
+    loader = data.dataloader(5, seed=1)
+    iter(loader.sampler)
+    assert same(list(loader), list(data.loader(5, seed=1)))

@@ -4,9 +4,10 @@ import inspect
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import distilled_data
-from distilled_data import DistilledDataset, errors
+from distilled_data import DistilledDataset, errors, soft_cross_entropy
 from distilled_data.loader import Loader
 from ncfm_engine.discrepancy import characteristic_function, ncfd
 from ncfm_engine.frequencies import SamplingNetwork
@@ -42,6 +43,7 @@ def test_the_package_exports_these_names_in_this_order():
         "SourceError",
         "UnknownNameError",
         "UsageError",
+        "soft_cross_entropy",
     ]
     assert distilled_data.__all__ == sorted(distilled_data.__all__)
 
@@ -49,7 +51,7 @@ def test_the_package_exports_these_names_in_this_order():
 @pytest.mark.parametrize("name", distilled_data.__all__)
 def test_an_exported_name_exists_and_is_documented(name):
     exported = getattr(distilled_data, name)
-    if issubclass(exported, Exception):
+    if isinstance(exported, type) and issubclass(exported, Exception):
         assert name in errors.__doc__.split()  # drawn in the error tree
     else:
         assert exported.__doc__
@@ -76,19 +78,20 @@ def test_every_error_is_exported_and_is_one_of_ours():
         (DistilledDataset.from_folder, "(path, *, ipc=None, classes=None, labels='soft')"),
         (
             DistilledDataset.from_tensors,
-            "(images, classes, logits=None, factor=1, mean=None, std=None, temperature=1.0, labels='soft')",
+            "(images, classes=None, logits=None, factor=1, mean=None, std=None, temperature=1.0, "
+            "labels='soft', targets=None, values=None)",
         ),
         (DistilledDataset.select, "(self, ipc=None, classes=None)"),
-        (DistilledDataset.with_labels, "(self, labels)"),
+        (DistilledDataset.with_labels, "(self, labels, temperature=None)"),
         (
             DistilledDataset.loader,
-            "(self, batch_size=256, *, device='cpu', augment=None, shuffle=True, drop_last=False, seed=0, "
-            "rank=0, world_size=1, infinite=False)",
+            "(self, batch_size=256, *, device='cpu', augment=None, mix=None, shuffle=True, drop_last=False, "
+            "seed=0, rank=0, world_size=1, infinite=False)",
         ),
         (
             DistilledDataset.dataloader,
-            "(self, batch_size=256, *, augment=None, shuffle=True, drop_last=False, seed=0, rank=0, "
-            "world_size=1, **options)",
+            "(self, batch_size=256, *, augment=None, mix=None, shuffle=True, drop_last=False, seed=0, "
+            f"rank=0, world_size=1, loader_class={DataLoader!r}, **options)",
         ),
         (
             DistilledDataset.with_format,
@@ -97,6 +100,7 @@ def test_every_error_is_exported_and_is_one_of_ours():
         (DistilledDataset.split, "(self, fraction, seed=0)"),
         (DistilledDataset.to_hf, "(self)"),
         (DistilledDataset.verify, "(self)"),
+        (soft_cross_entropy, "(logits, targets, temperature=1.0)"),
         (ncfd, "(real, synthetic, frequencies, alpha=0.5)"),
         (characteristic_function, "(features, frequencies)"),
     ],

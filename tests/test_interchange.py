@@ -1,0 +1,328 @@
+"""Other projects' sets, written as those projects write them, read; and ours, written so."""
+
+import dataclasses
+import json
+import os
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from artifacts import DIGITS, make_artifact, make_folder
+from PIL import Image
+
+from distilled_data import DistilledDataset, FormatError, UsageError
+from distilled_data.interchange import read_set, write_set
+
+MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
+STATED = {"classes": DIGITS, "factor": 1, "values": "normalised", "mean": MEAN, "std": STD}
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    """Real digits in three colours, uint8 [30, 3, 8, 8], three of each class one after the other."""
+    images = make_artifact(ipc=3, channels=3).images
+    return images.transpose(0, 1).flatten(0, 1)
+
+
+NUMBERS = torch.arange(10).repeat_interleave(3)
+
+
+def normalised(pixels):
+    return (pixels / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def by_class(artifact):
+    return artifact.images.transpose(0, 1).flatten(0, 1)
+
+
+def test_the_list_of_ncfm_is_packed_pixels_in_one(pixels, tmp_path):
+    torch.save([pixels / 255, NUMBERS], tmp_path / "data_20000.pt")
+    artifact = read_set(tmp_path / "data_20000.pt", classes=DIGITS, factor=2, values="unit", name="digits")
+    assert torch.equal(by_class(artifact), pixels)
+    data = DistilledDataset(artifact)
+    assert (data.ipc, len(data), data.classes, data.info.dataset) == (3, 120, DIGITS, "digits")
+    tile = F.interpolate(pixels[:1, :, :4, 4:].float(), (8, 8), mode="bilinear", align_corners=False)
+    assert torch.equal(data.images[1], tile[0].round().byte())  # the second view is top right
+
+
+def test_the_file_of_dc_holds_experiments_and_accuracies_as_numpy_numbers(pixels, tmp_path):
+    pairs = [[normalised(part).requires_grad_(), NUMBERS] for part in (pixels, pixels.flip(3))]
+    accuracies = {"ConvNet": [np.float64(0.5), np.float32(0.25)]}
+    torch.save({"data": pairs, "accs_all_exps": accuracies}, tmp_path / "res_DM.pt")
+    assert torch.equal(by_class(read_set(tmp_path / "res_DM.pt", **STATED)), pixels.flip(3))
+    assert torch.equal(by_class(read_set(tmp_path / "res_DM.pt", experiment=0, **STATED)), pixels)
+    with pytest.raises(UsageError, match="no experiment 2; it has 2"):
+        read_set(tmp_path / "res_DM.pt", experiment=2, **STATED)
+
+
+@pytest.mark.parametrize("place", ["images_best.pt", "."])
+def test_images_of_mtt_have_their_labels_beside_them(place, pixels, tmp_path):
+    torch.save(normalised(pixels), tmp_path / "images_best.pt")
+    torch.save(NUMBERS, tmp_path / "labels_best.pt")
+    artifact = read_set(tmp_path / place, **STATED)
+    assert torch.equal(by_class(artifact), pixels)
+    assert artifact.logits is None
+    assert artifact.metadata.mean == MEAN
+
+
+def test_learned_labels_of_datm_are_logits(pixels, tmp_path):
+    logits = F.one_hot(NUMBERS, 10) * 4.0 + torch.linspace(0, 1, 300).view(30, 10)
+    torch.save(normalised(pixels), tmp_path / "images_best.pt")
+    torch.save(logits, tmp_path / "labels_best.pt")
+    data = DistilledDataset(read_set(tmp_path / "images_best.pt", **STATED))
+    order = torch.arange(30).view(10, 3).T.flatten()
+    torch.testing.assert_close(data.soft_targets, logits[order].softmax(1), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_class_folders_are_read_in_the_order_of_their_names(suffix, pixels, tmp_path):
+    for number in range(30):
+        folder = tmp_path / "syn" / f"new{NUMBERS[number]:03d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(pixels[number].permute(1, 2, 0).numpy())
+        image.save(folder / f"class_{number:03d}.{suffix}", quality=95)
+    artifact = read_set(tmp_path / "syn")
+    assert artifact.metadata.classes[:2] == ("new000", "new001")
+    error = (by_class(artifact).float() - pixels.float()).abs().mean()
+    assert error == 0 if suffix == "png" else error < 40
+
+
+@pytest.mark.parametrize("names", [("images", "labels"), ("x_train", "y_train")])
+@pytest.mark.parametrize("last", [False, True])
+def test_arrays_of_npz_are_found_by_name_and_may_have_the_channels_last(names, last, pixels, tmp_path):
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    images = pixels[order].permute(0, 2, 3, 1) if last else pixels[order]
+    np.savez(tmp_path / "a.npz", **{names[0]: images.numpy(), names[1]: NUMBERS[order].numpy()})
+    artifact = read_set(tmp_path / "a.npz", classes=DIGITS)
+    assert {image.numpy().tobytes() for image in artifact.images[:, 3]} == {
+        image.numpy().tobytes() for image in pixels[9:12]
+    }
+
+
+# What the file does not say
+
+
+def test_what_is_not_stated_is_guessed_and_said(pixels, tmp_path):
+    torch.save([pixels / 255, NUMBERS], tmp_path / "a.pt")
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        artifact = read_set(tmp_path / "a.pt")
+    said = " ".join(str(note.message) for note in notes)
+    assert "look like factor 1" in said
+    assert "taken for 'unit'" in said
+    assert "names no classes" in said
+    assert torch.equal(by_class(artifact), pixels)
+
+
+def test_four_tiles_are_seen(tmp_path):
+    faces = pytest.importorskip("sklearn.datasets").load_sample_images().images[0]
+    crops = torch.from_numpy(faces[:320, :640].copy()).permute(2, 0, 1).unfold(1, 32, 32).unfold(2, 32, 32)
+    real = crops.permute(1, 2, 0, 3, 4).reshape(200, 3, 32, 32)
+    tiles = F.avg_pool2d(real.float(), 2)[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
+    packed = tiles.view(50, 2, 2, 3, 16, 16).permute(0, 3, 1, 4, 2, 5).reshape(50, 3, 32, 32) / 255
+    for images, factor in ((packed, 2), (real / 255, 1)):
+        torch.save([images, torch.arange(len(images)) % 10], tmp_path / "a.pt")
+        with pytest.warns(UserWarning, match=f"look like factor {factor}"):
+            artifact = read_set(tmp_path / "a.pt", values="unit", classes=DIGITS)
+        assert artifact.metadata.factor == factor
+
+
+def test_normalised_images_need_their_mean_and_std(pixels, tmp_path):
+    torch.save([normalised(pixels), NUMBERS], tmp_path / "a.pt")
+    with pytest.raises(UsageError, match="give the mean and std"):
+        read_set(tmp_path / "a.pt", values="normalised", factor=1, classes=DIGITS)
+    with (
+        pytest.raises(UsageError, match="give the mean and std"),
+        pytest.warns(UserWarning, match="taken for 'normalised'"),
+    ):
+        read_set(tmp_path / "a.pt", factor=1, classes=DIGITS)
+
+
+def test_values_that_are_cut_off_are_counted(pixels, tmp_path):
+    whitened = normalised(pixels)
+    whitened[:3] = 50.0
+    torch.save([whitened, NUMBERS], tmp_path / "a.pt")
+    with pytest.warns(UserWarning, match=r"10 % of the values .*ZCA"):
+        read_set(tmp_path / "a.pt", **STATED)
+
+
+# What is no set
+
+
+def test_nothing_is_unpickled(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    torch.save([torch.zeros(2, 1, 4, 4), Trap()], tmp_path / "a.pt")
+    np.savez(tmp_path / "a.npz", images=np.array([Trap()], dtype=object), labels=np.zeros(1))
+    (tmp_path / "b.pt").write_bytes(pickle.dumps(Trap()))
+    for name in ("a.pt", "b.pt", "a.npz"):
+        with pytest.raises(FormatError, match=name):
+            read_set(tmp_path / name)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"weights": torch.zeros(2)}, "holds a dict of 'weights'"),
+        ([torch.zeros(2, 1, 4, 4)], "holds list of 1"),
+        ([torch.zeros(2, 1, 4, 4), "labels"], "holds list of 2"),
+        (torch.zeros(2, 1, 4, 4), "images only; expected their labels in"),
+    ],
+)
+def test_another_content_is_named(content, message, tmp_path):
+    torch.save(content, tmp_path / "images.pt")
+    with pytest.raises((FormatError, UsageError), match=message):
+        read_set(tmp_path / "images.pt")
+
+
+@pytest.mark.parametrize("name", ["cut.pt", "cut.npz", "text.pt", "empty.npz"])
+def test_a_damaged_file_is_named(name, pixels, tmp_path):
+    torch.save([pixels, NUMBERS], tmp_path / "cut.pt")
+    np.savez(tmp_path / "cut.npz", images=pixels.numpy(), labels=NUMBERS.numpy())
+    for cut in ("cut.pt", "cut.npz"):
+        content = (tmp_path / cut).read_bytes()
+        (tmp_path / cut).write_bytes(content[: len(content) // 2])
+    (tmp_path / "text.pt").write_text("images")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    with pytest.raises(FormatError, match=name):
+        read_set(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": NUMBERS[:20]}, "got \\[30, 3, 8, 8\\] and \\[20\\]"),
+        ({"labels": NUMBERS.clamp(min=1)}, "equally many images, got 0 to 6"),
+        ({"labels": NUMBERS + 1}, "class numbers must be 0 to 9, got 1 to 10"),
+        ({"labels": NUMBERS + 0.5}, "class numbers, got fractions"),
+        ({"images": torch.full((30, 3, 8, 8), torch.nan)}, "not finite"),
+        ({"images": torch.zeros(30, 8, 8)}, "expected images"),
+        ({"labels": torch.zeros(30, 4)}, "targets have 4 classes, the names given are 10"),
+    ],
+)
+def test_arrays_that_make_no_set_are_refused(change, message, pixels, tmp_path):
+    arrays = {"images": pixels, "labels": NUMBERS} | change
+    np.savez(tmp_path / "a.npz", **{name: array.numpy() for name, array in arrays.items()})
+    with pytest.raises(UsageError, match=message):
+        read_set(tmp_path / "a.npz", classes=DIGITS, values="bytes")
+
+
+def test_images_of_two_sizes_and_bombs_are_named(tmp_path, monkeypatch):
+    for number, size in enumerate((8, 8, 9)):
+        (tmp_path / "set" / str(number)).mkdir(parents=True)
+        Image.new("RGB", (size, size)).save(tmp_path / "set" / str(number) / "a.png")
+    with pytest.raises(FormatError, match=r"2.a.png differs .* \[9, 9, 3\], expected \[8, 8, 3\]"):
+        read_set(tmp_path / "set")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    with pytest.raises(FormatError, match=r"0.a.png cannot be read"):
+        read_set(tmp_path / "set")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FormatError, match="no images in class folders"):
+        read_set(tmp_path / "empty")
+
+
+# And back
+
+
+@pytest.mark.parametrize("logits", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_npz_holds_everything(channels, logits, tmp_path):
+    artifact = make_artifact(ipc=2, channels=channels, logits=logits, labels={"temperature": 2.0})
+    write_set(DistilledDataset(artifact), tmp_path / "a.npz")
+    again = read_set(tmp_path / "a.npz")
+    assert again.content_hash == artifact.content_hash
+    same = ("classes", "mean", "std", "factor", "ipc")
+    assert all(getattr(again.metadata, name) == getattr(artifact.metadata, name) for name in same)
+    if logits:
+        assert torch.equal(DistilledDataset(again).soft_targets, DistilledDataset(artifact).soft_targets)
+
+
+def test_the_list_of_ncfm_comes_back(tmp_path):
+    artifact = make_artifact(ipc=3, logits=False)
+    write_set(DistilledDataset(artifact), tmp_path / "a.pt")
+    again = read_set(tmp_path / "a.pt", classes=DIGITS, factor=2, values="unit", mean=(0.3,), std=(0.4,))
+    assert again.content_hash == artifact.content_hash
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_images_of_mtt_come_back_decoded(logits, tmp_path):
+    data = DistilledDataset(make_artifact(ipc=2, logits=logits, labels={"temperature": 2.0}))
+    write_set(data, tmp_path / "images_best.pt")
+    stated = STATED | {"mean": data.mean, "std": data.std}
+    if logits:  # random teachers favour any class
+        with pytest.warns(UserWarning, match="took the images for sorted by class"):
+            again = DistilledDataset(read_set(tmp_path, **stated))
+    else:
+        again = DistilledDataset(read_set(tmp_path, **stated))
+    order, other = data.targets.argsort(stable=True), again.targets.argsort(stable=True)
+    assert torch.equal(again.images[other], data.images[order])
+    torch.testing.assert_close(again.soft_targets[other], data.soft_targets[order], atol=2e-3, rtol=0)
+
+
+def test_folders_come_back_decoded(tmp_path):
+    data = DistilledDataset(make_artifact(ipc=2, channels=3, logits=False))
+    write_set(data, tmp_path / "folders")
+    again = DistilledDataset(read_set(tmp_path / "folders"))
+    order, other = data.targets.argsort(stable=True), again.targets.argsort(stable=True)
+    assert torch.equal(again.images[other], data.images[order])
+    with pytest.raises(UsageError, match="cannot tell"):
+        write_set(data, tmp_path / "a.txt")
+
+
+# The command
+
+
+def test_the_command_makes_a_folder_that_loads_and_says_what_it_guessed(pixels, tmp_path, here):
+    torch.save([pixels / 255, NUMBERS], tmp_path / "data.pt")
+    status, output, errors = here("convert.py", "data.pt", "out", "--factor", "2", "--license", "cc0-1.0")
+    assert (status, errors) == (0, "")
+    assert "note: values from 0.00 to 1.00: taken for 'unit'" in output
+    data = DistilledDataset.from_folder(tmp_path / "out")
+    data.verify()
+    assert (data.info.factor, data.ipc) == (2, 3)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: cc0-1.0" in card
+    assert "- ncfm" not in card
+    assert "Whether it was whitened (ZCA), its makers know." in card
+    source = json.loads(data.info.to_json())["source"]
+    assert source["form"] == "list of images and labels (NCFM, IDC)"
+    assert len(source["sha256"]) == 64
+
+
+def test_the_command_writes_what_the_name_says(tmp_path, here):
+    folder = make_folder(tmp_path / "set", make_artifact(ipc=2))
+    status, output, _ = here("convert.py", "set", "set.npz")
+    assert status == 0
+    assert "written to set.npz" in output
+    again = read_set(tmp_path / "set.npz")
+    assert again.content_hash == DistilledDataset.from_folder(folder).content_hash
+
+
+def test_the_command_overwrites_nothing(pixels, tmp_path, here):
+    torch.save([pixels / 255, NUMBERS], tmp_path / "data.pt")
+    (tmp_path / "out").mkdir()
+    status, _, errors = here("convert.py", "data.pt", "out")
+    assert status == 2
+    assert "is there already" in errors
+
+
+def test_a_set_in_memory_may_be_rows_with_targets(pixels):
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    soft = F.one_hot(NUMBERS, 10) * 0.9 + 0.01
+    data = DistilledDataset.from_tensors(pixels[order], targets=soft[order])
+    assert (data.ipc, data.classes[:2]) == (3, ("0", "1"))
+    assert torch.equal(data.soft_targets.argmax(1), data.targets)
+    torch.testing.assert_close(data.soft_targets.amax(1), torch.full((30,), 0.91), atol=1e-3, rtol=0)
+    floats = DistilledDataset.from_tensors(
+        normalised(pixels), DIGITS, mean=MEAN, std=STD, targets=NUMBERS, values="normalised"
+    )
+    assert torch.equal(by_class(floats.artifact), pixels)
+    with pytest.raises(UsageError, match="values must be one of"):
+        DistilledDataset.from_tensors(pixels, targets=NUMBERS, values="percent")
+    assert dataclasses.is_dataclass(floats.info)

@@ -1,0 +1,42 @@
+"""The loss on soft labels."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distilled_data import soft_cross_entropy
+
+
+@pytest.fixture
+def logits():
+    return torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_it_is_cross_entropy_on_probabilities_and_on_class_numbers(logits):
+    numbers = torch.tensor([0, 1, 2, 3, 0, 1])
+    probabilities = (F.one_hot(numbers, 4) + 0.5).div(3).double()
+    assert torch.equal(soft_cross_entropy(logits, numbers), F.cross_entropy(logits, numbers))
+    assert torch.equal(soft_cross_entropy(logits, probabilities), F.cross_entropy(logits, probabilities))
+    by_hand = -sum(
+        p * (row[k] - row.exp().sum().log()) for row, ps in zip(logits, probabilities, strict=True)
+        for k, p in enumerate(ps)
+    ) / 6  # fmt: skip
+    torch.testing.assert_close(soft_cross_entropy(logits, probabilities), by_hand)
+
+
+def test_a_network_that_says_what_the_teacher_says_has_no_gradient_at_the_temperature(logits):
+    student = logits.clone().requires_grad_()
+    for temperature in (1.0, 4.0):
+        soft = (logits / temperature).softmax(1)
+        (gradient,) = torch.autograd.grad(soft_cross_entropy(student, soft, temperature), student)
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient))
+
+
+def test_temperature_leaves_the_size_of_gradients(logits):
+    teacher, student = logits * 0.01, torch.zeros_like(logits).requires_grad_()  # where softmax is linear
+    sizes = []
+    for temperature in (1.0, 10.0):
+        soft = (teacher / temperature).softmax(1)
+        (gradient,) = torch.autograd.grad(soft_cross_entropy(student, soft, temperature), student)
+        sizes.append(gradient.norm())
+    torch.testing.assert_close(sizes[0], sizes[1], rtol=0.02, atol=0)
