@@ -174,9 +174,9 @@ def cutout(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
 
 def flip(images: Tensor, side: Tensor) -> Tensor:
     """Mirrors left and right where the number is below one half."""
-    columns = torch.arange(images.shape[3], device=images.device)
-    columns = torch.where(side < 0.5, columns.flip(0), columns)
-    return images.gather(3, columns[:, None].expand_as(images))
+    both, count = torch.cat([images, images.flip(3)]), len(images)
+    mirrored = (side < 0.5).flatten().expand(count)
+    return both.index_select(0, torch.arange(count, device=images.device) + count * mirrored)
 
 
 def scale(images: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ class Loader:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Float images [..., channels, H, W] in 0..255 to zero mean and unit deviation per channel."""
-        return images * self._gain + self._offset
+        return (images * self._gain).add_(self._offset)
 
     @property
     def identity(self) -> dict[str, Any]:
