@@ -22,7 +22,7 @@ from .errors import (
     UsageError,
 )
 from .format import Artifact, Metadata
-from .loss import soft_cross_entropy
+from .labels import soft_cross_entropy
 
 __all__ = [
     "AccessError",

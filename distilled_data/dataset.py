@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,10 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from . import export, format
 from .augment import DSA
-from .decode import enlarge, tiles
+from .decode import enlarge, take
 from .errors import FormatError, UsageError
 from .format import ARTIFACT_FILE, Artifact, Metadata
 from .indexing import rows_of, stacked
+from .labels import as_float, as_they_are, one_hot, soften
 from .loader import Batches, Indices, Loader, Mix, as_it_is
 from .manifest import Index, read_manifest, read_verified, verify_folder
 from .randomness import generator_at
@@ -52,14 +54,9 @@ class DistilledDataset(Dataset):
         self.transform: Callable[[Any], Any] | None = None
         self.target_transform: Callable[[Any], Any] | None = None
         self.keys: tuple[str, str] | None = None  # of image and label in a dict; None: samples are tuples
-        m, views = artifact.metadata, artifact.metadata.factor**2
-        self._tiles = tiles(artifact.images.flatten(0, 1), m.factor).flatten(0, 1)
+        m = artifact.metadata
         classes = torch.arange(len(m.classes))
-        self.targets: Tensor = classes.repeat(m.ipc).repeat_interleave(views)  # int64 [N]
-        if labels == "hard":
-            self._labels = self.targets
-        else:
-            self._labels = self.soft_targets if labels == "soft" else self._logits()
+        self.targets: Tensor = classes.repeat(m.ipc).repeat_interleave(m.factor**2)  # int64 [N]
 
     @classmethod
     def from_hub(
@@ -190,7 +187,7 @@ class DistilledDataset(Dataset):
     @property
     def images(self) -> Tensor:
         """All samples decoded, uint8 [N, channels, height, width]."""
-        return self._decode(slice(None)).round().to(torch.uint8)
+        return self._decode(torch.arange(len(self))).round().to(torch.uint8)
 
     @property
     def data(self) -> np.ndarray:
@@ -200,9 +197,8 @@ class DistilledDataset(Dataset):
     @property
     def soft_targets(self) -> Tensor:
         """Class probabilities, float32 [N, classes]: softmax of the teacher logits at their temperature."""
-        if self.artifact.logits is None:
-            return torch.nn.functional.one_hot(self.targets, len(self.classes)).float()
-        return (self._logits() / self.info.labels.get("temperature", 1.0)).softmax(1)
+        stored, label = self._labels("soft")
+        return label(stored)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -218,7 +214,10 @@ class DistilledDataset(Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         """Samples of a batch, decoded together; `DataLoader` calls this."""
-        images, targets = self._decode(indices), self._labels[indices]
+        rows = torch.tensor(indices, dtype=torch.int64)
+        rows = torch.where(rows < 0, rows + len(self), rows)
+        stored, label = self._labels(self.labels)
+        images, targets = self._decode(rows), label(stored.index_select(0, rows))
         if self.transform is None:
             mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (self.mean, self.std))
             samples = list((images / 255 - mean) / std)
@@ -340,17 +339,16 @@ class DistilledDataset(Dataset):
             )
         if augment == "dsa":
             augment = self.info.recipe.get("augment", DSA)
-        targets = self._labels
-        if isinstance(mix, str) and self.labels != "soft":
-            if self.labels == "logits":
-                raise UsageError(
-                    f"mix={mix!r} mixes probabilities; got labels='logits', expected soft or hard"
-                )
-            targets = torch.nn.functional.one_hot(targets, len(self.classes)).float()
+        targets, label = self._labels(self.labels)
+        if isinstance(mix, str) and self.labels == "logits":
+            raise UsageError(f"mix={mix!r} mixes probabilities; got labels='logits', expected soft or hard")
+        if isinstance(mix, str) and self.labels == "hard":
+            label = partial(one_hot, classes=len(self.classes))
         return Loader(
-            self._tiles,
+            self.artifact.images.flatten(0, 1),
             targets,
-            size=(self.info.height, self.info.width),
+            factor=self.info.factor,
+            label=label,
             mean=self.mean,
             std=self.std,
             batch_size=batch_size,
@@ -420,9 +418,17 @@ class DistilledDataset(Dataset):
         derived.keys = self.keys
         return derived
 
-    def _logits(self) -> Tensor:
-        assert self.artifact.logits is not None
-        return self.artifact.logits.flatten(0, 2).float()
+    def _labels(self, labels: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """What is stored for every sample, and what makes targets of this kind of it."""
+        if labels == "hard":
+            return self.targets, as_they_are
+        if self.artifact.logits is None:
+            return self.targets, partial(one_hot, classes=len(self.classes))
+        logits = self.artifact.logits.flatten(0, 2)
+        if labels == "logits":
+            return logits, as_float
+        return logits, partial(soften, temperature=self.info.labels.get("temperature", 1.0))
 
-    def _decode(self, index: slice | list[int]) -> Tensor:
-        return enlarge(self._tiles[index].float(), (self.info.height, self.info.width))
+    def _decode(self, rows: Tensor) -> Tensor:
+        chosen = take(self.artifact.images.flatten(0, 1), rows, self.info.factor)
+        return enlarge(chosen.float(), (self.info.height, self.info.width))

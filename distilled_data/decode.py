@@ -1,5 +1,8 @@
 """Multi-formation decode: one packed image of factor f becomes f x f full-size views."""
 
+import functools
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,11 +20,38 @@ def tiles(images: Tensor, factor: int) -> Tensor:
     )
 
 
+def take(images: Tensor, rows: Tensor, factor: int) -> Tensor:
+    """Tiles [B, channels, H/factor, W/factor] number `rows` [B] of packed images [N, channels, H, W].
+
+    They are numbered as `tiles` has them, image by image. Nothing but these tiles is copied.
+    """
+    if factor == 1:
+        return images.index_select(0, rows)  # on the CPU 18 times as fast as images[rows]
+    channels, height, width = images.shape[1], images.shape[2] // factor, images.shape[3] // factor
+    # the memory of an image in stripes as wide as a tile: [channels, factor, height, factor]
+    image, view = rows // factor**2, rows % factor**2
+    first = image * (channels * factor * height * factor) + view // factor * (height * factor) + view % factor
+    channel, line = (torch.arange(count, device=rows.device) for count in (channels, height))
+    stripes = (channel[:, None] * factor * height + line) * factor
+    chosen = images.reshape(-1, width).index_select(0, (first[:, None, None] + stripes).flatten())
+    return chosen.view(len(rows), channels, height, width)
+
+
 def enlarge(tile: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear upsampling, align_corners False, of float tiles [N, channels, h, w] to `size` (H, W)."""
     if tuple(tile.shape[-2:]) == tuple(size):
         return tile
+    if tile.device.type == "cpu" and not (torch.is_grad_enabled() and tile.requires_grad):
+        # four times as fast as interpolate; with bytes at factors 2 and 4 sums are exact, so equal bit by bit
+        rows, columns = (_weights(*sides).to(tile.dtype) for sides in zip(tile.shape[-2:], size, strict=True))
+        return F.linear(rows @ tile, columns)
     return F.interpolate(tile, size=size, mode="bilinear", align_corners=False)
+
+
+@functools.cache
+def _weights(side: int, longer: int) -> Tensor:
+    """What each of `longer` pixels takes of each of `side`, float32 [longer, side]."""
+    return F.interpolate(torch.eye(side)[None], longer, mode="linear", align_corners=False)[0].T.contiguous()
 
 
 def decode(images: Tensor, factor: int) -> Tensor:

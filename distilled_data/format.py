@@ -181,11 +181,16 @@ def write_artifact(path: str | Path, artifact: Artifact) -> None:
 
 
 def read_artifact(
-    path: str | Path, *, ipc: int | None = None, classes: Sequence[str | int] | None = None
+    path: str | Path,
+    *,
+    ipc: int | None = None,
+    classes: Sequence[str | int] | None = None,
+    content: Tensor | None = None,
 ) -> Artifact:
     """Read an artifact, or only its first `ipc` ranks and the given `classes` (names or indices).
 
-    A class subset is renumbered in the order given, in the images and in both class axes of the logits.
+    `content` is the bytes of the file, uint8 [size], if they were read already: the tensors lie in them. A
+    class subset is renumbered in the order given, in the images and in both class axes of the logits.
     Raises `FormatError` for anything that is not a whole artifact of this format, `UsageError` for a
     subset that it does not have.
     """
@@ -201,10 +206,27 @@ def read_artifact(
                 f"the tensor has the shape {shapes['images']}"
             )
         ranks = slice(0, resolve_ipc(ipc, metadata.ipc))
-        images = file.get_slice("images")[ranks]
-        logits = file.get_slice("logits")[ranks] if "logits" in shapes else None
-    whole = Artifact(images.clone(), dataclasses.replace(metadata, ipc=ranks.stop), _clone(logits))
+        views = {} if content is None else _views(content)
+        tensors = {
+            name: views[name][ranks] if name in views else file.get_slice(name)[ranks].clone()
+            for name in shapes
+        }
+    metadata = dataclasses.replace(metadata, ipc=ranks.stop)
+    whole = Artifact(tensors["images"], metadata, tensors.get("logits"))
     return whole if classes is None else select_classes(whole, classes)
+
+
+def _views(content: Tensor) -> dict[str, Tensor]:
+    """The tensors, of the dtypes of the format, in the bytes uint8 [size] of a valid safetensors file."""
+    start = 8 + int.from_bytes(content[:8].numpy().tobytes(), "little")
+    header = json.loads(content[8:start].numpy().tobytes())
+    dtypes, tensors = {"U8": torch.uint8, "F16": torch.float16}, {}
+    for name, entry in header.items():
+        if (dtype := dtypes.get(entry.get("dtype"))) is not None:
+            first, end = (start + offset for offset in entry["data_offsets"])
+            part = content[first:end] if first % dtype.itemsize == 0 else content[first:end].clone()
+            tensors[name] = part.view(dtype).view(entry["shape"])
+    return tensors
 
 
 def read_metadata(path: str | Path) -> Metadata:
@@ -308,7 +330,3 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) != len(pairs):
         raise ValueError("an object has the same key twice")
     return content
-
-
-def _clone(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.clone()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distilled_data.augment import apply, draw, span
-from distilled_data.decode import enlarge
+from distilled_data.decode import take
 from distilled_data.loader import Loader
 from distilled_data.randomness import generator_at
 from distilled_data.transfer import upload
@@ -39,10 +39,10 @@ class Batches:
     def __init__(self, loaders: Sequence[Loader], *, classes: int, cutmix: float):
         first = loaders[0]
         self.loaders, self.classes, self.cutmix = loaders, classes, cutmix
-        shared = all(loader.tiles is first.tiles for loader in loaders)
-        self.tiles = first.tiles if shared else torch.cat([loader.tiles for loader in loaders])
+        shared = all(loader.images is first.images for loader in loaders)
+        self.images = first.images if shared else torch.cat([loader.images for loader in loaders])
         self.targets = first.targets if shared else torch.cat([loader.targets for loader in loaders])
-        self._starts = [0 if shared else m * len(first.tiles) for m in range(len(loaders))]
+        self._starts = [0 if shared else m * first.count for m in range(len(loaders))]
         self._epoch, self._order = -1, torch.empty(0)
 
     def __len__(self) -> int:
@@ -55,22 +55,22 @@ class Batches:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._order_of(epoch)
         index = self._order[:, batch * first.batch_size : (batch + 1) * first.batch_size]
-        tiles = upload(self.tiles[index.flatten()], first.device)  # which may lie in main memory
-        targets = upload(self.targets[index], first.device)
-        images = first.normalise(enlarge(tiles.float(), first.size)).unflatten(0, index.shape)
+        tiles = take(self.images, index.flatten(), first.factor)
+        targets = first.label(upload(self.targets[index], first.device))  # they may lie in main memory
+        images = first.views(upload(tiles, first.device)).unflatten(0, index.shape)
         if first.augment is not None:
             images = self._augment(images, epoch, batch)
         return self._mix(images, targets, epoch, batch)
 
     def _order_of(self, epoch: int) -> Tensor:
-        """Rows of `tiles`, int64 [M, N], where they lie."""
+        """Rows of the images, int64 [M, N], where they lie."""
         rows = []
         for loader, start in zip(self.loaders, self._starts, strict=True):
-            order = torch.arange(len(loader.tiles))
+            order = torch.arange(loader.count)
             if loader.shuffle:
                 order = torch.randperm(len(order), generator=generator_at(loader.seed, "order", epoch))
             rows.append(order + start)
-        return upload(torch.stack(rows), self.tiles.device)
+        return upload(torch.stack(rows), self.images.device)
 
     def _augment(self, images: Tensor, epoch: int, batch: int) -> Tensor:
         """Networks that drew the same operations are augmented in one call."""

@@ -99,13 +99,11 @@ def build(config: NetworkConfig, source: Source, seed: int) -> nn.Module:
 
 def real_loader(source: Source, part: LabelledImages, batch_size: int, device: str, **options) -> Loader:
     """Batches of real images, normalised; on a GPU they stay where it has room for twice as many."""
-    size = (source.height, source.width)
     where = torch.device(device)
     fits = where.type != "cuda" or part.images.nbytes <= torch.cuda.mem_get_info(where)[0] // 2
     return Loader(
         part.images,
         part.targets,
-        size=size,
         mean=source.mean,
         std=source.std,
         batch_size=batch_size,

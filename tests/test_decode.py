@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distilled_data.decode import decode, enlarge, tiles
+from distilled_data.decode import decode, enlarge, take, tiles
 
 
 def test_tiles_are_cut_row_by_row():
@@ -85,3 +85,25 @@ def test_every_pixel_has_the_same_weight_in_the_mean_of_its_views():
     images = torch.zeros(1, 1, 6, 6, dtype=torch.float64, requires_grad=True)
     decode(images, 3).sum().backward()
     torch.testing.assert_close(images.grad, torch.full_like(images, 9.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("factor", [1, 2, 3])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_tiles_are_taken_by_number_without_cutting_all(factor, dtype, contiguous):
+    images = torch.randint(256, (5, 3, 12, 18), generator=torch.Generator().manual_seed(0)).to(dtype)
+    images = images if contiguous else images.transpose(2, 3).contiguous().transpose(2, 3)
+    rows = torch.randperm(5 * factor**2, generator=torch.Generator().manual_seed(1))[:4]
+    assert torch.equal(take(images, rows, factor), tiles(images, factor).flatten(0, 1)[rows])
+    with pytest.raises(IndexError):
+        take(images, torch.tensor([5 * factor**2]), factor)
+
+
+@pytest.mark.parametrize(("factor", "exact"), [(2, True), (3, False), (4, True)])
+def test_bytes_are_enlarged_on_the_cpu_as_torch_interpolates_them(factor, exact):
+    tile = torch.randint(256, (4, 3, 8, 6), generator=torch.Generator().manual_seed(0)).float()
+    size = (8 * factor, 6 * factor)
+    expected = torch.nn.functional.interpolate(tile, size=size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(enlarge(tile, size), expected, atol=0 if exact else 1e-4, rtol=0)
+    assert enlarge(tile, size).is_contiguous()
+    assert torch.equal(enlarge(tile.requires_grad_(), size), expected)

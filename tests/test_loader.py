@@ -15,7 +15,7 @@ def data(artifact) -> DistilledDataset:
 def counting(samples: int = 10, **options) -> Loader:
     """Sample i is an image whose every pixel comes out as i, with the target 100 + i."""
     images = torch.arange(samples, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
-    options = {"batch_size": 4, "size": (8, 8), "mean": (0.0,), "std": (1 / 255,)} | options
+    options = {"batch_size": 4, "mean": (0.0,), "std": (1 / 255,)} | options
     return Loader(images, 100 + torch.arange(samples), **options)
 
 
@@ -92,7 +92,6 @@ def test_augmentation_differs_between_batches_and_between_images_of_a_batch():
     loader = Loader(
         images,
         torch.zeros(4),
-        size=(8, 8),
         mean=(0.1,),
         std=(0.1,),
         batch_size=2,
@@ -162,17 +161,13 @@ def test_targets_are_probabilities_logits_or_class_numbers(data):
 
 def test_images_are_normalised_by_channel():
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
-    loader = Loader(
-        images, torch.zeros(1), size=(1, 1), mean=(0.5, 0.2, 0.0), std=(0.5, 0.1, 0.25), batch_size=1
-    )
+    loader = Loader(images, torch.zeros(1), mean=(0.5, 0.2, 0.0), std=(0.5, 0.1, 0.25), batch_size=1)
     assert epoch(loader).flatten().tolist() == pytest.approx([-1, 0, 4], abs=1e-5)
 
 
 def test_tiles_between_the_bytes_are_taken_as_they_are():
     tiles = torch.tensor([0.25, 0.75]).view(2, 1, 1, 1)
-    loader = Loader(
-        tiles, torch.zeros(2), size=(1, 1), mean=(0.0,), std=(1 / 255,), batch_size=2, shuffle=False
-    )
+    loader = Loader(tiles, torch.zeros(2), mean=(0.0,), std=(1 / 255,), batch_size=2, shuffle=False)
     assert epoch(loader).flatten().tolist() == pytest.approx([0.25, 0.75], abs=1e-5)
 
 

@@ -30,7 +30,7 @@ OPTIMISERS = {
 def loader(digits):
     chosen = torch.arange(0, len(digits.train), 5)
     images, targets = digits.train.images[chosen], digits.train.targets[chosen]
-    options = {"size": (8, 8), "mean": digits.mean, "std": digits.std, "batch_size": 64}
+    options = {"mean": digits.mean, "std": digits.std, "batch_size": 64}
     return Loader(images, targets, augment=AUGMENT, **options)
 
 
@@ -49,8 +49,8 @@ def training_of(loader, seeds, optimiser="sgd", norm="instance", precision="floa
 
 
 def images_to_test(loader):
-    options = {"size": (8, 8), "mean": (0.3,), "std": (0.4,), "batch_size": 512}
-    return Loader(loader.tiles, loader.targets, shuffle=False, **options)
+    options = {"mean": (0.3,), "std": (0.4,), "batch_size": 512}
+    return Loader(loader.images, loader.targets, shuffle=False, **options)
 
 
 def trained(training):
@@ -111,7 +111,7 @@ def test_adamw_at_once_gives_the_same_function_as_alone(loader):
 
 def own_images(loader, shift):
     other = reseeded(loader, 0)
-    other.tiles = loader.tiles.roll(shift, 0)
+    other.images = loader.images.roll(shift, 0)
     return other
 
 
@@ -197,7 +197,7 @@ def test_the_state_is_saved_when_the_time_has_passed_and_not_before(loader, monk
 
 def test_bfloat16_computes_in_half_precision_and_keeps_whole_weights(loader):
     whole, half = (training_of(loader, SEEDS, precision=name) for name in ("float32", "bfloat16"))
-    images = loader.normalise(loader.tiles[:8].float())
+    images = loader.views(loader.images[:8])
     logits = half.networks(images)
     assert logits.dtype == torch.float32
     assert not torch.equal(logits, whole.networks(images))

@@ -18,7 +18,6 @@ from pathlib import Path
 from command_line import run_command, settings
 
 from distilled_data import DistilledDataset
-from distilled_data.decode import tiles
 from distilled_data.format import write_file
 from distilled_data.loader import Loader
 from distilled_data.randomness import seed_at
@@ -163,9 +162,9 @@ def accuracy(
         distilled.quantised(), source.classes, factor=recipe.distill.factor, mean=source.mean, std=source.std
     )
     loader = Loader(
-        tiles(packed.flatten(0, 1), recipe.distill.factor).flatten(0, 1),
+        packed.flatten(0, 1),
         dataset.targets,
-        size=(source.height, source.width),
+        factor=recipe.distill.factor,
         mean=source.mean,
         std=source.std,
         batch_size=recipe.evaluate.batch_size,
