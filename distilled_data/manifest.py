@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -199,24 +199,25 @@ def read_verified(
         return status.st_ino, status.st_mtime_ns, status.st_size
 
     before = identity()
-    content = None
+    content, fingerprint_of = None, Fingerprint.of
     try:
         if ipc is None and classes is None:
-            content, found = read_hashed(path)
-        else:
-            found = Fingerprint.of(path)
+            content, fingerprint_of = read_hashed(path)
+        try:
+            artifact = read_artifact(path, ipc=ipc, classes=classes, content=content)
+        finally:  # that the bytes were altered says more than what it broke
+            found = fingerprint_of(path)
+            for fingerprint in expected:
+                fingerprint.compare(found, path, advice)
     except OSError as error:
         raise IntegrityError(f"{path} cannot be read: {error.strerror}. {advice}") from error
-    for fingerprint in expected:
-        fingerprint.compare(found, path, advice)
-    artifact = read_artifact(path, ipc=ipc, classes=classes, content=content)
     if identity() != before:
         raise IntegrityError(f"{path} changed while it was read. Load it again.")
     return artifact
 
 
-def read_hashed(path: Path) -> tuple[Tensor, Fingerprint]:
-    """The bytes of a file, uint8 [size], and their fingerprint, made while they are read."""
+def read_hashed(path: Path) -> tuple[Tensor, Callable[[Path], Fingerprint]]:
+    """The bytes of a file, uint8 [size], and what waits for their fingerprint, made while they are read."""
     with path.open("rb", buffering=0) as file:
         content = torch.empty(os.fstat(file.fileno()).st_size, dtype=torch.uint8)
         memory, digest, ends, size = content.numpy().data, hashlib.sha256(), SimpleQueue[int](), 0
@@ -235,8 +236,12 @@ def read_hashed(path: Path) -> tuple[Tensor, Fingerprint]:
                 ends.put(size)
         finally:
             ends.put(0)
-            thread.join()
-    return content[:size], Fingerprint(digest.hexdigest(), size)
+
+    def fingerprint_of(_: Path) -> Fingerprint:
+        thread.join()
+        return Fingerprint(digest.hexdigest(), size)
+
+    return content[:size], fingerprint_of
 
 
 def write_manifest(folder: str | Path) -> Manifest:

@@ -1,0 +1,206 @@
+"""How fast a set feeds a network: batches, the first batch of a fresh process, the import.
+
+  python tools/benchmark_feeding.py
+  python tools/benchmark_feeding.py --rounds 9 --output tools/results/feeding.json
+  python tools/benchmark_feeding.py --device cuda
+
+Contenders take turns, so that what else the machine does hits all of them. On a GPU only what works there is
+measured, and what share of a training step of ConvNet-3 waits for data.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from command_line import run_command
+
+from distilled_data import Artifact, DistilledDataset, Metadata
+from distilled_data.format import ARTIFACT_FILE, write_artifact, write_file
+from distilled_data.manifest import write_manifest
+from ncfm_engine.networks import build_network
+from ncfm_engine.pipeline import provenance
+from tools.benchmark.feeds import AUGMENT, WholeEpoch, feeds, random_set
+
+ROOT = Path(__file__).resolve().parents[1]
+START = """
+import resource, sys, time
+import numpy, torch, safetensors
+torch.zeros(1 << 20).sum()  # torch's own threads are no part of it
+def anonymous():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) * 1024
+"""
+COLD = {
+    "safe_open and from_numpy": "from safetensors import safe_open\n"
+    "def run(path):\n"
+    " with safe_open(path + '/distilled.safetensors', 'np') as file:\n"
+    "  return [torch.from_numpy(file.get_tensor(name)) for name in file.keys()]",
+    "from_folder and first batch": "from distilled_data import DistilledDataset\n"
+    "def run(path):\n"
+    " data = DistilledDataset.from_folder(path)\n"
+    " return data, next(iter(data.loader(256)))",
+    "from_folder alone": "from distilled_data import DistilledDataset\n"
+    "def run(path):\n"
+    " return DistilledDataset.from_folder(path)",
+}
+MEASURE = """
+before = anonymous()
+start = time.perf_counter()
+held = run(sys.argv[1])
+print(time.perf_counter() - start, anonymous() - before)
+"""
+IMPORT = "import time, torch; start = time.perf_counter(); import {}; print(time.perf_counter() - start, 0)"
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--images", type=int, default=5000, help="of 3 x 32 x 32 (default: 5000)")
+    add("--batch-size", type=int, default=256, help="default: 256")
+    add("--workers", type=int, default=2, help="worker processes where there are any (default: 2)")
+    add("--rounds", type=int, default=5, help="turns of every contender (default: 5)")
+    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add("--output", type=Path, help="write the seconds to this JSON file")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    rows, rounds = [], arguments.rounds
+    data = random_set(arguments.images, 32)
+    if arguments.device == "cpu":
+        with tempfile.TemporaryDirectory() as folder:
+            contenders = feeds(data, arguments.batch_size, Path(folder), arguments.workers)
+            epochs = {name: epoch_of(feed, arguments.images) for name, feed in contenders.items()}
+            rows += report("an epoch", turns(epochs, rounds))
+        for factor in (1, 2):
+            with tempfile.TemporaryDirectory() as folder:
+                write_random(Path(folder), factor)
+                cold = {name: fresh(START + code + MEASURE, folder) for name, code in COLD.items()}
+                rows += report(f"fresh process, 15 MB, factor {factor}", turns(cold, 2 * rounds))
+        imports = {
+            name: fresh(IMPORT.format(name)) for name in ("json", "safetensors.torch", "distilled_data")
+        }
+        rows += report("import after torch", turns(imports, 2 * rounds))
+    else:
+        on_device = {
+            "loader": data.loader(arguments.batch_size, augment=AUGMENT, device=arguments.device),
+            "loader, dsa": data.loader(arguments.batch_size, augment="dsa", device=arguments.device),
+            "airbench-style": WholeEpoch(data, arguments.batch_size, arguments.device),
+        }
+        epochs = {name: epoch_of(feed, arguments.images) for name, feed in on_device.items()}
+        rows += report("an epoch", turns(epochs, rounds))
+        rows += report("100 steps of ConvNet-3", turns(training(data, arguments), rounds))
+    if arguments.output:
+        content = {"rows": rows} | provenance(arguments.device)
+        write_file(arguments.output, json.dumps(content, indent=1).encode() + b"\n")
+
+
+Measured = tuple[float, int]  # seconds, bytes of memory or 0
+
+
+def turns(contenders: dict[str, Callable[[], Measured]], rounds: int) -> dict[str, list[Measured]]:
+    """What each took in each round; a round before the first is not counted."""
+    measured: dict[str, list[Measured]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, run in contenders.items():
+            value = run()
+            if turn:
+                measured[name].append(value)
+    return measured
+
+
+def report(what: str, measured: dict[str, list[Measured]]) -> list[dict[str, Any]]:
+    """Print a table, and return its rows; a ratio is that of the first contender's median to one's own."""
+    print(f"\n{what}: median ms (min to max), times as fast as the first")
+    rows, first = [], statistics.median(seconds for seconds, _ in next(iter(measured.values())))
+    for name, values in measured.items():
+        seconds = [value for value, _ in values]
+        middle, memory = statistics.median(seconds), max(memory for _, memory in values)
+        shown = f"{1000 * middle:8.1f} ({1000 * min(seconds):.1f} to {1000 * max(seconds):.1f})"
+        print(f"{shown:28}  {first / middle:6.2f}  {name}" + (f", {memory / 1e6:.1f} MB" if memory else ""))
+        rows.append({"what": what, "contender": name, "seconds": seconds, "memory": memory})
+    return rows
+
+
+def epoch_of(feed: Iterable[Any], images: int) -> Callable[[], Measured]:
+    def run() -> Measured:
+        start, count, pixels = time.perf_counter(), 0, torch.empty(0)
+        for pixels, *_ in (batch.values() if isinstance(batch, dict) else batch for batch in feed):
+            count += len(pixels)
+        if pixels.is_cuda:
+            torch.cuda.synchronize()
+        assert count == images, (count, images)
+        return time.perf_counter() - start, 0
+
+    return run
+
+
+def fresh(code: str, *arguments: str) -> Callable[[], Measured]:
+    """Run code that prints its seconds and bytes in a process of its own."""
+
+    def run() -> Measured:
+        words = [sys.executable, "-c", code, *arguments]
+        output = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        seconds, memory = output.split()
+        return float(seconds), int(memory)
+
+    return run
+
+
+def write_random(folder: Path, factor: int) -> None:
+    images = torch.randint(256, (50, 100, 3, 32, 32), dtype=torch.uint8)
+    metadata = Metadata(
+        dataset="random",
+        classes=tuple(f"class {number}" for number in range(100)),
+        channels=3,
+        height=32,
+        width=32,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        ipc=50,
+        factor=factor,
+    )
+    write_artifact(folder / ARTIFACT_FILE, Artifact(images, metadata))
+    write_manifest(folder)
+
+
+def training(data: DistilledDataset, arguments: argparse.Namespace) -> dict[str, Callable[[], Measured]]:
+    """A training step on one batch again and again, on batches of the loader, and on those with DSA."""
+    device, steps = arguments.device, 100
+    network = build_network("convnet", channels=3, size=32, classes=10).to(device)
+    optimiser = torch.optim.SGD(network.parameters(), 0.01)
+
+    def of(batches: Callable[[], Iterable[Any]]) -> Callable[[], Measured]:
+        def run() -> Measured:
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _, (images, targets) in zip(range(steps), batches(), strict=False):
+                optimiser.zero_grad()
+                torch.nn.functional.cross_entropy(network(images), targets).backward()
+                optimiser.step()
+            torch.cuda.synchronize()
+            return time.perf_counter() - start, 0
+
+        return run
+
+    options = {"device": device, "drop_last": True, "infinite": True}
+    one = next(iter(data.loader(arguments.batch_size, **options)))
+    return {
+        "one batch, again and again": of(lambda: (one for _ in range(steps))),
+        "loader": of(lambda: data.loader(arguments.batch_size, augment=AUGMENT, **options)),
+        "loader, dsa": of(lambda: data.loader(arguments.batch_size, augment="dsa", **options)),
+    }
+
+
+if __name__ == "__main__":
+    run_command(main, parser())
