@@ -86,7 +86,7 @@ def test_random_images_are_labelled_at_the_temperature_of_the_distilled_ones(dig
     seen = []
 
     def watch(training, *arguments, **options):
-        seen.append(training.batches.targets)
+        seen.append(training.batches.at(0, 0)[1])
         training.scores.append([0.0])
 
     monkeypatch.setattr(Training, "run", watch)

@@ -99,7 +99,9 @@ def main(arguments: argparse.Namespace) -> None:
         }
         epochs = {name: epoch_of(feed, arguments.images) for name, feed in on_device.items()}
         rows += report("an epoch", turns(epochs, rounds))
-        rows += report("100 steps of ConvNet-3", turns(training(data, arguments), rounds))
+        rows += report(
+            "100 steps of ConvNet-3", turns(training(data, arguments.batch_size, arguments.device), rounds)
+        )
     if arguments.output:
         content = {"rows": rows} | provenance(arguments.device)
         write_file(arguments.output, json.dumps(content, indent=1).encode() + b"\n")
@@ -137,12 +139,16 @@ def epoch_of(feed: Iterable[Any], images: int) -> Callable[[], Measured]:
         start, count, pixels = time.perf_counter(), 0, torch.empty(0)
         for pixels, *_ in (batch.values() if isinstance(batch, dict) else batch for batch in feed):
             count += len(pixels)
-        if pixels.is_cuda:
-            torch.cuda.synchronize()
+        wait_for(pixels.device)
         assert count == images, (count, images)
         return time.perf_counter() - start, 0
 
     return run
+
+
+def wait_for(device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
 
 
 def fresh(code: str, *arguments: str) -> Callable[[], Measured]:
@@ -174,31 +180,32 @@ def write_random(folder: Path, factor: int) -> None:
     write_manifest(folder)
 
 
-def training(data: DistilledDataset, arguments: argparse.Namespace) -> dict[str, Callable[[], Measured]]:
-    """A training step on one batch again and again, on batches of the loader, and on those with DSA."""
-    device, steps = arguments.device, 100
-    network = build_network("convnet", channels=3, size=32, classes=10).to(device)
+def training(
+    data: DistilledDataset, batch_size: int, device: str, steps: int = 100, width: int = 128
+) -> dict[str, Callable[[], Measured]]:
+    """Training of ConvNet-3 on one batch again and again, on batches of the loader, and on those with DSA."""
+    network = build_network("convnet", channels=3, size=32, classes=10, width=width).to(device)
     optimiser = torch.optim.SGD(network.parameters(), 0.01)
 
     def of(batches: Callable[[], Iterable[Any]]) -> Callable[[], Measured]:
         def run() -> Measured:
-            torch.cuda.synchronize()
+            wait_for(device)
             start = time.perf_counter()
             for _, (images, targets) in zip(range(steps), batches(), strict=False):
                 optimiser.zero_grad()
                 torch.nn.functional.cross_entropy(network(images), targets).backward()
                 optimiser.step()
-            torch.cuda.synchronize()
+            wait_for(device)
             return time.perf_counter() - start, 0
 
         return run
 
     options = {"device": device, "drop_last": True, "infinite": True}
-    one = next(iter(data.loader(arguments.batch_size, **options)))
+    one = next(iter(data.loader(batch_size, **options)))
     return {
         "one batch, again and again": of(lambda: (one for _ in range(steps))),
-        "loader": of(lambda: data.loader(arguments.batch_size, augment=AUGMENT, **options)),
-        "loader, dsa": of(lambda: data.loader(arguments.batch_size, augment="dsa", **options)),
+        "loader": of(lambda: data.loader(batch_size, augment=AUGMENT, **options)),
+        "loader, dsa": of(lambda: data.loader(batch_size, augment="dsa", **options)),
     }
 
 

@@ -109,12 +109,12 @@ def hugging_face(data: DistilledDataset, batch: int) -> Iterable[Any]:
 
 def web_dataset(data: DistilledDataset, batch: int, folder: Path, several: dict[str, Any]) -> Iterable[Any]:
     """PNG in two tar files, one per worker, through a buffer that shuffles."""
-    import webdataset
+    import webdataset.compat  # the module itself says nothing of what it exports
 
     half = len(data.classes) // 2
     for number, part in enumerate((range(half), range(half, len(data.classes)))):
         data.select(classes=list(part)).to_webdataset(folder / f"{number}.tar")
-    shards = webdataset.WebDataset(
+    shards: Any = webdataset.compat.WebDataset(
         [str(folder / f"{number}.tar") for number in range(2)], shardshuffle=2, empty_check=False
     )
     samples = shards.shuffle(1000).decode("pil").to_tuple("png", "cls").map_tuple(per_sample(data), int)
