@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .dataset import DistilledDataset
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow must not try others, whatever the suffix
 IMAGE_KEYS, LABEL_KEYS = ("images", "x", "data", "x_train"), ("labels", "y", "targets", "y_train")
 
 
@@ -221,10 +222,11 @@ def _read_folder(path: Path) -> Found:
     for number, folder in enumerate(folders):
         for file in sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES):
             try:
-                with warnings.catch_warnings(), Image.open(file) as image:
+                with warnings.catch_warnings():
                     warnings.simplefilter("error", Image.DecompressionBombWarning)
-                    mode = "L" if image.mode == "L" else "RGB"
-                    array = np.asarray(image.convert(mode)).reshape(image.height, image.width, -1)
+                    with Image.open(file, formats=FORMATS) as image:
+                        mode = "L" if image.mode == "L" else "RGB"
+                        array = np.asarray(image.convert(mode)).reshape(image.height, image.width, -1)
             except (OSError, ValueError, Image.DecompressionBombError, Warning) as error:
                 raise FormatError(f"{file} cannot be read as an image: {error}") from error
             if arrays and array.shape != arrays[0].shape:

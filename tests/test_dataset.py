@@ -470,6 +470,18 @@ def test_a_temperature_without_teacher_logits_is_refused(artifact):
         bare.with_labels("soft", temperature=2.0)
 
 
+def test_tensors_that_lie_at_odd_places_of_a_file_are_read(folder, whole):
+    path = folder / ARTIFACT_FILE
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    odd = (length + 1).to_bytes(8, "little") + content[8 : 8 + length] + b" " + content[8 + length :]
+    path.write_bytes(odd)
+    write_manifest(folder)
+    again = DistilledDataset.from_folder(folder)
+    assert again.content_hash == whole.content_hash
+    assert torch.equal(again.soft_targets, whole.soft_targets)
+
+
 # verification
 
 

@@ -213,6 +213,8 @@ def test_arrays_that_make_no_set_are_refused(change, message, pixels, tmp_path):
         read_set(tmp_path / "a.npz", classes=DIGITS, values="bytes")
 
 
+@pytest.mark.filterwarnings("default::UserWarning")  # as users have it
+@pytest.mark.filterwarnings("default::RuntimeWarning")
 def test_images_of_two_sizes_and_bombs_are_named(tmp_path, monkeypatch):
     for number, size in enumerate((8, 8, 9)):
         (tmp_path / "set" / str(number)).mkdir(parents=True)
@@ -326,3 +328,23 @@ def test_a_set_in_memory_may_be_rows_with_targets(pixels):
     with pytest.raises(UsageError, match="values must be one of"):
         DistilledDataset.from_tensors(pixels, targets=NUMBERS, values="percent")
     assert dataclasses.is_dataclass(floats.info)
+
+
+def test_one_hot_targets_of_packed_images_are_those_of_each_view(pixels):
+    data = DistilledDataset.from_tensors(pixels, targets=F.one_hot(NUMBERS, 10).float(), factor=2)
+    assert len(data) == 120
+    expected = F.one_hot(data.targets, 10).float()
+    torch.testing.assert_close(data.soft_targets, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "guess"), [(-2.0, 1.4, "normalised"), (-0.1, 1.1, "unit"), (0.0, 255.0, "bytes")]
+)
+def test_what_floats_are_is_told_by_their_range(low, high, guess):
+    images = torch.linspace(low, high, 4 * 64).view(2, 2, 1, 8, 8)
+    stated = {"mean": [0.5], "std": [0.25], "values": guess}
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        guessed = DistilledDataset.from_tensors(images, **stated | {"values": None})
+        assert f"taken for {guess!r}" in str(notes[0].message)
+        assert guessed.content_hash == DistilledDataset.from_tensors(images, **stated).content_hash
