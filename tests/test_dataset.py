@@ -471,7 +471,7 @@ def test_a_temperature_without_teacher_logits_is_refused(artifact):
 
 
 def test_tensors_that_lie_at_odd_places_of_a_file_are_read(folder, whole):
-    path = folder / ARTIFACT_FILE
+    path = folder / "distilled.safetensors"
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     odd = (length + 1).to_bytes(8, "little") + content[8 : 8 + length] + b" " + content[8 + length :]
