@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow must not try others, whatever the suffix
+EXPECTED = (
+    "expected [images, labels] (NCFM, IDC), a dict of experiments with the key 'data' (DC, DSA, DM), images_X.pt "
+    "with labels_X.pt (MTT, DATM), .npz, or a folder of images per class"
+)
 IMAGE_KEYS, LABEL_KEYS = ("images", "x", "data", "x_train"), ("labels", "y", "targets", "y_train")
 
 
@@ -172,14 +176,14 @@ def _read(path: Path, experiment: int) -> Found:
         case [_, _]:
             found = _pair(path, "list of images and labels (NCFM, IDC)", content)
             return replace(found, factor=None)
-    raise FormatError(f"{path} holds {_shape(content)}; {_expected()}")
+    raise FormatError(f"{path} holds {_shape(content)}; {EXPECTED}")
 
 
 def _pair(path: Path, form: str, content: Any) -> Found:
     match content:
         case [Tensor() as images, Tensor() as labels]:
             return Found(form, images.detach(), labels.detach(), factor=1)
-    raise FormatError(f"{path} holds {_shape(content)}; {_expected()}")
+    raise FormatError(f"{path} holds {_shape(content)}; {EXPECTED}")
 
 
 def _read_npz(path: Path) -> Found:
@@ -237,7 +241,7 @@ def _read_folder(path: Path) -> Found:
             arrays.append(array)
             numbers.append(number)
     if not arrays:
-        raise FormatError(f"{path} holds no images in class folders; {_expected()}")
+        raise FormatError(f"{path} holds no images in class folders; {EXPECTED}")
     images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
     names = tuple(folder.name for folder in folders)
     return Found("class folders", images, torch.tensor(numbers), names, factor=1, values="bytes")
@@ -297,7 +301,3 @@ def _shape(content: Any) -> str:
     return (
         f"{type(content).__name__} of {len(content)}" if isinstance(content, (list, tuple)) else repr(content)
     )
-
-
-def _expected() -> str:
-    return "expected one of the forms in the docstring of distilled_data.interchange"
