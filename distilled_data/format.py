@@ -155,13 +155,15 @@ class Artifact:
                     f"artifact tensor {name!r}: expected {dtype} {list(shape)} by the metadata, "
                     f"got {tensor.dtype} {list(tensor.shape)}"
                 )
+            if not tensor.is_contiguous():  # or every access would copy all of it
+                object.__setattr__(self, name, tensor.contiguous())
         if self.logits is not None and not torch.isfinite(self.logits).all():
             raise FormatError("artifact tensor 'logits' holds values that are not finite")
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         pairs = {"images": self.images, "logits": self.logits}
-        return {name: tensor.contiguous() for name, tensor in pairs.items() if tensor is not None}
+        return {name: tensor for name, tensor in pairs.items() if tensor is not None}
 
     @property
     def content_hash(self) -> str:
@@ -195,7 +197,8 @@ def read_artifact(
     subset that it does not have.
     """
     with _open(path) as file:
-        metadata = _metadata(path, file)
+        views, text = ({}, (file.metadata() or {}).get(METADATA_KEY)) if content is None else _views(content)
+        metadata = _metadata(path, text)
         # Parts of the file may lie about shapes; the full shapes are checked before anything is taken.
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         if set(shapes) not in ({"images"}, {"images", "logits"}):
@@ -206,7 +209,6 @@ def read_artifact(
                 f"the tensor has the shape {shapes['images']}"
             )
         ranks = slice(0, resolve_ipc(ipc, metadata.ipc))
-        views = {} if content is None else _views(content)
         tensors = {
             name: views[name][ranks] if name in views else file.get_slice(name)[ranks].clone()
             for name in shapes
@@ -216,23 +218,24 @@ def read_artifact(
     return whole if classes is None else select_classes(whole, classes)
 
 
-def _views(content: Tensor) -> dict[str, Tensor]:
-    """The tensors, of the dtypes of the format, in the bytes uint8 [size] of a valid safetensors file."""
+def _views(content: Tensor) -> tuple[dict[str, Tensor], str | None]:
+    """Tensors, of the dtypes of the format, and metadata in the bytes uint8 [size] of a safetensors file."""
     start = 8 + int.from_bytes(content[:8].numpy().tobytes(), "little")
     header = json.loads(content[8:start].numpy().tobytes())
+    text = header.pop("__metadata__", {}).get(METADATA_KEY)
     dtypes, tensors = {"U8": torch.uint8, "F16": torch.float16}, {}
     for name, entry in header.items():
-        if (dtype := dtypes.get(entry.get("dtype"))) is not None:
+        if (dtype := dtypes.get(entry["dtype"])) is not None:
             first, end = (start + offset for offset in entry["data_offsets"])
             part = content[first:end] if first % dtype.itemsize == 0 else content[first:end].clone()
             tensors[name] = part.view(dtype).view(entry["shape"])
-    return tensors
+    return tensors, text
 
 
 def read_metadata(path: str | Path) -> Metadata:
     """Read only the header of an artifact."""
     with _open(path) as file:
-        return _metadata(path, file)
+        return _metadata(path, (file.metadata() or {}).get(METADATA_KEY))
 
 
 def resolve_ipc(ipc: int | None, stored: int) -> int:
@@ -312,8 +315,7 @@ def _open(path: str | Path) -> Any:
         raise FormatError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _metadata(path: str | Path, file: Any) -> Metadata:
-    text = (file.metadata() or {}).get(METADATA_KEY)
+def _metadata(path: str | Path, text: str | None) -> Metadata:
     if text is None:
         raise FormatError(
             f"{path} is a safetensors file of another kind: its metadata has no key {METADATA_KEY!r}"

@@ -13,9 +13,7 @@ Nothing is unpickled but tensors and numbers.
 
 import hashlib
 import io
-import pickle
 import warnings
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,11 +32,14 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow must not try others, whatever the suffix
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # those of 16 bits would be cut off
 EXPECTED = (
-    "expected [images, labels] (NCFM, IDC), a dict of experiments with the key 'data' (DC, DSA, DM), images_X.pt "
-    "with labels_X.pt (MTT, DATM), .npz, or a folder of images per class"
+    "expected [images, labels] (NCFM, IDC), a dict of experiments with the key 'data' (DC, DSA, DM), "
+    "images_X.pt with labels_X.pt (MTT, DATM), .npz, or a folder of images per class"
 )
 IMAGE_KEYS, LABEL_KEYS = ("images", "x", "data", "x_train"), ("labels", "y", "targets", "y_train")
+
+KNOWN_KEYS = {*IMAGE_KEYS, *LABEL_KEYS, "classes", "mean", "std", "factor", "logits", "temperature"}
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ def read_set(
 ) -> Artifact:
     """The set at `path`, in any of the forms above, as an artifact named `name`.
 
-    What is given beats what the file says. What neither says is guessed, with a warning: `values` (see
-    `distilled_data.tensors.VALUES`) and the packing `factor` by the images, `classes` are numbered. Of a DC
-    file with several experiments one is taken, the last by default.
+    What is given beats what the file says. What neither says is guessed by the images, with a warning:
+    `values` (see `distilled_data.tensors.VALUES`) and, of the NCFM form, the packing `factor`, which is 1
+    elsewhere. Without `classes` they are numbered. Of a DC file with several experiments the last is taken.
 
     Raises `FormatError` for a file in no such form, `UsageError` for what makes no artifact or needs a word.
     """
@@ -165,10 +166,12 @@ def _read(path: Path, experiment: int) -> Found:
         return _read_npz(path)
     content = _load_pt(path)
     match content:
-        case Tensor() if _labels_beside(path).exists():
-            return Found("images and labels (MTT, DATM)", content, _load_pt(_labels_beside(path)))
+        case Tensor() if "images" in path.name and (labels := _labels_beside(path)).exists():
+            return _pair(path, "images and labels (MTT, DATM)", [content, _load_pt(labels)])
         case Tensor():
-            raise UsageError(f"{path} holds images only; expected their labels in {_labels_beside(path)}")
+            raise UsageError(
+                f"{path} holds one tensor; expected a file named images_X.pt with its labels in labels_X.pt"
+            )
         case {"data": [*pairs]} if pairs and -len(pairs) <= experiment < len(pairs):
             return _pair(path, "dict of experiments (DC, DSA, DM)", pairs[experiment])
         case {"data": [*pairs]}:
@@ -181,8 +184,8 @@ def _read(path: Path, experiment: int) -> Found:
 
 def _pair(path: Path, form: str, content: Any) -> Found:
     match content:
-        case [Tensor() as images, Tensor() as labels]:
-            return Found(form, images.detach(), labels.detach(), factor=1)
+        case [Tensor(layout=torch.strided) as images, Tensor(layout=torch.strided) as labels]:
+            return Found(form, images, labels, factor=1)
     raise FormatError(f"{path} holds {_shape(content)}; {EXPECTED}")
 
 
@@ -190,14 +193,15 @@ def _read_npz(path: Path) -> Found:
     try:
         # numpy leaves a file open that it opened and cannot read
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise FormatError(f"{path} cannot be read as .npz without pickle: {error}") from error
+            arrays = {name: file[name] for name in file.files if name in KNOWN_KEYS}
+            names = list(file.files)
+    except Exception as error:  # zlib, zip and numpy have one each for every kind of damage
+        raise FormatError(f"{path} cannot be read as .npz without pickle: {error!r}") from error
     images = next((arrays[key] for key in IMAGE_KEYS if key in arrays), None)
     labels = next((arrays[key] for key in LABEL_KEYS if key in arrays), None)
     if images is None or labels is None:
         raise FormatError(
-            f"{path} has the arrays {', '.join(arrays)}; expected images ({', '.join(IMAGE_KEYS)}) and "
+            f"{path} has the arrays {', '.join(names)}; expected images ({', '.join(IMAGE_KEYS)}) and "
             f"labels ({', '.join(LABEL_KEYS)})"
         )
     if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
@@ -209,6 +213,7 @@ def _read_npz(path: Path) -> Found:
             "factor": int(arrays.get("factor", 1)),
             "temperature": float(arrays.get("temperature", 1.0)),
         } | {name: arrays[name].tolist() for name in ("mean", "std") if name in arrays}
+        labels = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)
         return Found(
             "npz", torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels), **optional
         )
@@ -229,6 +234,8 @@ def _read_folder(path: Path) -> Found:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", Image.DecompressionBombWarning)
                     with Image.open(file, formats=FORMATS) as image:
+                        if image.mode not in MODES:
+                            raise ValueError(f"mode {image.mode}, expected one of {', '.join(MODES)}")
                         mode = "L" if image.mode == "L" else "RGB"
                         array = np.asarray(image.convert(mode)).reshape(image.height, image.width, -1)
             except (OSError, ValueError, Image.DecompressionBombError, Warning) as error:
@@ -267,8 +274,8 @@ def _load_pt(path: Path) -> Any:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_numbers()):
             warnings.simplefilter("ignore")  # torch on pickles of another kind, which it then refuses
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).partition("\n")[0]
+    except Exception as error:  # the reader of damaged pickles raises whatever they lead to
+        reason = (str(error) or repr(error)).partition("\n")[0]
         raise FormatError(
             f"{path} cannot be loaded as tensors and numbers alone, and nothing else is unpickled: {reason}"
         ) from error

@@ -26,8 +26,9 @@ class Loader:
     size in each batch; `targets` [N * factor ** 2, ...] become there what `label` makes of them. Both
     lie on `device`, or, if not `resident`, where they are, and each batch is moved.
 
-    `augment` is None, a strategy of `distilled_data.augment`, or any callable on a batch of images; `mix` is
-    None, a strategy of mixing there, or any callable on images and targets. Order, augmentation and mixing
+    `augment` is None, a strategy of `distilled_data.augment`, or any callable on a batch of images in [0, 1],
+    which are normalised afterwards (torchvision's transforms draw once for the whole batch); `mix` is None, a
+    strategy of mixing there, or any callable on normalised images and targets. Order, augmentation and mixing
     depend on (seed, epoch, batch) alone, those of callables too as far as they draw from torch's own
     generators. Each pass counts as the next epoch.
 
@@ -119,15 +120,17 @@ class Loader:
 
         A batch that begins in the middle of that one, at `offset`, has draws of its own.
         """
-        images = self.views(upload(take(self.images, rows, self.factor), self.device))
+        tiles = upload(take(self.images, rows, self.factor), self.device)
         targets = self.label(upload(self.targets.index_select(0, rows), self.device))
         place = (epoch, batch) if self.world_size == 1 else (epoch, batch, self.rank)
         place = (*place, "from", offset) if offset else place
+        if callable(self.augment):
+            with seeded(self.seed, "augment", *place, device=self.device):
+                images = self.normalise(self.augment(self.enlarged(tiles) / 255) * 255)
+        else:
+            images = self.views(tiles)
         if isinstance(self.augment, str):
             images = augment_batch(images, self.augment, generator_at(self.seed, "augment", *place))
-        elif self.augment is not None:
-            with seeded(self.seed, "augment", *place, device=self.device):
-                images = self.augment(images)
         if isinstance(self.mix, str):
             images, targets = mix_batch(images, targets, self.mix, generator_at(self.seed, "mix", *place))
         elif self.mix is not None:
@@ -154,7 +157,14 @@ class Loader:
 
     def views(self, tiles: Tensor) -> Tensor:
         """Tiles [B, channels, h, w] in 0..255 as float32 [B, channels, H, W], normalised per channel."""
-        images = enlarge(tiles.to(torch.float32, copy=True), (self.images.shape[2], self.images.shape[3]))
+        return self.normalise(self.enlarged(tiles))
+
+    def enlarged(self, tiles: Tensor) -> Tensor:
+        """Tiles [B, channels, h, w] as new memory, float32 [B, channels, H, W], in 0..255."""
+        return enlarge(tiles.to(torch.float32, copy=True), (self.images.shape[2], self.images.shape[3]))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Changes images in 0..255 to zero mean and unit deviation per channel."""
         return images.mul_(self._gain).add_(self._offset)  # in place: fresh memory costs more than the sums
 
     @property

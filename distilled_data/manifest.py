@@ -196,9 +196,15 @@ def read_verified(
             raise IntegrityError(f"{path} is missing; the manifest names it. {advice}") from error
         except OSError as error:
             raise IntegrityError(f"{path} cannot be read: {error.strerror}. {advice}") from error
-        return status.st_ino, status.st_mtime_ns, status.st_size
+        return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
     before = identity()
+    for fingerprint in expected:
+        if path.is_file() and before[0] != fingerprint.size:  # told before so many bytes are read
+            raise IntegrityError(
+                f"{path} is not the file that was published: expected sha256 {fingerprint.sha256} "
+                f"({fingerprint.size} bytes), got {before[0]} bytes. {advice}"
+            )
     content, fingerprint_of = None, Fingerprint.of
     try:
         if ipc is None and classes is None:
@@ -228,9 +234,9 @@ def read_hashed(path: Path) -> tuple[Tensor, Callable[[Path], Fingerprint]]:
                 digest.update(memory[done:end])
                 done = end
 
-        thread = Thread(target=follow)
-        thread.start()
+        thread = Thread(target=follow, daemon=True)
         try:
+            thread.start()
             while count := file.readinto(memory[size : size + CHUNK]):
                 size += count
                 ends.put(size)

@@ -5,6 +5,7 @@ A run resumed at step 500 therefore draws what an uninterrupted run draws there.
 
 import contextlib
 import hashlib
+import operator
 from collections.abc import Iterator
 
 import torch
@@ -12,7 +13,8 @@ import torch
 
 def seed_at(*address: int | str) -> int:
     """A 63-bit seed for one purpose, e.g. `seed_at(seed, "pool", index)`."""
-    digest = hashlib.sha256(repr(address).encode()).digest()
+    plain = tuple(part if isinstance(part, str) else int(operator.index(part)) for part in address)
+    digest = hashlib.sha256(repr(plain).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 

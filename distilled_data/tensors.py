@@ -33,6 +33,7 @@ def artifact_of(
 
     Raises `UsageError` for what makes no artifact: unequal classes, wrong shapes, values that are not finite.
     """
+    images = images.detach().cpu()
     if targets is None:
         if images.ndim != 5 or images.numel() == 0:
             raise UsageError(
@@ -42,12 +43,12 @@ def artifact_of(
     else:
         if logits is not None:
             raise UsageError("give soft labels of images [N, ...] as targets [N, classes], not as logits")
-        images, logits = arrange(images, targets, None if classes is None else len(classes), factor)
+        count = None if classes is None else len(classes)
+        images, logits = arrange(images, targets.detach().cpu(), count, factor, temperature)
     images = to_bytes(images, mean, std, values)
     if mean is None or std is None:
-        pixels = images.double() / 255
-        mean = pixels.mean((0, 1, 3, 4)).tolist() if mean is None else mean
-        std = pixels.std((0, 1, 3, 4)).tolist() if std is None else std
+        found = statistics(images)
+        mean, std = found[0] if mean is None else mean, found[1] if std is None else std
     metadata = Metadata(
         dataset="tensors",
         classes=tuple(map(str, range(images.shape[1])) if classes is None else classes),
@@ -63,11 +64,14 @@ def artifact_of(
     return Artifact(images, metadata, None if logits is None else logits.half())
 
 
-def arrange(images: Tensor, targets: Tensor, count: int | None, factor: int) -> tuple[Tensor, Tensor | None]:
+def arrange(
+    images: Tensor, targets: Tensor, count: int | None, factor: int, temperature: float
+) -> tuple[Tensor, Tensor | None]:
     """Images [N, ...] as [ipc, classes, ...], the rank being the order within a class, and logits likewise.
 
     A packed image has one target, which becomes the logits of each of its `factor` ** 2 views.
     """
+    targets = targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets  # as Keras has them
     if images.ndim != 4 or targets.ndim not in (1, 2) or len(images) != len(targets) or len(images) == 0:
         raise UsageError(
             "expected images [N, channels, height, width] with targets [N] or [N, classes], got "
@@ -75,7 +79,7 @@ def arrange(images: Tensor, targets: Tensor, count: int | None, factor: int) -> 
         )
     if targets.ndim == 1 and targets.is_floating_point() and not torch.equal(targets, targets.round()):
         raise UsageError("targets [N] must be class numbers, got fractions")
-    numbers = targets.argmax(1) if targets.ndim == 2 else targets.long()
+    numbers = targets.float().argmax(1) if targets.ndim == 2 else targets.long()
     count = count or (targets.shape[1] if targets.ndim == 2 else int(numbers.max()) + 1)
     if targets.ndim == 2 and targets.shape[1] != count:
         raise UsageError(f"targets have {targets.shape[1]} classes, the names given are {count}")
@@ -83,6 +87,8 @@ def arrange(images: Tensor, targets: Tensor, count: int | None, factor: int) -> 
         raise UsageError(
             f"class numbers must be 0 to {count - 1}, got {int(numbers.min())} to {int(numbers.max())}"
         )
+    if count > len(images):
+        raise UsageError(f"{len(images)} images cannot show {count} classes; give each class as many")
     sizes = numbers.bincount(minlength=count)
     if sizes.min() != sizes.max() and targets.ndim == 2 and len(images) % count == 0:
         # a learned label may favour another class than the one its image was made for
@@ -100,19 +106,36 @@ def arrange(images: Tensor, targets: Tensor, count: int | None, factor: int) -> 
     else:
         order = numbers.argsort(stable=True)
     order = order.view(count, -1).T  # [ipc, classes]
-    return images[order], None if targets.ndim == 1 else as_logits(targets)[order, None].expand(
+    return images[order], None if targets.ndim == 1 else as_logits(targets, temperature)[order, None].expand(
         -1, -1, factor**2, -1
     )
 
 
-def as_logits(targets: Tensor) -> Tensor:
-    """Logits [N, classes] whose softmax are these probabilities; others are logits already."""
+def as_logits(targets: Tensor, temperature: float) -> Tensor:
+    """Logits [N, classes] that give these probabilities at `temperature`; others are taken for logits."""
     targets = targets.float()
     if not torch.isfinite(targets).all():
         raise UsageError("targets hold values that are not finite")
-    if targets.min() < 0 or (targets.sum(1) - 1).abs().max() > 1e-3:
-        return targets
-    return targets.clamp(min=1e-7).log()
+    sums = targets.sum(1, keepdim=True)
+    if targets.min() >= 0 and (sums - 1).abs().max() < 0.05:  # half precision adds up to about 1
+        return (targets / sums).clamp(min=1e-7).log() * temperature
+    if targets.min() >= 0:
+        warnings.warn(
+            f"targets are positive and their rows add up to {sums.min():.2f} to {sums.max():.2f}: taken for "
+            "logits",
+            stacklevel=4,
+        )
+    return targets
+
+
+def statistics(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of bytes [ipc, classes, channels, height, width], over 255."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.stack([part.flatten().bincount(minlength=256) for part in images.unbind(2)]).double()
+    total = counts.sum(1)
+    mean = counts @ values / total
+    variance = (counts * (values - mean[:, None]).square()).sum(1) / (total - 1)
+    return mean.tolist(), variance.sqrt().tolist()
 
 
 def to_bytes(

@@ -69,7 +69,7 @@ def test_images_of_mtt_have_their_labels_beside_them(place, pixels, tmp_path):
 
 
 def test_learned_labels_of_datm_are_logits(pixels, tmp_path):
-    logits = F.one_hot(NUMBERS, 10) * 4.0 + torch.linspace(0, 1, 300).view(30, 10)
+    logits = F.one_hot(NUMBERS, 10) * 4.0 + torch.linspace(-1, 0, 300).view(30, 10)
     torch.save(normalised(pixels), tmp_path / "images_best.pt")
     torch.save(logits, tmp_path / "labels_best.pt")
     data = DistilledDataset(read_set(tmp_path / "images_best.pt", **STATED))
@@ -172,7 +172,8 @@ def test_nothing_is_unpickled(tmp_path):
         ({"weights": torch.zeros(2)}, "holds a dict of 'weights'"),
         ([torch.zeros(2, 1, 4, 4)], "holds list of 1"),
         ([torch.zeros(2, 1, 4, 4), "labels"], "holds list of 2"),
-        (torch.zeros(2, 1, 4, 4), "images only; expected their labels in"),
+        (torch.zeros(2, 1, 4, 4), r"one tensor; expected .* its labels in labels_X.pt"),
+        ([torch.zeros(2, 1, 4, 4).to_sparse(), torch.zeros(2)], "holds list of 2"),
     ],
 )
 def test_another_content_is_named(content, message, tmp_path):
@@ -181,14 +182,17 @@ def test_another_content_is_named(content, message, tmp_path):
         read_set(tmp_path / "images.pt")
 
 
-@pytest.mark.parametrize("name", ["cut.pt", "cut.npz", "text.pt", "empty.npz"])
+@pytest.mark.parametrize("name", ["cut.pt", "cut.npz", "text.pt", "dot.pt", "empty.npz", "npy.npz"])
 def test_a_damaged_file_is_named(name, pixels, tmp_path):
     torch.save([pixels, NUMBERS], tmp_path / "cut.pt")
     np.savez(tmp_path / "cut.npz", images=pixels.numpy(), labels=NUMBERS.numpy())
     for cut in ("cut.pt", "cut.npz"):
         content = (tmp_path / cut).read_bytes()
         (tmp_path / cut).write_bytes(content[: len(content) // 2])
-    (tmp_path / "text.pt").write_text("images")
+    (tmp_path / "text.pt").write_text("hello world")
+    (tmp_path / "dot.pt").write_text(".")
+    np.save(tmp_path / "npy.npy", pixels.numpy())
+    (tmp_path / "npy.npy").rename(tmp_path / "npy.npz")
     (tmp_path / "empty.npz").write_bytes(b"")
     with pytest.raises(FormatError, match=name):
         read_set(tmp_path / name)
@@ -201,6 +205,7 @@ def test_a_damaged_file_is_named(name, pixels, tmp_path):
         ({"labels": NUMBERS.clamp(min=1)}, "equally many images, got 0 to 6"),
         ({"labels": NUMBERS + 1}, "class numbers must be 0 to 9, got 1 to 10"),
         ({"labels": NUMBERS + 0.5}, "class numbers, got fractions"),
+        ({"labels": NUMBERS * 10**12}, "class numbers must be 0 to 9"),
         ({"images": torch.full((30, 3, 8, 8), torch.nan)}, "not finite"),
         ({"images": torch.zeros(30, 8, 8)}, "expected images"),
         ({"labels": torch.zeros(30, 4)}, "targets have 4 classes, the names given are 10"),
@@ -348,3 +353,52 @@ def test_what_floats_are_is_told_by_their_range(low, high, guess):
         guessed = DistilledDataset.from_tensors(images, **stated | {"values": None})
         assert f"taken for {guess!r}" in str(notes[0].message)
         assert guessed.content_hash == DistilledDataset.from_tensors(images, **stated).content_hash
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_rounded_probabilities_are_probabilities_at_any_temperature(pixels, dtype):
+    soft = (F.one_hot(NUMBERS, 10) * 0.9 + 0.01).to(dtype)
+    data = DistilledDataset.from_tensors(pixels, targets=soft, temperature=4.0)
+    torch.testing.assert_close(data.soft_targets.amax(1), torch.full((30,), 0.91), atol=5e-3, rtol=0)
+    with pytest.warns(UserWarning, match="taken for logits"):
+        DistilledDataset.from_tensors(pixels, targets=soft * 5)
+
+
+@pytest.mark.parametrize("targets", [NUMBERS[:, None], F.one_hot(NUMBERS, 10).bool(), NUMBERS.float()])
+def test_class_numbers_may_be_columns_floats_or_one_hot(pixels, targets):
+    data = DistilledDataset.from_tensors(pixels, targets=targets)
+    assert torch.equal(by_class(data.artifact), pixels)
+
+
+def test_parameters_are_taken_as_values(pixels):
+    images = torch.nn.Parameter(pixels / 255)
+    soft = torch.nn.Parameter(F.one_hot(NUMBERS, 10) * 0.9 + 0.01)
+    data = DistilledDataset.from_tensors(images, targets=soft, values="unit")
+    assert len(data.content_hash) == 64
+    assert not data[0][0].requires_grad
+
+
+def test_classes_that_nobody_shows_are_refused_before_they_are_counted(pixels):
+    with pytest.raises(UsageError, match="30 images cannot show 1000000000001 classes"):
+        DistilledDataset.from_tensors(pixels, targets=(NUMBERS > 8).long() * 10**12)
+
+
+def test_mean_and_deviation_are_those_of_the_pixels(pixels):
+    data = DistilledDataset.from_tensors(pixels, targets=NUMBERS)
+    values = pixels.double() / 255
+    assert data.mean == pytest.approx(values.mean((0, 2, 3)).tolist(), abs=1e-12)
+    assert data.std == pytest.approx(values.std((0, 2, 3)).tolist(), abs=1e-12)
+
+
+def test_images_lie_in_order_in_memory_however_they_came(pixels):
+    data = DistilledDataset.from_tensors(pixels, targets=F.one_hot(NUMBERS, 10).float())
+    assert data.artifact.images.is_contiguous()
+    assert data.artifact.logits.is_contiguous()
+    assert data.loader().images.data_ptr() == data.artifact.images.data_ptr()
+
+
+def test_images_of_16_bits_are_refused(tmp_path):
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    Image.fromarray(np.full((8, 8), 20000, np.uint16)).save(tmp_path / "set" / "a" / "a.png")
+    with pytest.raises(FormatError, match="mode I;16"):
+        read_set(tmp_path / "set")

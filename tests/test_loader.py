@@ -118,16 +118,20 @@ def test_an_epoch_broken_off_counts_and_the_next_one_is_whole():
     assert order(broken) == order(whole)
 
 
-def test_a_callable_is_given_the_normalised_enlarged_batch_and_what_it_returns_is_the_batch(data):
+def test_a_callable_is_given_enlarged_images_in_one_and_what_it_returns_is_normalised(data):
     seen = []
 
-    def negative(images):
-        seen.append(images)
-        return -images
+    def inverted(images):
+        seen.append(images.clone())
+        return 1 - images
 
-    plain = epoch(data.loader(20))
-    assert torch.equal(epoch(data.loader(20, augment=negative)), -plain)
-    assert torch.equal(torch.cat(seen), plain)
+    order = data.loader(20).order(0)
+    result = epoch(data.loader(20, augment=inverted))
+    enlarged = data.artifact.images.flatten(0, 1).float()
+    assert torch.equal(torch.cat(seen)[:, 0].amax(), torch.cat(seen).amax())
+    torch.testing.assert_close((torch.cat(seen) * 255).round().byte(), data.images[order])
+    assert 0 <= torch.cat(seen).min() < torch.cat(seen).max() <= enlarged.max() / 255
+    torch.testing.assert_close(result, (1 - torch.cat(seen) - 0.5) / 0.25)
 
 
 def test_an_unknown_strategy_is_refused_and_names_the_close_ones(data):
@@ -390,3 +394,25 @@ def test_a_dataloader_that_was_not_begun_does_not_count_an_epoch(data):
     loader = data.dataloader(5, seed=1)
     iter(loader.sampler)
     assert same(list(loader), list(data.loader(5, seed=1)))
+
+
+def test_autocast_does_not_reach_the_images(data):
+    expected = list(data.loader(12))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same(list(data.loader(12)), expected)
+
+
+def test_whole_numbers_of_numpy_are_seeds_and_epochs_like_any_others(data):
+    numpy = pytest.importorskip("numpy")
+    loader = data.loader(12, seed=numpy.int64(3))
+    loader.set_epoch(numpy.int64(1))
+    expected = data.loader(12, seed=3)
+    expected.set_epoch(1)
+    assert same(list(loader), list(expected))
+
+
+def test_colours_of_torchvision_are_changed_between_0_and_1(data):
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    brighter = v2.ColorJitter(brightness=(1.0, 1.0))  # leaves them, but for what is not between 0 and 1
+    for (images, _), (expected, _) in zip(data.loader(12, augment=brighter), data.loader(12), strict=True):
+        torch.testing.assert_close(images, expected, atol=1e-4, rtol=0)
