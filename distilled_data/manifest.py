@@ -196,7 +196,7 @@ def read_verified(
             raise IntegrityError(f"{path} is missing; the manifest names it. {advice}") from error
         except OSError as error:
             raise IntegrityError(f"{path} cannot be read: {error.strerror}. {advice}") from error
-        return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+        return status.st_size, status.st_ino, status.st_mtime_ns
 
     before = identity()
     for fingerprint in expected:

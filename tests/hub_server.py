@@ -163,6 +163,7 @@ class LoopbackHub:
 
 
 class Handler(BaseHTTPRequestHandler):
+    disable_nagle_algorithm = True  # or each answer waits 40 ms for the acknowledgement of its headers
     hub: LoopbackHub
     protocol_version = "HTTP/1.1"
 
@@ -177,8 +178,6 @@ class Handler(BaseHTTPRequestHandler):
         with hub.lock:
             hub.requests.append((self.command, self.raw_path, token))
         fault = hub.take_fault(f"{self.command} {self.raw_path}")
-        if fault and fault.kind == "kill":
-            os.kill(fault.value, signal.SIGKILL)
         if fault and fault.kind == "do":
             fault.value()
         try:
@@ -193,6 +192,8 @@ class Handler(BaseHTTPRequestHandler):
             if fault and fault.kind == "pause":
                 raise RefusedError(429, "too many requests", headers={"Retry-After": str(fault.value)})
             reply = self.route(token)
+            if fault and fault.kind == "kill":  # who asked does not learn that it was done
+                os.kill(fault.value, signal.SIGKILL)
             if fault and fault.kind == "status-after":
                 raise RefusedError(fault.value, "a fault of the test, after the fact")
         except RefusedError as refusal:
