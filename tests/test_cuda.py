@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from distilled_data import DistilledDataset
 from ncfm_engine.config import DistillConfig, EvaluateConfig, NetworkConfig, PretrainConfig
 from ncfm_engine.distill import distill
 from ncfm_engine.evaluate import evaluate, random_subset
@@ -109,3 +110,22 @@ def test_networks_trained_together_learn_and_their_set_is_evaluated(digits, tmp_
     how = EvaluateConfig(epochs=20, repeats=3, full_repeats=0, precision=precision)
     rows = evaluate(dataset, digits, how, network, seed=0, device="cuda", pool=pool)
     assert all(row["last_mean"] > 25 for row in rows)
+
+
+@pytest.mark.parametrize("labels", ["soft", "hard"])
+def test_a_loader_on_the_gpu_gives_the_batches_of_the_cpu_and_never_waits_for_it(artifact, labels):
+    data = DistilledDataset(artifact, labels)
+    options = {"augment": "color_crop_cutout", "mix": "cutmix|mixup", "seed": 3}
+    expected = [*data.loader(12, **options), *data.loader(12, augment=torch.sqrt)]
+    loaders = data.loader(12, device="cuda", **options), data.loader(12, device="cuda", augment=torch.sqrt)
+    [list(loader) for loader in loaders]  # the first pass fills the caches of the device
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for loader in loaders:
+            loader.set_epoch(0)
+        batches = [batch for loader in loaders for batch in loader]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for batch, other in zip(batches, expected, strict=True):
+        for here, there in zip(batch, other, strict=True):
+            torch.testing.assert_close(here.cpu(), there, atol=1e-4, rtol=1e-4)
