@@ -7,14 +7,13 @@ from pinned memory: nothing waits for a GPU.
 
 import copy
 import math
-import random
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distilled_data.augment import apply, draw, span
+from distilled_data.augment import apply, draw, pairs, span
 from distilled_data.decode import take
 from distilled_data.loader import Loader
 from distilled_data.randomness import generator_at
@@ -116,8 +115,7 @@ class Batches:
 
 def draw_mix(count: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The draws of `distilled_data.augment.cutmix`: partners [count], box (top, bottom, left, right)."""
-    partners = torch.randperm(count, generator=generator)
-    numbers = random.Random(int(torch.randint(2**63 - 1, (), generator=generator)))
+    partners, numbers = pairs(count, generator)
     half = 0.5 * math.sqrt(1 - numbers.betavariate(1.0, 1.0))
     rows, columns = (span(numbers.randrange(side), int(half * side), side) for side in (height, width))
     return partners, torch.tensor([rows.start, rows.stop, columns.start, columns.stop])
