@@ -31,8 +31,8 @@ def artifact_of(
     says what the numbers of the images are; without it bytes are bytes, and floats a guess with a warning.
     `mean` and `std` are of pixels in [0, 1], and default to those of the images themselves.
 
-    Raises `UsageError` for unequal classes, wrong shapes and values that are not finite, and `FormatError` for
-    what no artifact may have, such as a size that is no multiple of `factor`.
+    Raises `UsageError` for unequal classes, wrong shapes and values that are not finite, and `FormatError`
+    for what no artifact may have, such as a size that is no multiple of `factor`.
     """
     images = images.detach().cpu()
     if targets is None:
