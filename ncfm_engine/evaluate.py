@@ -103,7 +103,7 @@ def _row(
     of_distilled = trainings.scores(names[0], config.repeats, config.epochs, distilled, CHECKS)
     of_random = trainings.scores(names[1], config.repeats, epochs, random)
     return {
-        "dataset": source.title,
+        "dataset": source.name,
         "ipc": dataset.ipc,
         "network": trainings.network.name,
         "protocol": "ncfm",
@@ -256,7 +256,7 @@ def random_subset(
 ) -> DistilledDataset:
     """`ipc` random real images per class as a `DistilledDataset`, with the same teacher's labels if soft."""
     index = ClassSampler(source.train).draw(ipc, generator_at(seed, "random subset"))
-    images = source.train.images[index.T]
+    images = source.train.images.index_select(0, index.T.flatten()).unflatten(0, index.T.shape)
     logits = None
     if labels == "soft":
         if pool is None:

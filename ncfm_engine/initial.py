@@ -40,5 +40,5 @@ def check_packing(config: DistillConfig, source: Source, ipc: int) -> None:
     smallest = int(source.train.counts.min())
     if ipc > smallest:
         raise UsageError(
-            f"ipc={ipc} is more than the {smallest} training images of the smallest class of {source.title!r}"
+            f"ipc={ipc} is more than the {smallest} training images of the smallest class of {source.name!r}"
         )

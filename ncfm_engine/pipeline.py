@@ -45,7 +45,7 @@ from .plan import (
 from .pretrain import FeaturePool, pretrain, train_pool
 from .ranks import Ranks, join
 from .report import Report, plot_losses, silent
-from .sources import Source, hold_out, load_source
+from .sources import CHANGES, PLACES, Source, hold_out, load_source
 from .stop import Stopped, StopRequest
 
 
@@ -57,9 +57,12 @@ class Outcome:
     seconds: dict[str, float]  # per stage
 
 
-def open_source(plan: Plan) -> Source:
-    """The real data of a plan, with the test set replaced by a part of train if the recipe says so."""
-    source = load_source(plan.dataset, data=plan.data, size=plan.size, skip_damaged=plan.skip_damaged)
+def open_source(plan: Plan, **options: Any) -> Source:
+    """The real data of a plan, with the test set replaced by a part of train if the recipe says so.
+
+    `options` are ranks, stop and report of `load_source`.
+    """
+    source = load_source(plan.dataset, **plan.reading, **options)
     return hold_out(source, plan.recipe.validation) if plan.recipe.validation else source
 
 
@@ -82,11 +85,7 @@ def _stages(
     plan: Plan, ranks: Ranks, stop: StopRequest, report: Report, seconds: dict[str, float]
 ) -> list[dict[str, Any]] | None:
     recipe, start = plan.recipe, time.monotonic()
-    if ranks.rank:
-        ranks.barrier()  # the first one may have to download
-    source = open_source(plan)
-    if ranks.rank == 0:
-        ranks.barrier()
+    source = open_source(plan, ranks=ranks, stop=stop, report=report)
     layout, key = layout_of(plan, source, ranks), identity(plan, source)
     check_packing(recipe.distill, source, recipe.ipc)
     if plan.resume:
@@ -181,8 +180,9 @@ def make_artifact(plan: Plan, source: Source, pool: FeaturePool, distilled: Dist
     No wall-clock time goes in: equal runs give equal bytes. Times are in the run folder's results.json.
     """
     recipe, images = plan.recipe, distilled.quantised()
+    reading = {name: plan.reading[name] for name in CHANGES if plan.reading.get(name) is not None}
     metadata = Metadata(
-        dataset=source.title,
+        dataset=source.name,
         classes=source.classes,
         channels=source.channels,
         height=source.height,
@@ -193,12 +193,13 @@ def make_artifact(plan: Plan, source: Source, pool: FeaturePool, distilled: Dist
         factor=recipe.distill.factor,
         labels=teacher(recipe.label, recipe.network, pool, source, plan.device),
         source={
-            "id": source.id,
-            "revision": source.revision,
+            "id": source.origin.id,
+            "revision": source.origin.revision,
             "fingerprint": source.fingerprint,
             "images": len(source.train),
-            "license": source.license,
-            "citation": source.citation,
+            "license": source.origin.license,
+            "citation": source.origin.citation,
+            **({"reading": reading} if reading else {}),
         },
         recipe={
             "preset": plan.preset,
@@ -220,16 +221,16 @@ def evaluate_folder(
     cache: Path,
     device: str,
     dataset: str | None = None,
-    data: Path | None = None,
+    reading: dict[str, Any] | None = None,
     ipc: int | None = None,
-    skip_damaged: bool = False,
     resume: bool = False,
     stop: StopRequest | None = None,
     report: Report = silent,
 ) -> list[dict[str, Any]]:
     """Evaluate a saved artifact under its own recipe with `changes`, and add the rows to its metadata.
 
-    `dataset` names the real data where the artifact's own name is not enough (folder:PATH). Raises
+    `dataset` names the real data where the artifact's own name is not enough (folder:PATH), `reading` are
+    keywords of `load_source`; how images were resized is known to the artifact. Raises
     `UsageError` for an artifact that does not record its recipe, `SourceError` when the data is not what it
     was distilled from, and `Stopped` after saving progress, from which `resume` goes on.
     """
@@ -239,10 +240,13 @@ def evaluate_folder(
         raise UsageError(f"{folder} does not record its recipe and source, so it cannot be evaluated again")
     original = Recipe.from_dict(info.recipe["settings"])
     recipe = original.replace(changes)
-    if dataset is None and info.source["id"].startswith("folder:"):
-        raise UsageError(f"{folder} was distilled from a folder; name it with --dataset folder:PATH")
-    size = info.height if info.height == info.width else None
-    source = load_source(dataset or info.dataset, data=data, size=size, skip_damaged=skip_damaged)
+    kind = info.source["id"].partition(":")[0]
+    if dataset is None and kind in PLACES:
+        raise UsageError(
+            f"{folder} was distilled from {info.source['id']}; name it with --dataset {kind}:{PLACES[kind]}"
+        )
+    known = {} if (dataset or "").startswith("store:") else info.source.get("reading", {})
+    source = load_source(dataset or info.dataset, **(known | (reading or {})), stop=stop, report=report)
     if original.validation:
         source = hold_out(source, original.validation)
     if source.fingerprint != info.source["fingerprint"]:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -40,13 +40,11 @@ class Plan:
     recipe: Recipe
     output: Path  # artifact folder
     cache: Path  # of feature networks
-    data: Path | None = None
-    size: int | None = None  # pixels, for sources of other sizes
+    reading: dict[str, Any] = field(default_factory=dict)  # keywords of `load_source`: data, size, ...
     device: str = "cpu"
     memory: int | None = None  # bytes that one matching step may take
     time_budget: float | None = None  # seconds for all stages, then a checkpoint
     compile: str = "auto"  # "on", "off"
-    skip_damaged: bool = False
     resume: bool = False
     overwrite: bool = False
 
@@ -66,6 +64,7 @@ def make_plan(
     seed: int | None = None,
     output: Path | None = None,
     cache: Path,
+    reading: dict[str, Any] | None = None,
     device: str = "auto",
     **options,
 ) -> Plan:
@@ -80,19 +79,30 @@ def make_plan(
     if spec == "folder":
         raise UsageError(f"preset {name!r} needs the images: add --dataset folder:PATH")
     if output is None:
-        stem = Path(spec.partition(":")[2]).name if spec.startswith("folder:") else spec
-        output = Path("distilled") / f"{stem}-ipc{recipe.ipc}"
-    options.setdefault("size", None)
-    options["size"] = options["size"] or row.size
+        output = Path("distilled") / f"{_stem(spec)}-ipc{recipe.ipc}"
+    reading = dict(reading or {})
+    if row.size is not None and not spec.startswith("store:"):
+        reading.setdefault("size", row.size)
     return Plan(
         dataset=spec,
         preset=name,
         recipe=recipe,
         output=output,
         cache=cache,
+        reading=reading,
         device=resolve_device(device),
         **options,
     )
+
+
+def _stem(spec: str) -> str:
+    """A name for the output folder: that of the data set, or of the folder or file at its place."""
+    kind, _, place = spec.partition(":")
+    if kind == "hf":
+        place = place.partition(":")[0]
+    if kind == "wds":
+        place = os.path.dirname(place)
+    return Path(place).name.partition(".")[0] or kind
 
 
 def run_folder_of(output: Path) -> Path:
@@ -133,7 +143,7 @@ def identity(plan: Plan, source: Source) -> dict[str, Any]:
         for name, value in content.items()
         if name not in free and not name.startswith(("label.", "evaluate."))
     }
-    kept |= {"dataset": source.title, "dataset fingerprint": source.fingerprint}
+    kept |= {"dataset": source.name, "dataset fingerprint": source.fingerprint}
     return kept | {"torch": str(torch.__version__), "device": torch.device(plan.device).type}
 
 
@@ -230,7 +240,7 @@ def describe(plan: Plan, source: Source) -> str:
     files += [plan.run_folder / n for n in (METRICS_FILE, CHECKPOINT_FILE, LOSS_PLOT_FILE, RESULTS_FILE)]
     changed = _differences(dataclasses.asdict(Recipe()), dataclasses.asdict(recipe))
     lines = [
-        f"dataset      {source.title}: {len(source.train)} images of {source.channels}x{source.height}x"
+        f"dataset      {source.name}: {len(source.train)} images of {source.channels}x{source.height}x"
         f"{source.width}, {source.num_classes} classes, tested on {len(source.test)}",
         f"preset       {plan.preset}" + "".join(f"\n             {row}" for row in changed),
         f"images       uint8 {shape}, {views} views per class, {math.prod(shape)} bytes",

@@ -102,7 +102,7 @@ def real_loader(source: Source, part: LabelledImages, batch_size: int, device: s
     where = torch.device(device)
     fits = where.type != "cuda" or part.images.nbytes <= torch.cuda.mem_get_info(where)[0] // 2
     return Loader(
-        part.images,
+        part.images,  # type: ignore[arg-type] - `Images` are read like a tensor
         part.targets,
         mean=source.mean,
         std=source.std,

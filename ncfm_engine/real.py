@@ -15,6 +15,7 @@ from .features import FrozenNetwork
 from .memory import Layout
 from .sampling import ClassSampler
 from .sources import Source
+from .sources.images import narrow
 
 
 class RealImages:
@@ -29,7 +30,7 @@ class RealImages:
         self.part, self.device = part, torch.device(device)
         counts = self.sampler.counts
         self._first = int(counts[: part.start or 0].sum())
-        images = source.train.images[self._first : self._first + int(counts[part].sum())]
+        images = narrow(source.train.images, self._first, int(counts[part].sum()))
         self._streamed = self.device.type == "cuda" and not resident
         self.images = images if self._streamed else images.to(device)
         self._stream = torch.cuda.Stream(device) if self._streamed else None
@@ -43,7 +44,7 @@ class RealImages:
         parts = rows.split(size)
         if not self._streamed:
             index = upload(rows, self.device)
-            yield from (self.images[part] for part in index.split(size))
+            yield from (self.images.index_select(0, part) for part in index.split(size))
             return
         ahead = self._send(parts[0])
         for following in [*parts[1:], None]:
@@ -56,7 +57,7 @@ class RealImages:
 
     def _send(self, rows: Tensor) -> tuple[Tensor, Any]:
         """The images on their way, and the event of their arrival."""
-        pinned = self.images[rows].pin_memory()
+        pinned = self.images.index_select(0, rows).pin_memory()
         with torch.cuda.stream(self._stream):
             return pinned.to(self.device, non_blocking=True), torch.cuda.current_stream().record_event()
 

@@ -140,7 +140,7 @@ def test_a_memory_budget_changes_how_the_work_is_cut_and_not_what_is_done(finish
     assert (difference > 2).float().mean() < 0.02  # sums in another order, now and then another byte
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing(here, tmp_path):
+def test_a_dry_run_prints_the_plan_and_writes_only_the_prepared_images(here, tmp_path):
     status, output, error = here(
         "distill_and_push.py",
         *("--dataset", "digits", "--ipc", "3", "--discrepancy", "mmd", "--dry-run"),
@@ -156,7 +156,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(here, tmp_path):
         "manifest.json",
     ):
         assert words in output
-    assert list(tmp_path.iterdir()) == []
+    assert {path.parts[0] for path in (p.relative_to(tmp_path) for p in tmp_path.rglob("*"))} == {"cache"}
+    assert [path.name for path in (tmp_path / "cache" / "distilled-data").iterdir()] == ["stores"]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ TABLE = {
         BASE | {"distilled_data", "torchvision"}, {"matplotlib", "optuna", "scipy", "sklearn", "tqdm"}
     ),
     "ncfm_engine/sources": Row(
-        BASE | {"distilled_data", "torchvision", "PIL"}, {"datasets", "scipy", "sklearn", "webdataset"}
+        BASE | {"distilled_data", "torchvision", "PIL", "filelock"},
+        {"datasets", "fsspec", "scipy", "sklearn", "webdataset"},
     ),
     "hub": Row(BASE | {"distilled_data", "huggingface_hub", "pyarrow", "PIL", "yaml"}),
     "tools": Row(BASE | {"distilled_data", "ncfm_engine", "hub", "huggingface_hub", "command_line", "tests"}),

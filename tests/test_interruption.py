@@ -100,7 +100,7 @@ def test_two_processes_of_torchrun_do_the_main_job_together(finished):
 def test_a_long_run_can_be_chained_from_short_ones_and_gives_the_same_file(finished, here, tmp_path):
     arguments = ("--dataset", "digits", "--ipc", "3", "--output", "parts", "--resume", "--time-budget")
     status, output, _ = here("distill_and_push.py", *arguments, "0s", settings=TINY)
-    where = "pretrain, network 0, epoch 0 of 2"
+    where = "prepare, 1 of 2 files written"
     assert (status, output) == (75, f"stopped in good order ({where}); go on with --resume\n")
     stages = set()
     for attempt in range(30):  # of growing length, so that every stage is interrupted and the last one ends
@@ -110,6 +110,6 @@ def test_a_long_run_can_be_chained_from_short_ones_and_gives_the_same_file(finis
             break
         stages |= set(re.findall(r"order \((\w+)", output))
     assert status == 0, error
-    assert stages >= {"distil", "evaluate"}
+    assert stages >= {"distil", "evaluate"}  # and what of the others is slow enough
     same = [(folder / ARTIFACT_FILE).read_bytes() for folder in (tmp_path / "parts", finished[0] / "out")]
     assert same[0] == same[1]

@@ -100,7 +100,7 @@ def main(arguments: argparse.Namespace) -> None:
         changes=changes,
         cache=cache_folder(),
         device=arguments.device,
-        data=arguments.data,
+        reading={"data": arguments.data},
         compile=arguments.compile,
     )
     source, base = open_source(plan), plan.recipe
@@ -115,7 +115,7 @@ def main(arguments: argparse.Namespace) -> None:
         )
         compiled = compiles(plan)
         rows += variant_rows(name, recipe, source, pool, arguments.seeds, plan.device, compiled)
-    content = {"dataset": source.title, "ipc": base.ipc, "validation": base.validation, "rows": rows}
+    content = {"dataset": source.name, "ipc": base.ipc, "validation": base.validation, "rows": rows}
     if arguments.output:
         write_file(arguments.output, json.dumps(content | provenance(plan.device), indent=1).encode() + b"\n")
     if arguments.plot:

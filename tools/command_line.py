@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
@@ -49,6 +50,36 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
             file=sys.stderr,
         )
         sys.exit(error.exit_code if isinstance(error, DistilledDataError) else 1)
+
+
+SOURCES = (
+    "digits, cifar10, cifar100, mnist, fashion_mnist, svhn, folder:PATH, hf:REPO[:CONFIG[:SPLIT]], "
+    "wds:URL-or-glob, "
+    "npz:PATH or store:PATH"
+)
+
+
+def add_source_flags(parser: argparse.ArgumentParser) -> None:
+    """How the real images are read; `reading` makes keywords of `load_source` of them."""
+    add = parser.add_argument_group("the real images").add_argument
+    add("--data", type=Path, help="folder with the files of a named dataset; without it they are downloaded")
+    add("--size", type=int, help="resize the images to this many pixels square")
+    add(
+        "--fit",
+        choices=["crop", "squash"],
+        help="make them square by cutting the longer side (default), or not",
+    )
+    add("--channels", type=int, choices=[1, 3], help="convert them to grey (1) or colour (3)")
+    add("--classes", type=Path, help="file with the names of the classes, for shards and arrays with numbers")
+    add("--label-column", metavar="NAME", help="of a dataset of the Hub with several")
+    add("--skip-damaged", action="store_true", help="leave out images that cannot be used, and name them")
+    add("--workers", type=int, help="processes that decode images (default: one for each core)")
+
+
+def reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("data", "size", "fit", "channels", "classes", "label_column", "skip_damaged", "workers")
+    flags = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in flags.items() if value is not None and value is not False}
 
 
 def add_push_flags(parser: argparse.ArgumentParser) -> None:

@@ -12,10 +12,13 @@ import os
 from pathlib import Path
 
 from command_line import (
+    SOURCES,
     add_push_flags,
+    add_source_flags,
     duration,
     push_command,
     push_options,
+    reading,
     run_command,
     settings,
     size,
@@ -34,12 +37,10 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--dataset", help="digits, cifar10, cifar100, mnist, fashion_mnist, svhn or folder:PATH")
+    add("--dataset", help=f"the real images: {SOURCES}")
     add("--ipc", type=int, help="packed images per class")
     add("--repo", help="publish to this dataset repository of the Hub, org/name; without it, nothing is sent")
     add("--output", type=Path, help="artifact folder (default: distilled/DATASET-ipcN)")
-    add("--data", type=Path, help="folder with the files of a named dataset; without it they are downloaded")
-    add("--size", type=int, help="resize the images of a folder to this many pixels square")
     add("--preset", help="row of ncfm_engine/presets.py (default: the one for this dataset and ipc)")
     add("--iterations", type=int, help="matching steps")
     add("--discrepancy", help="what is matched: ncfd (default), cfd, mmd, dm or mse")
@@ -59,10 +60,10 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     add("--seed", type=int, help="of everything random (default: 0)")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting of the recipe")
-    add("--skip-damaged", action="store_true", help="leave out unreadable images of a folder, and name them")
     add("--resume", action="store_true", help="go on from the last checkpoint of the same recipe")
     add("--overwrite", action="store_true", help="replace what the output folder holds")
     add("--dry-run", action="store_true", help="print what would be done and write nothing")
+    add_source_flags(parser)
     add_push_flags(parser)
     return parser
 
@@ -79,12 +80,10 @@ def main(arguments: argparse.Namespace) -> None:
         output=arguments.output,
         cache=cache_folder(),
         device=arguments.device,
-        data=arguments.data,
-        size=arguments.size,
+        reading=reading(arguments),
         memory=arguments.memory,
         time_budget=arguments.time_budget,
         compile=arguments.compile,
-        skip_damaged=arguments.skip_damaged,
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )

@@ -11,7 +11,7 @@ import argparse
 import time
 from pathlib import Path
 
-from command_line import duration, run_command, settings, table
+from command_line import add_source_flags, duration, reading, run_command, settings, table
 
 from hub import complete_folder
 from ncfm_engine.cache import cache_folder
@@ -27,9 +27,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("folder", type=Path, help="artifact folder")
-    add("--dataset", help="the real images, where the artifact's name is not enough: folder:PATH")
-    add("--data", type=Path, help="folder with the files of a named dataset; without it they are downloaded")
-    add("--skip-damaged", action="store_true", help="leave out unreadable images of a folder")
+    add("--dataset", help="the real images, where the artifact's name is not enough: folder:PATH, ...")
     add("--network", help="convnet, resnet18, vgg11, alexnet or vit (default: the artifact's own)")
     add("--ipc", type=int, help="use only the first images of each class")
     add("--seeds", type=int, help="number of networks, each with a seed of its own")
@@ -38,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     add("--time-budget", type=duration, metavar="10m", help="stop at a checkpoint after this time")
     add("--resume", action="store_true", help="go on from the last checkpoint of the same evaluation")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting of the recipe")
+    add_source_flags(parser)
     return parser
 
 
@@ -54,9 +53,8 @@ def main(arguments: argparse.Namespace) -> None:
             cache=cache_folder(),
             device=device,
             dataset=arguments.dataset,
-            data=arguments.data,
+            reading=reading(arguments),
             ipc=arguments.ipc,
-            skip_damaged=arguments.skip_damaged,
             resume=arguments.resume,
             stop=stop,
             report=bars,

@@ -1,16 +1,17 @@
 """Published data sets that torchvision can download and read."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from distilled_data.errors import MissingExtraError, SourceError
 
 from ..cache import cache_folder
-from .resize import resize_all
-from .source import LabelledImages, Source
+from .reader import PARTS, Damage, Origin, Record, Unit, stamp
 
 _KRIZHEVSKY = """@techreport{krizhevsky2009learning,
   author = {Krizhevsky, Alex},
@@ -106,64 +107,77 @@ ARCHIVES = {
 }
 
 
-def load_archive(name: str, data: str | Path | None, size: int | None) -> Source:
-    """Read the data set `name` of `ARCHIVES` from `data`, or from the user's cache after a download."""
-    import torchvision  # here, because it takes two seconds that no other source needs
+class ArchiveReader:
+    """The data set `name` of `ARCHIVES` in `data`, or in the user's cache after a download."""
 
-    archive = ARCHIVES[name]
-    dataset = getattr(torchvision.datasets, archive.dataset)
-    root = cache_folder() / "sources" if data is None else Path(data).expanduser()
-    try:
-        # The CIFAR files are pickles; torchvision unpickles them only after their md5 matched.
-        classes, train = _read(dataset, root, "train", download=data is None)
-        _, test = _read(dataset, root, "test", download=data is None)
-    except ImportError as error:
-        raise MissingExtraError(error.name or "scipy", "engine", f"the dataset {name!r}") from error
-    except Exception as error:  # damaged bytes raise nearly anything in the readers below torchvision
-        raise SourceError(_diagnosis(name, root, downloaded=data is None, error=error)) from error
-    parts = [
-        LabelledImages.from_arrays(resize_all(images, size), targets, len(classes))
-        for images, targets in (train, test)
-    ]
-    return Source.from_splits(
-        classes,
-        *parts,
-        name=name,
-        id=f"torchvision:{archive.dataset}",
-        revision=f"torchvision {torchvision.__version__.partition('+')[0]}",
-        license=archive.license,
-        citation=archive.citation,
-    )
-
-
-def _read(dataset: Any, root: Path, part: str, *, download: bool):
-    """(class names, (uint8 images [N, height, width] or [N, height, width, 3], labels [N]))"""
-    if dataset.__name__ == "SVHN":  # the odd one out in arguments, names and layout
-        loaded = dataset(root, split=part, download=download)
-        classes = [str(digit) for digit in range(10)]
-        images, targets = loaded.data.transpose(0, 2, 3, 1), loaded.labels
-    else:
-        loaded = dataset(root, train=part == "train", download=download)
-        classes, images, targets = loaded.classes, np.asarray(loaded.data), np.asarray(loaded.targets)
-    if len(images) != len(targets) or set(np.unique(targets)) != set(range(len(classes))):
-        raise ValueError(f"{len(images)} images and {len(targets)} labels that do not fit")
-    return classes, (images, targets)
-
-
-def _diagnosis(name: str, root: Path, *, downloaded: bool, error: Exception) -> str:
-    archive = ARCHIVES[name]
-    missing = [file for file in archive.files if not (root / archive.folder / file).is_file()]
-    state = f"missing are {', '.join(missing)}" if missing else "all are there, so one at least is damaged"
-    if downloaded:
-        action = "downloaded to"
-        way_out = (
-            "Delete damaged files, check network and free space, and run again; or get the files from "
-            f"{archive.url} and name their folder with --data."
+    def __init__(self, name: str, data: str | Path | None):
+        self.name, self.downloaded = name, data is None
+        self.where, self.archive = name, (archive := ARCHIVES[name])
+        self.root = cache_folder() / "sources" if data is None else Path(data).expanduser()
+        self.origin = Origin(
+            name,
+            f"torchvision:{archive.dataset}",
+            f"torchvision {version('torchvision').partition('+')[0]}",
+            archive.license,
+            archive.citation,
         )
-    else:
-        action = "read from"
-        way_out = f"Get the files from {archive.url}, or leave out --data to download them."
-    return (
-        f"the dataset {name!r} could not be {action} {root}: {error}. Expected in "
-        f"{root / archive.folder}: {', '.join(archive.files)}; {state}. {way_out}"
-    )
+        files = [self.root / archive.folder / file for file in archive.files]
+        if not all(file.is_file() for file in files):
+            for part in PARTS:
+                self._load(part)  # downloads it, or says what is missing
+        stamps = [[file.name, *stamp(file)] for file in files if file.is_file()]
+        self.units = [Unit(part, stamps) for part in PARTS]
+
+    @cached_property
+    def classes(self) -> Sequence[str]:
+        return self._load("test")[0]
+
+    def read(self, unit: Unit) -> Iterator[Record | Damage]:
+        _, images, labels = self._load(unit.part)
+        for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+            yield Record(f"{unit.part} image {row}", int(label), image)
+
+    def _load(self, part: str) -> tuple[Sequence[str], np.ndarray, np.ndarray]:
+        """Class names, uint8 images [N, height, width] or [N, height, width, 3], labels [N]."""
+        try:
+            # The CIFAR files are pickles; torchvision unpickles them only after their md5 matched.
+            return self._read(part)
+        except ImportError as error:
+            raise MissingExtraError(error.name or "scipy", "engine", f"the dataset {self.name!r}") from error
+        except Exception as error:  # damaged bytes raise nearly anything in the readers below torchvision
+            raise SourceError(self._diagnosis(error)) from error
+
+    def _read(self, part: str) -> tuple[Sequence[str], np.ndarray, np.ndarray]:
+        import torchvision  # here, because it takes two seconds that no other source needs
+
+        dataset = getattr(torchvision.datasets, self.archive.dataset)
+        if self.archive.dataset == "SVHN":  # the odd one out in arguments, names and layout
+            loaded = dataset(self.root, split=part, download=self.downloaded)
+            classes = [str(digit) for digit in range(10)]
+            images, labels = loaded.data.transpose(0, 2, 3, 1), loaded.labels
+        else:
+            loaded = dataset(self.root, train=part == "train", download=self.downloaded)
+            classes, images, labels = loaded.classes, np.asarray(loaded.data), np.asarray(loaded.targets)
+        if len(images) != len(labels) or set(np.unique(labels)) != set(range(len(classes))):
+            raise ValueError(f"{len(images)} images and {len(labels)} labels that do not fit")
+        return classes, images, labels
+
+    def _diagnosis(self, error: Exception) -> str:
+        archive = self.archive
+        missing = [file for file in archive.files if not (self.root / archive.folder / file).is_file()]
+        state = (
+            f"missing are {', '.join(missing)}" if missing else "all are there, so one at least is damaged"
+        )
+        if self.downloaded:
+            action = "downloaded to"
+            way_out = (
+                "Delete damaged files, check network and free space, and run again; or get the files from "
+                f"{archive.url} and name their folder with --data."
+            )
+        else:
+            action = "read from"
+            way_out = f"Get the files from {archive.url}, or leave out --data to download them."
+        return (
+            f"the dataset {self.name!r} could not be {action} {self.root}: {error}. Expected in "
+            f"{self.root / archive.folder}: {', '.join(archive.files)}; {state}. {way_out}"
+        )

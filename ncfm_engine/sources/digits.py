@@ -6,8 +6,7 @@ import numpy as np
 
 from distilled_data.errors import MissingExtraError
 
-from .resize import resize_all
-from .source import TEST_FRACTION, LabelledImages, Source, split
+from .reader import ArrayReader, Origin
 
 _CITATION = """@misc{alpaydin1998optdigits,
   author = {Alpaydin, E. and Kaynak, C.},
@@ -18,24 +17,15 @@ _CITATION = """@misc{alpaydin1998optdigits,
 }"""
 
 
-def load_digits(size: int | None, seed: int) -> Source:
-    """1,797 grey images in 10 classes; `seed` draws the test split, which the original lacks."""
+def read_digits() -> ArrayReader:
+    """1,797 grey images in 10 classes."""
     try:
         from sklearn import datasets
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "engine", "the dataset 'digits'") from error
-    values, targets = datasets.load_digits(return_X_y=True)  # values 0..16, [1797, 64]
+    values, labels = datasets.load_digits(return_X_y=True)  # values 0..16, [1797, 64]
     images = (values.reshape(-1, 8, 8) * 255 / 16).round().astype(np.uint8)
-    classes = [str(digit) for digit in range(10)]
-    labelled = LabelledImages.from_arrays(resize_all(images, size), targets, len(classes))
-    train, test = split(labelled, classes, TEST_FRACTION, seed)
-    return Source.from_splits(
-        classes,
-        train,
-        test,
-        name="digits",
-        id="scikit-learn:load_digits",
-        revision=f"scikit-learn {version('scikit-learn')}",
-        license="CC-BY-4.0",
-        citation=_CITATION,
-    )
+    parts = {"train": (images, np.asarray(labels))}
+    release = f"scikit-learn {version('scikit-learn')}"
+    origin = Origin("digits", "scikit-learn:load_digits", release, "CC-BY-4.0", _CITATION)
+    return ArrayReader(origin, [str(digit) for digit in range(10)], parts, release)

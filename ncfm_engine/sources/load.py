@@ -1,51 +1,117 @@
 """One entry for all sources of real data."""
 
 from pathlib import Path
+from typing import Any
 
 from distilled_data.errors import UnknownNameError, UsageError
 
-from .archives import ARCHIVES, load_archive
-from .digits import load_digits
-from .folder import load_folder
+from ..cache import cache_folder
+from ..ranks import Ranks
+from .archives import ARCHIVES, ArchiveReader
+from .decode import FITS, Decoder
+from .digits import read_digits
+from .folder import FolderReader
+from .hub import HubReader
+from .npz import NpzReader
+from .prepare import prepare
+from .reader import Reader, class_names, sha256_of
+from .shards import ShardReader
 from .source import Source
+from .store import open_store
 
-SOURCES = ("digits", *ARCHIVES, "folder")
+PLACES = {  # kinds of sources that are found at a place
+    "folder": "PATH",
+    "hf": "REPO[:CONFIG[:SPLIT]]",
+    "wds": "URL-or-glob",
+    "npz": "PATH",
+    "store": "PATH",
+}
+SOURCES = ("digits", *ARCHIVES, *PLACES)
+CHANGES = ("size", "fit", "channels", "label_column")  # keywords of `load_source` that decide its images
+
+
+def open_reader(
+    spec: str,
+    *,
+    data: str | Path | None = None,
+    classes: str | Path | None = None,
+    label_column: str | None = None,
+) -> Reader:
+    """The source `spec`: a name of `SOURCES`, or a kind of `PLACES` and the place, "folder:photos".
+
+    `data` is the folder that holds the files of a torchvision data set, used as it is; without it they are
+    downloaded once into the user's cache. `classes` is a file with the names of the classes, one on a line,
+    for shards and arrays that have numbers; `label_column` names a column of a Hub data set.
+    """
+    name, _, place = spec.partition(":")
+    if name not in SOURCES or (place and name not in PLACES):
+        raise UnknownNameError("dataset", spec, SOURCES)
+    for flag, value, kinds in (
+        ("--data", data, tuple(ARCHIVES)),
+        ("--classes", classes, ("wds", "npz")),
+        ("--label-column", label_column, ("hf",)),
+    ):
+        if value is not None and name not in kinds:
+            raise UsageError(
+                f"{flag} {value} has no meaning for the dataset {spec!r}, only for {', '.join(kinds)}. For "
+                "images in "
+                "class folders use the dataset folder:PATH."
+            )
+    if name in PLACES and not place:
+        raise UsageError(f"the dataset {name!r} needs a place: {name}:{PLACES[name]}")
+    names = None if classes is None else class_names(Path(classes))
+    if name in ARCHIVES:
+        return ArchiveReader(name, data)  # type: ignore[return-value] - of a cached property
+    readers = {
+        "digits": read_digits,
+        "folder": lambda: FolderReader(place),
+        "hf": lambda: HubReader(place, label_column),
+        "wds": lambda: ShardReader(place, names),
+        "npz": lambda: NpzReader(place, names),
+    }
+    return readers[name]()
 
 
 def load_source(
     spec: str,
     *,
     data: str | Path | None = None,
+    classes: str | Path | None = None,
+    label_column: str | None = None,
     size: int | None = None,
-    skip_damaged: bool = False,
+    fit: str = "crop",
+    channels: int | None = None,
     seed: int = 0,
+    store: str | Path | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+    **options: Any,
 ) -> Source:
-    """Load the real data set `spec`: a name in `SOURCES`, where "folder" is written "folder:PATH".
+    """The real data set `spec`, through a store that is made once: `store`, or one in the user's cache.
 
-    `data` is the folder that holds the files of a torchvision data set, used as it is; without it they are
-    downloaded once into the user's cache. `size` resizes the images to size x size pixels. `skip_damaged`
-    leaves out the unreadable images of a folder with a warning. `seed` draws the test split of a source
-    that comes without one, so an evaluation must use the seed that the distillation used.
+    The first arguments are those of `open_reader`, `size`, `fit` and `channels` those of `Decoder`, `seed`
+    and `options` (skip_damaged, overwrite, workers, stop, report) those of `prepare`. "store:PATH" is a store
+    that is there already. An evaluation must use the `seed` that the distillation used.
 
     Raises `UnknownNameError` and `UsageError` for arguments, `SourceError` for data that is missing,
     damaged or unfit, `MissingExtraError` for an optional package that is not installed.
     """
-    name, _, path = spec.partition(":")
-    if name not in SOURCES or (path and name != "folder"):
-        raise UnknownNameError("dataset", spec, SOURCES)
     if size is not None and size < 1:
         raise UsageError(f"size={size}: expected the side of an image in pixels, 1 or more")
-    if data is not None and name not in ARCHIVES:
-        raise UsageError(
-            f"--data {data} has no meaning for the dataset {spec!r}, only for {', '.join(ARCHIVES)}. "
-            "For images in class folders use the dataset folder:PATH."
-        )
-    if name == "digits":
-        return load_digits(size, seed)
-    if name in ARCHIVES:
-        return load_archive(name, data, size)
-    if not path:
-        raise UsageError(
-            "the dataset 'folder' needs a path: folder:PATH, with one folder of images per class"
-        )
-    return load_folder(path, size, skip_damaged, seed)
+    if fit not in FITS or channels not in (None, 1, 3):
+        raise UsageError(f"fit={fit!r}, channels={channels!r}: expected {' or '.join(FITS)}, and 1 or 3")
+    if spec.startswith("store:"):
+        changed = [data, classes, label_column, size, channels, store, *([fit] if fit != "crop" else [])]
+        if any(value is not None for value in changed):
+            raise UsageError(f"{spec} is prepared already; how images are read was decided then")
+        return open_store(spec.removeprefix("store:"))
+    if ranks.rank:
+        ranks.barrier()  # the first one may have to download
+    reader = open_reader(spec, data=data, classes=classes, label_column=label_column)
+    if ranks.count > 1 and ranks.rank == 0:
+        ranks.barrier()
+    decoder = Decoder(size, fit, channels)
+    if store is None:
+        place = [str(Path(path).expanduser().resolve()) for path in (data, classes) if path is not None]
+        key = sha256_of([spec, str(Path.cwd()), *place, label_column, size, fit, channels, seed])[:12]
+        store, options["overwrite"] = cache_folder() / "stores" / f"{reader.origin.name}-{key}", True
+    return prepare(reader, store, decoder=decoder, seed=seed, ranks=ranks, **options)

@@ -11,6 +11,7 @@ from distilled_data.randomness import generator_at, seed_at
 from ncfm_engine.config import Recipe
 from ncfm_engine.pretrain import FeaturePool, build
 from ncfm_engine.sources import LabelledImages, Source, load_source
+from ncfm_engine.sources.reader import Origin
 
 NETWORKS = 2  # in the pool; the time does not depend on how many there are
 DISTINCT = 4096  # random images that are made; larger sets repeat them
@@ -52,18 +53,18 @@ class Setup:
         )
         images = distinct.repeat(-(-count // len(distinct)), 1, 1, 1)[:count]
         targets = torch.arange(self.classes).repeat_interleave(self.images_per_class)
-        train = LabelledImages(images, targets, self.classes)
+        unmeasured = (
+            torch.zeros(count, 32, dtype=torch.uint8),
+            torch.zeros(count, self.channels, 2, dtype=torch.int64),
+        )
+        train = LabelledImages(images, targets, self.classes, *unmeasured)
         return Source(
-            name="random",
+            Origin("random", "random"),
             classes=tuple(f"class {label}" for label in range(self.classes)),
             train=train,
             test=train.where(torch.arange(count) % self.images_per_class == 0),
             mean=(0.5,) * self.channels,
             std=(0.25,) * self.channels,
-            id="random",
-            revision="unknown",
-            license="unknown",
-            citation="",
             fingerprint=f"random {self.classes} {self.images_per_class} {shape}",
         )
 

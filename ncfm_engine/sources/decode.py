@@ -1,0 +1,84 @@
+"""One image of any kind as 8-bit grey or RGB pixels, or the reason why not."""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM")  # Pillow must not try others, whatever the name
+FITS = ("crop", "squash")
+
+_MODES = {"1": "L", "L": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGB": "RGB", "RGBA": "RGB"}
+_MODES |= {"CMYK": "RGB", "YCbCr": "RGB"}  # 8 bits too; by Pillow's formula, without a colour profile
+
+
+class Refused(Exception):  # noqa: N818 - it is the data that is wrong
+    """An image that cannot be used. The message says why."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What is done to every image of a source.
+
+    `size` in pixels makes them square, shrunk or grown with antialiasing: "crop" cuts off both ends of the
+    longer side, "squash" keeps all of it. `channels` 1 or 3 converts them to grey or colour; None leaves
+    them.
+    """
+
+    size: int | None = None
+    fit: str = "crop"
+    channels: int | None = None
+
+    def __call__(self, image: bytes | np.ndarray) -> np.ndarray:
+        """uint8 [channels, height, width] of a file's bytes or of pixels [height, width] or [height, width,
+        3].
+
+        Turned upright as EXIF says; of an animation the first frame. Raises `Refused`.
+        """
+        if isinstance(image, np.ndarray):
+            return self._fitted(Image.fromarray(image))
+        if not image:
+            raise Refused("the file is empty")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)  # above 89 million pixels
+                with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
+                    if self.size is not None:
+                        opened.draft(None, (2 * self.size, 2 * self.size))  # JPEG: a fraction, large enough
+                    return self._fitted(_plain(ImageOps.exif_transpose(opened)))
+        except Refused:
+            raise
+        except UnidentifiedImageError as error:
+            raise Refused(f"no image of a known format ({', '.join(FORMATS)})") from error
+        except Exception as error:  # decoders raise nearly anything on damaged bytes
+            raise Refused(str(error) or type(error).__name__) from error
+
+    def _fitted(self, image: Image.Image) -> np.ndarray:
+        if self.channels is not None:
+            image = image.convert("L" if self.channels == 1 else "RGB")
+        if self.size is not None:
+            size = (self.size, self.size)
+            # Pillow's integer arithmetic gives the same pixels on every machine.
+            if self.fit == "crop":
+                image = ImageOps.fit(image, size, Image.Resampling.BICUBIC)
+            else:
+                image = image.resize(size, Image.Resampling.BICUBIC)
+        pixels = np.asarray(image)
+        return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The same pixels in mode L or RGB. Raises `Refused` where that would lose something."""
+    mode = _MODES.get(image.mode)
+    if mode is None:
+        raise Refused(
+            f"pixels of Pillow's mode {image.mode!r} cannot become 8-bit grey or RGB without a loss; "
+            "convert it to one of these"
+        )
+    if image.has_transparency_data:
+        image = image.convert({"L": "LA", "RGB": "RGBA"}[mode])
+        if image.getchannel("A").getextrema() != (255, 255):
+            raise Refused("transparent pixels; flatten it onto a background of your choice")
+    return image.convert(mode)

@@ -1,0 +1,60 @@
+"""A data set as WebDataset shards, for other programs."""
+
+import io
+import os
+from pathlib import Path
+
+from PIL import Image
+
+from distilled_data.errors import MissingExtraError, OutputError, UsageError
+from distilled_data.format import write_file
+
+from .images import Images
+from .reader import CLASSES_FILE, PARTS
+from .source import Source
+
+SHARD_BYTES = 2**28  # of pixels in a shard, at most; one image at least
+
+
+def to_webdataset(source: Source, folder: str | Path) -> list[Path]:
+    """Write train-00000.tar, ..., test-00000.tar, ... with samples of `png` and `cls`, and the names in
+    classes.txt.
+
+    What `wds:FOLDER/*.tar` reads has the same fingerprint. Raises `UsageError` unless the folder is empty or
+    not there, `OutputError` where it cannot be written.
+    """
+    try:
+        from webdataset.writer import TarWriter
+    except ImportError as error:
+        raise MissingExtraError("webdataset", "data", "writing WebDataset shards") from error
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is not an empty folder; choose another one")
+    shards = []
+    size = max(1, SHARD_BYTES // (source.channels * source.height * source.width))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for part, images in zip(PARTS, (source.train, source.test), strict=True):
+            pixels, labels = Images.of(images.images), images.targets.tolist()
+            for number, first in enumerate(range(0, len(images), size)):
+                path = folder / f"{part}-{number:05d}.tar"
+                temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+                with TarWriter(str(temporary), mtime=0.0) as shard:  # equal data give equal bytes
+                    for row in range(first, min(first + size, len(images))):
+                        shard.write(
+                            {"__key__": f"{row:08d}", "png": _png(pixels[row].numpy()), "cls": labels[row]}
+                        )
+                os.replace(temporary, path)
+                shards.append(path)
+        write_file(folder / CLASSES_FILE, "".join(f"{name}\n" for name in source.classes).encode())
+    except OSError as error:
+        raise OutputError(
+            f"shards could not be written to {folder}: {error.strerror}. Remove it and try again."
+        ) from error
+    return shards
+
+
+def _png(image) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(file, "PNG")
+    return file.getvalue()

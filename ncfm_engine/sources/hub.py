@@ -1,0 +1,147 @@
+"""Image data sets of the Hugging Face Hub, or of a folder that `datasets` can load."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from distilled_data.errors import MissingExtraError, SourceError, UsageError
+
+from .reader import PARTS, Damage, Origin, Record, Unit
+
+STREAMED_FROM = 2**31  # bytes; what is smaller is downloaded once and kept by `datasets`
+ROWS = 4096  # in a unit of what is not streamed
+BATCH = 64  # rows that are read at once
+
+_TEST_SPLITS = ("test", "validation", "valid", "val")
+_IMAGE_COLUMNS = ("image", "img")
+_LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+
+class HubReader:
+    """REPO, REPO:CONFIG or REPO:CONFIG:SPLIT, where SPLIT may be "train,validation": for training and for
+    testing.
+
+    The image column is found by its type, the label column likewise or by `label`. Raises `SourceError`,
+    `UsageError`.
+    """
+
+    def __init__(self, spec: str, label: str | None = None):
+        try:
+            import datasets
+        except ImportError as error:
+            raise MissingExtraError("datasets", "data", f"the dataset 'hf:{spec}'") from error
+        self.where = f"hf:{spec}"
+        repo, config, splits = [*spec.split(":", 2), "", ""][:3]
+        if not repo:
+            raise UsageError(f"hf:{spec} is not hf:REPO, hf:REPO:CONFIG or hf:REPO:CONFIG:SPLIT")
+        try:
+            builder = datasets.load_dataset_builder(repo, config or None)
+            known = [str(name) for name in builder.config.data_files or builder.info.splits or ()]
+            chosen = dict(zip(PARTS, splits.split(",") if splits else _default_splits(known), strict=False))
+            size = builder.info.dataset_size
+            sliced = any("[" in split for split in chosen.values())
+            self.streamed = not sliced and (size is None or size >= STREAMED_FROM)
+            options = {"name": config or None, "streaming": self.streamed}
+            loaded: dict[str, Any] = {
+                part: datasets.load_dataset(repo, split=split, **options) for part, split in chosen.items()
+            }
+        except Exception as error:  # of whatever it is that datasets, the Hub or a file format raises
+            raise SourceError(f"hf:{spec} cannot be loaded: {type(error).__name__}: {error}") from error
+        self.image, self.label = _columns(spec, loaded["train"].features, label)
+        kind = loaded["train"].features[self.label]
+        self.classes: Sequence[str] | None = kind.names if isinstance(kind, datasets.ClassLabel) else None
+        undecoded = datasets.Image(decode=False)
+        self.loaded: dict[str, Any] = {
+            part: data.select_columns([self.image, self.label]).cast_column(self.image, undecoded)
+            for part, data in loaded.items()
+        }
+        self.units = [
+            Unit(part, [chosen[part], builder.hash, self.label, *place])
+            for part, data in self.loaded.items()
+            for place in self._places(data)
+        ]
+        name = Path(repo).name
+        local = Path(repo).exists()
+        commit = re.search(r"@([0-9a-f]{40})", str(builder.base_path))
+        self.origin = Origin(
+            name,
+            f"hf:{name if local else repo}" + (f":{config}" if config else ""),
+            commit[1] if commit else "unknown",
+            builder.info.license or "unknown",
+            builder.info.citation or "",
+        )
+
+    def _places(self, data: Any) -> list[list[int]]:
+        if self.streamed:
+            return [[index, data.num_shards] for index in range(data.num_shards)]
+        return [[first, min(first + ROWS, len(data))] for first in range(0, len(data), ROWS)]
+
+    def read(self, unit: Unit) -> Iterator[Record | Damage]:
+        *_, first, last = unit.what
+        data = self.loaded[unit.part]
+        rows = data.shard(num_shards=last, index=first) if self.streamed else data.select(range(first, last))
+        start = f"{unit.part} {'file ' + str(first) + ', ' if self.streamed else ''}row"
+        number = 0 if self.streamed else first
+        try:
+            # Not row by row: in a worker of a DataLoader, a stream that does so leaves out what it takes for
+            # other workers' share.
+            for batch in rows.iter(batch_size=BATCH):
+                for image, label in zip(batch[self.image], batch[self.label], strict=True):
+                    name = f"{start} {number}"
+                    number += 1
+                    if image is None or type(label) not in (int, str):
+                        yield Damage(name, f"no {'image' if image is None else 'label'}")
+                        continue
+                    try:
+                        yield Record(name, label, image["bytes"] or _opened(image["path"]))
+                    except OSError as error:
+                        yield Damage(name, str(error))
+        except Exception as error:  # likewise
+            raise SourceError(
+                f"{self.origin.id}: reading stopped after {start} {number}: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _default_splits(known: Sequence[str]) -> list[str]:
+    """One to train with, and where there is one, one to test with."""
+    train = "train" if "train" in known or len(known) != 1 else known[0]
+    return [train, *[name for name in _TEST_SPLITS if name in known][:1]]
+
+
+def _columns(spec: str, features: Any, label: str | None) -> tuple[str, str]:
+    import datasets
+
+    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    if label is not None and label not in features:
+        raise UsageError(f"hf:{spec} has no column {label!r}; it has {', '.join(features)}")
+    if not labels:
+        values = {name: kind.dtype for name, kind in features.items() if isinstance(kind, datasets.Value)}
+        labels = [
+            name for name in _LABEL_COLUMNS if values.get(name, "").startswith(("int", "uint", "string"))
+        ]
+    image = _one(images, _IMAGE_COLUMNS)
+    label = label or _one(labels, _LABEL_COLUMNS)
+    if image is None or label is None:
+        raise UsageError(
+            f"hf:{spec} has the columns "
+            f"{', '.join(f'{n} ({type(k).__name__})' for n, k in features.items())}; "
+            + (
+                "expected one of type Image"
+                if image is None
+                else "which one is the label? Say --label-column NAME"
+            )
+        )
+    return image, label
+
+
+def _one(found: Sequence[str], preferred: Sequence[str]) -> str | None:
+    return found[0] if len(found) == 1 else next((name for name in preferred if name in found), None)
+
+
+def _opened(path: str) -> bytes:
+    import fsspec
+
+    with fsspec.open(path, "rb") as file:
+        return file.read()  # type: ignore[attr-defined]

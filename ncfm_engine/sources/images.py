@@ -1,0 +1,87 @@
+"""Images in several files at once, or some of them, read like one tensor."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+BLOCK = 2**26  # bytes that are copied at once
+
+
+def narrow(images: "Tensor | Images", first: int, count: int) -> "Tensor | Images":
+    """`count` images in a row, without reading them."""
+    if isinstance(images, Tensor):
+        return images[first : first + count]
+    return images.at(torch.arange(first, first + count))
+
+
+class Images:
+    """uint8 [N, channels, height, width]: `rows` of what lies in `parts`, tensors that may be mapped files.
+
+    It has those of a tensor's methods that the engine reads images with. Only the rows that are asked for are
+    touched. An integer or, within one part, a slice gives a view; everything else is new memory.
+    """
+
+    def __init__(self, parts: Sequence[Tensor], rows: Tensor | None = None):
+        self.parts, self.rows = parts, rows  # int64, or None for all
+        self.ends = torch.tensor([len(part) for part in parts]).cumsum(0)
+        self.shape = torch.Size([int(self.ends[-1]) if rows is None else len(rows), *parts[0].shape[1:]])
+        self.dtype, self.device = parts[0].dtype, parts[0].device
+
+    @classmethod
+    def of(cls, images: "Tensor | Images") -> "Images":
+        return images if isinstance(images, Images) else cls([images])
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape.numel()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[row] for row in range(len(self)))
+
+    def at(self, rows: Tensor) -> "Images":
+        """Some of these images, without reading them; `rows` is int64 [n]."""
+        return Images(self.parts, rows if self.rows is None else self.rows[rows])
+
+    def __getitem__(self, index: "int | slice | Tensor") -> Tensor:
+        if isinstance(index, Tensor):
+            return self.index_select(0, index)
+        if isinstance(index, int):
+            row = range(len(self))[index] if self.rows is None else int(self.rows[index])
+            part = int(torch.searchsorted(self.ends, row, right=True))
+            return self.parts[part][row - int(self.ends[part])]  # counted from the end
+        rows = torch.arange(*index.indices(len(self)))
+        return self.index_select(0, rows)
+
+    def index_select(self, dim: int, rows: Tensor) -> Tensor:
+        """The images at `rows`, int64 [n] in any order, as new memory [n, channels, height, width]."""
+        rows = rows if self.rows is None else self.rows.index_select(0, rows)
+        if len(self.parts) == 1:
+            return self.parts[0].index_select(dim, rows)
+        of_part = torch.searchsorted(self.ends, rows, right=True)
+        sorted_, order = of_part.sort(stable=True)
+        found, rows = torch.empty(len(rows), *self.shape[1:], dtype=self.dtype), rows[order]
+        first = 0
+        for part, count in zip(
+            *(x.tolist() for x in sorted_.unique_consecutive(return_counts=True)), strict=True
+        ):
+            images, local = self.parts[part], rows[first : first + count]
+            local = local - (self.ends[part] - len(images))
+            torch.index_select(images, 0, local, out=found[first : first + count])
+            first += count
+        if torch.equal(order, torch.arange(len(order))):  # as draws by class are
+            return found
+        return torch.empty_like(found).index_copy_(0, order, found)
+
+    def to(self, device: torch.device | str) -> "Tensor | Images":
+        """Themselves where they are already; else all of them, as a tensor on `device`."""
+        if torch.device(device) == self.device:
+            return self
+        found = torch.empty(self.shape, dtype=self.dtype, device=device)
+        step = max(1, BLOCK // self.shape[1:].numel())
+        for first in range(0, len(self), step):
+            found[first : first + step] = self[first : first + step]
+        return found

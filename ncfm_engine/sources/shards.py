@@ -1,0 +1,164 @@
+"""WebDataset shards: tar files in which the files of one sample share a name."""
+
+import glob
+import json
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from distilled_data.errors import MissingExtraError, SourceError, UsageError
+
+from .reader import CLASSES_FILE, Damage, Origin, Record, Unit, class_names, sha256_of, stamp
+
+MAX_BYTES = 2**28  # of one file in a shard; what is larger is no image
+
+_IMAGES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "ppm")
+_LABELS = ("label", "cls", "class")  # in a .json
+_TEST = ("test", "val")  # how the names of shards with test images begin
+
+
+class ShardReader:
+    """The shards of a URL, a path or a glob, where {000..099} stands for many; one unit each.
+
+    A sample has an image, and a label: `.cls`, a number or a name, or `.json` with one under "label". Shards
+    whose file names begin with "test" or "val" hold the test images. Without `classes` their names are read
+    from classes.txt beside the first shard, if there is one. URLs are opened as webdataset opens them.
+    """
+
+    def __init__(self, pattern: str, classes: Sequence[str] | None = None):
+        try:
+            from webdataset.gopen import gopen
+            from webdataset.shardlists import expand_urls
+        except ImportError as error:
+            raise MissingExtraError("webdataset", "data", f"the dataset 'wds:{pattern}'") from error
+        self._open: Callable[[str], Any] = gopen
+        self.where = f"wds:{pattern}"
+        shards: list[str] = []
+        for url in expand_urls(pattern):
+            shards += sorted(glob.glob(url)) if glob.has_magic(url) and not _remote(url) else [url]
+        missing = [shard for shard in shards if not _remote(shard) and not Path(shard).is_file()]
+        if missing or not shards:
+            raise SourceError(
+                f"wds:{pattern} names {', '.join(missing[:5]) or 'no file'}, which is not there; expected "
+                "tar files"
+            )
+        kinds = {shard: _kind(shard) for shard in shards}
+        test = next((kind for kind in _TEST if kind in kinds.values()), None)
+        beside = Path(shards[0]).parent / CLASSES_FILE
+        if classes is None and not _remote(shards[0]) and beside.is_file():
+            classes = class_names(beside)
+        self.classes = classes
+        named = [] if classes is None else [sha256_of(classes)]
+        self.units = [
+            Unit("test" if kind else "train", [shard, *stamp(Path(shard)), *named])
+            for shard, kind in kinds.items()
+            if kind in (None, test)
+        ]
+        if not any(unit.part == "train" for unit in self.units):
+            raise UsageError(
+                f"wds:{pattern}: all shards are named as test shards; at least one must be for training"
+            )
+        name = Path(shards[0].partition("?")[0]).absolute().parent.name
+        self.origin = Origin(name, f"wds:{name}")
+
+    def read(self, unit: Unit) -> Iterator[Record | Damage]:
+        shard, *_ = unit.what
+        place, seen, key, files = Path(shard).name, set(), "", {}
+        try:
+            with (
+                self._open(shard) as stream,
+                tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Entry) as archive,
+            ):
+                for entry in archive:
+                    archive.members = []  # type: ignore[attr-defined] - or it would remember them all
+                    if entry.isdir() or re.match(r"__[^/]*__($|/)", entry.name):  # webdataset's own notes
+                        continue
+                    if reason := _unfit(entry):
+                        yield Damage(f"{place}/{entry.name}", reason)
+                        continue
+                    name = re.fullmatch(r"((?:.*/)?[^.]+)\.([^/]*)", entry.name)
+                    if name is None:
+                        continue
+                    if name[1] != key:
+                        yield from _sample(place, key, files, seen)
+                        key, files = name[1], {}
+                    content = archive.extractfile(entry).read()  # type: ignore[union-attr]
+                    files[name[2].lower()] = None if name[2].lower() in files else content
+            yield from _sample(place, key, files, seen)
+        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+            # The sample at the cut may lack a part of itself.
+            yield Damage(place, f"the shard is cut or damaged after {len(seen)} samples: {error}")
+
+
+class _Entry(tarfile.TarInfo):
+    """tarfile takes a damaged or missing header for the end; here only the end mark is."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_Entry":
+        try:
+            return super().fromtarfile(tarfile_)  # type: ignore[return-value]
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"no end mark, but {error}") from error
+
+
+def _sample(place: str, key: str, files: dict[str, Any], seen: set[str]) -> Iterator[Record | Damage]:
+    """What the files of one key come to; nothing for no files."""
+    if not files:
+        return
+    name = f"{place}/{key}"
+    if key in seen or None in files.values():
+        yield Damage(name, "the key is there twice in the shard")
+        return
+    seen.add(key)
+    image = next((files[kind] for kind in _IMAGES if kind in files), None)
+    if image is None:
+        yield Damage(
+            name, f"no image; it has {', '.join(sorted(files))}, expected one of {', '.join(_IMAGES)}"
+        )
+        return
+    try:
+        yield Record(name, _label(files), image)
+    except ValueError as error:
+        yield Damage(name, f"no label: {error}")
+
+
+def _label(files: dict[str, bytes]) -> int | str:
+    if "cls" in files:
+        text = files["cls"].decode().strip()
+        label = int(text) if re.fullmatch(r"-?\d+", text) else text
+    elif "json" in files:
+        content = json.loads(files["json"])
+        label = (
+            next((content[name] for name in _LABELS if name in content), None)
+            if type(content) is dict
+            else None
+        )
+    else:
+        raise ValueError("expected .cls or .json")
+    if type(label) not in (int, str) or label == "":
+        raise ValueError(f"{label!r:.80} is neither a number nor a name")
+    return label  # type: ignore[return-value]
+
+
+def _unfit(entry: tarfile.TarInfo) -> str | None:
+    """Why an entry of a tar file is refused."""
+    if entry.name.startswith("/") or ".." in entry.name.split("/"):
+        return "a name that leads out of the archive"
+    if not entry.isreg():
+        return "a link or a device, not a file"
+    if entry.size > MAX_BYTES:
+        return f"{entry.size} bytes, more than {MAX_BYTES}"
+    return None
+
+
+def _kind(shard: str) -> str | None:
+    return next((kind for kind in _TEST if Path(shard).name.startswith(kind)), None)
+
+
+def _remote(url: str) -> bool:
+    return re.match(r"[a-z]+:", url) is not None

@@ -1,0 +1,62 @@
+"""Real photographs for the tests: pieces of the two that come with scikit-learn."""
+
+import io
+import tarfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CLASSES = ("blossom", "cloud", "eaves", "leaf")
+
+
+@cache
+def photographs(per_class: int, classes: int = len(CLASSES), side: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [N, side, side, 3] and labels [N], each class is from a place of its own."""
+    from sklearn.datasets import load_sample_images
+
+    chosen, random = load_sample_images().images, np.random.default_rng(0)
+    images, labels = [], np.tile(np.arange(classes), per_class)
+    for label in labels:
+        y, x = 90 * (label // 2) + random.integers(0, 80), random.integers(0, 600)
+        images.append(chosen[label % 2][y : y + side, x : x + side])
+    return np.stack(images), labels
+
+
+def encoded(image: np.ndarray | Image.Image, kind: str = "png", **options) -> bytes:
+    file = io.BytesIO()
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(file, {"jpg": "jpeg"}.get(kind, kind), **options)
+    return file.getvalue()
+
+
+def write_tar(path: Path, files: list[tuple[str, bytes]], mode: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as archive:
+        for name, content in files:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def write_shards(
+    folder: Path, images: np.ndarray, labels: np.ndarray, shards: int = 3, part: str = "train"
+) -> Path:
+    """WebDataset shards of PNG, and the names of the classes beside them."""
+    for number in range(shards):
+        files = []
+        for row in range(number, len(images), shards):
+            files += [(f"{row:06d}.png", encoded(images[row])), (f"{row:06d}.cls", b"%d" % labels[row])]
+        write_tar(folder / f"{part}-{number:05d}.tar", files)
+    (folder / "classes.txt").write_text("\n".join(CLASSES))
+    return folder
+
+
+def write_folder(folder: Path, images: np.ndarray, labels: np.ndarray) -> Path:
+    for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = folder / CLASSES[label] / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(image))
+    return folder

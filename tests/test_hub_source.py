@@ -1,0 +1,183 @@
+"""Data sets of the Hugging Face Hub as a source, from a folder and over HTTP."""
+
+import json
+import os
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+from commands import ROOT
+from huggingface_hub import HfApi
+from photographs import CLASSES, encoded, photographs
+from PIL import Image
+
+from distilled_data.errors import SourceError, UsageError
+from ncfm_engine.sources import Source, hub, load_source
+
+IMAGES, LABELS = photographs(6)
+EXPECTED = {
+    image.transpose(2, 0, 1).tobytes(): int(label) for image, label in zip(IMAGES, LABELS, strict=True)
+}
+
+
+def write(folder, columns=None, files: int = 2, **splits: slice):
+    """A folder of parquet files, with a column of images and others."""
+    for split, rows in (splits or {"train": slice(None)}).items():
+        content = {"image": [Image.fromarray(image) for image in IMAGES[rows]]}
+        features = {"image": datasets.Image()}
+        for name, (values, kind) in (
+            columns or {"label": (LABELS, datasets.ClassLabel(names=list(CLASSES)))}
+        ).items():
+            content[name], features[name] = list(values[rows]), kind
+        data = datasets.Dataset.from_dict(content, features=datasets.Features(features))
+        for number in range(files):
+            path = folder / "data" / f"{split}-{number:05d}-of-{files:05d}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data.shard(files, number).to_parquet(str(path))
+    return folder
+
+
+def pixels(source: Source) -> dict[bytes, int]:
+    return {
+        image.numpy().tobytes(): target
+        for part in (source.train, source.test)
+        for image, target in zip(part.images, part.targets.tolist(), strict=True)
+    }
+
+
+@pytest.mark.parametrize("threshold", [0, 2**40])
+def test_images_and_labels_are_found_streamed_and_not(tmp_path, monkeypatch, threshold):
+    folder = write(tmp_path / "flowers")
+    builder = datasets.load_dataset_builder
+    monkeypatch.setattr(hub, "STREAMED_FROM", threshold)
+
+    def sized(*arguments):  # a folder of parquet files does not tell its size
+        found = builder(*arguments)
+        found.info.dataset_size = 1000
+        return found
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", sized)
+    source = load_source(f"hf:{folder}")
+    assert pixels(source) == EXPECTED
+    assert source.classes == CLASSES
+    assert (source.name, source.origin.id) == ("flowers", "hf:flowers")
+
+
+@pytest.mark.parametrize("name", ["test", "validation"])
+def test_a_split_for_testing_is_found_by_its_name(tmp_path, name):
+    folder = write(tmp_path / "flowers", **{"train": slice(16), name: slice(16, None)})
+    source = load_source(f"hf:{folder}")
+    assert (len(source.train), len(source.test)) == (16, 8)
+
+
+def test_splits_are_chosen_in_the_name(tmp_path):
+    folder = write(tmp_path / "flowers", train=slice(8), test=slice(8, 16), extra=slice(16, None))
+    source = load_source(f"hf:{folder}:default:train,extra")
+    assert (len(source.train), len(source.test)) == (8, 8)
+    assert pixels(source).keys() == {
+        image.transpose(2, 0, 1).tobytes() for image in (*IMAGES[:8], *IMAGES[16:])
+    }
+    part = load_source(f"hf:{folder}::test[:100%]")
+    assert len(part.train) + len(part.test) == 8
+
+
+def test_one_of_several_label_columns_is_chosen_by_name(tmp_path):
+    kind = datasets.ClassLabel
+    columns = {"fine": (LABELS, kind(names=list(CLASSES))), "coarse": (LABELS // 2, kind(names=["a", "b"]))}
+    folder = write(tmp_path / "flowers", columns)
+    with pytest.raises(UsageError, match=r"fine \(ClassLabel\), coarse \(ClassLabel\).*--label-column NAME"):
+        load_source(f"hf:{folder}")
+    assert load_source(f"hf:{folder}", label_column="coarse").classes == ("a", "b")
+    assert load_source(f"hf:{folder}", label_column="fine").classes == CLASSES
+    with pytest.raises(UsageError, match="no column 'finer'; it has image, fine, coarse"):
+        load_source(f"hf:{folder}", label_column="finer")
+
+
+def test_the_fine_labels_of_cifar100_are_preferred(tmp_path):
+    kind = datasets.ClassLabel
+    columns = {
+        "fine_label": (LABELS, kind(names=list(CLASSES))),
+        "coarse_label": (LABELS // 2, kind(names=["a", "b"])),
+    }
+    assert load_source(f"hf:{write(tmp_path / 'flowers', columns)}").classes == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "classes"),
+    [(LABELS, "int64", tuple("0123")), (np.array(CLASSES)[LABELS], "string", CLASSES)],
+)
+def test_labels_may_be_plain_numbers_or_names(tmp_path, values, kind, classes):
+    source = load_source(
+        f"hf:{write(tmp_path / 'flowers', {'label': (values.tolist(), datasets.Value(kind))})}"
+    )
+    assert source.classes == classes
+    assert pixels(source) == EXPECTED
+
+
+def test_a_row_without_label_or_image_and_a_damaged_image_are_named(tmp_path):
+    names = datasets.ClassLabel(names=list(CLASSES))
+    cells = [{"bytes": encoded(image), "path": None} for image in IMAGES]
+    cells[3], cells[7] = None, {"bytes": encoded(IMAGES[7])[:-50], "path": None}
+    labels = [None if row == 5 else -1 if row == 6 else int(label) for row, label in enumerate(LABELS)]
+    features = datasets.Features({"image": datasets.Image(), "label": names})
+    (tmp_path / "flowers").mkdir()
+    data = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
+    data.to_parquet(str(tmp_path / "flowers" / "train.parquet"))
+    with pytest.raises(SourceError, match="4 of 24 images cannot be used") as caught:
+        load_source(f"hf:{tmp_path / 'flowers'}")
+    text = str(caught.value)
+    assert all(
+        part in text
+        for part in ("row 3 (no image)", "row 5 (no label)", "row 6 (label -1 is not in 0 to 3)", "row 7 (")
+    )
+    with pytest.warns(UserWarning, match="left out 4 of 24"):
+        source = load_source(f"hf:{tmp_path / 'flowers'}", skip_damaged=True)
+    assert len(source.train) + len(source.test) == 20
+
+
+def test_files_in_class_folders_are_read_as_datasets_reads_them(tmp_path):
+    for row, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+        path = tmp_path / "flowers" / CLASSES[label] / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(image))
+    source = load_source(f"hf:{tmp_path / 'flowers'}")
+    assert (source.classes, pixels(source)) == (CLASSES, EXPECTED)
+
+
+def test_what_is_not_there_or_has_no_images_is_refused(tmp_path):
+    with pytest.raises(SourceError, match="hf:org/nothing cannot be loaded"):
+        load_source("hf:org/nothing")
+    with pytest.raises(UsageError, match="is not hf:REPO"):
+        load_source("hf::config")
+    folder = tmp_path / "flowers"
+    folder.mkdir()
+    datasets.Dataset.from_dict({"text": ["a"], "label": [1]}).to_parquet(str(folder / "train.parquet"))
+    with pytest.raises(UsageError, match=r"text \(Value\), label \(Value\); expected one of type Image"):
+        load_source(f"hf:{folder}")
+
+
+def test_a_repository_is_read_over_http_and_its_commit_is_recorded(tmp_path, loopback):
+    folder = write(tmp_path / "flowers", train=slice(16), test=slice(16, None))
+    api = HfApi(loopback.url, "hf_alice")
+    api.create_repo("org/flowers", repo_type="dataset")
+    api.upload_folder(repo_id="org/flowers", folder_path=folder, repo_type="dataset")
+    program = """
+import json
+from ncfm_engine.sources import load_source
+source = load_source("hf:org/flowers")
+print(json.dumps([source.origin.id, source.origin.revision, source.fingerprint, len(source.test)]))
+"""
+    online = {"HF_ENDPOINT": loopback.url, "HF_HOME": str(tmp_path / "home"), "HF_DATASETS_OFFLINE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | online | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    commit = loopback.head("org/flowers").oid
+    local = load_source(f"hf:{folder}")
+    assert json.loads(done.stdout) == ["hf:org/flowers", commit, local.fingerprint, 8]

@@ -1,0 +1,136 @@
+"""Arrays in .npz files as a source."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from photographs import CLASSES, photographs
+
+from distilled_data.errors import SourceError
+from ncfm_engine.sources import Source, load_source, npz
+
+IMAGES, LABELS = photographs(6)
+
+
+def save(path, save=np.savez, **arrays):
+    save(path, **arrays)
+    return path
+
+
+def pixels(source: Source) -> dict[bytes, int]:
+    return {
+        image.numpy().tobytes(): target
+        for part in (source.train, source.test)
+        for image, target in zip(part.images, part.targets.tolist(), strict=True)
+    }
+
+
+EXPECTED = {
+    image.transpose(2, 0, 1).tobytes(): int(label) for image, label in zip(IMAGES, LABELS, strict=True)
+}
+
+
+@pytest.mark.parametrize(
+    "names", [("images", "labels"), ("x_train", "y_train"), ("train_images", "train_labels"), ("x", "y")]
+)
+@pytest.mark.parametrize("function", [np.savez, np.savez_compressed])
+def test_images_and_labels_are_found_by_the_names_in_use(tmp_path, names, function):
+    path = save(tmp_path / "flowers.npz", function, **dict(zip(names, (IMAGES, LABELS), strict=True)))
+    source = load_source(f"npz:{path}")
+    assert pixels(source) == EXPECTED
+    assert (source.name, source.origin.id, source.classes) == ("flowers", "npz:flowers.npz", tuple("0123"))
+
+
+@pytest.mark.parametrize("names", [("x_test", "y_test"), ("test_images", "test_labels")])
+def test_test_images_in_the_file_are_the_test_images(tmp_path, names):
+    parts = {"images": IMAGES[:16], "labels": LABELS[:16]} | dict(
+        zip(names, (IMAGES[16:], LABELS[16:]), strict=True)
+    )
+    source = load_source(f"npz:{save(tmp_path / 'a.npz', **parts)}")
+    assert (len(source.train), len(source.test)) == (16, 8)
+    assert pixels(source) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x: x.transpose(0, 3, 1, 2).copy(),
+        lambda x: x[..., :1].copy(),
+        lambda x: x[..., 0].copy(),
+    ],
+)
+def test_channels_may_come_first_and_a_single_one_may_be_left_out(tmp_path, form):
+    path = save(tmp_path / "a.npz", images=form(IMAGES), labels=LABELS[:, None])
+    source = load_source(f"npz:{path}")
+    expected = (
+        EXPECTED
+        if source.channels == 3
+        else {i[..., 0].tobytes(): int(k) for i, k in zip(IMAGES, LABELS, strict=True)}
+    )
+    assert pixels(source) == expected
+
+
+def test_classes_are_named_in_the_file_or_in_another(tmp_path):
+    path = save(tmp_path / "a.npz", images=IMAGES, labels=LABELS, classes=np.array(CLASSES))
+    assert load_source(f"npz:{path}").classes == CLASSES
+    (tmp_path / "names.txt").write_text("d\nc\nb\na\n")
+    assert load_source(f"npz:{path}", classes=tmp_path / "names.txt").classes == tuple("dcba")
+
+
+def test_images_are_read_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(npz, "_BLOCK", 1000)
+    assert pixels(load_source(f"npz:{save(tmp_path / 'a.npz', images=IMAGES, labels=LABELS)}")) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": IMAGES}, "holds the arrays images; expected images and labels, named as in"),
+        ({"images": IMAGES / 255.0, "labels": LABELS}, "float64 .*expected uint8"),
+        ({"images": IMAGES[0], "labels": LABELS}, "an integer for each of the 12 images"),
+        ({"images": IMAGES[..., :2], "labels": LABELS}, "expected uint8"),
+        ({"images": np.asfortranarray(IMAGES), "labels": LABELS}, "column by column"),
+        (
+            {"images": IMAGES, "labels": LABELS[:-1]},
+            r"labels is int64 \[23\]; expected an integer for each of the 24",
+        ),
+        ({"images": IMAGES, "labels": LABELS / 1.0}, "labels is float64"),
+        ({"images": IMAGES, "labels": np.where(LABELS == 0, -1, LABELS)}, r"label -1 is not in 0 to"),
+        ({"images": IMAGES, "labels": LABELS + 1, "classes": np.array(CLASSES)}, r"label 4 is not in 0 to 3"),
+        ({"images": IMAGES, "labels": LABELS.astype(object)}, "Object arrays cannot be loaded"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, arrays, message):
+    with pytest.raises(SourceError, match=message):
+        load_source(f"npz:{save(tmp_path / 'a.npz', **arrays)}")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK no zip"])
+def test_a_file_that_is_no_npz_is_refused(tmp_path, content):
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(SourceError, match=r"a\.npz cannot be read"):
+        load_source(f"npz:{tmp_path / 'a.npz'}")
+    with pytest.raises(SourceError, match=r"b\.npz cannot be read"):
+        load_source(f"npz:{tmp_path / 'b.npz'}")
+
+
+def test_a_file_with_damaged_bytes_is_refused(tmp_path):
+    path = save(tmp_path / "a.npz", images=IMAGES, labels=LABELS)
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"a\.npz, array images: .*CRC"):
+        load_source(f"npz:{path}")
+
+
+def test_an_array_shorter_than_its_header_says_is_refused(tmp_path):
+    file = io.BytesIO()
+    np.save(file, IMAGES)
+    labels = io.BytesIO()
+    np.save(labels, LABELS)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", file.getvalue()[:-100])
+        archive.writestr("labels.npy", labels.getvalue())
+    with pytest.raises(SourceError, match="it ends after 0 of 24 images"):
+        load_source(f"npz:{tmp_path / 'a.npz'}")

@@ -1,0 +1,390 @@
+"""Making a store: the same from every source, after every kill, by any number of processes."""
+
+import dataclasses
+import os
+import pickle
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from commands import ROOT
+from interruptions import StopAfter
+from photographs import CLASSES, encoded, photographs, write_folder, write_shards
+from PIL import Image
+
+from distilled_data.errors import OutputError, SourceError
+from ncfm_engine.config import DistillConfig, NetworkConfig, PretrainConfig
+from ncfm_engine.distill import distill
+from ncfm_engine.pretrain import pretrain
+from ncfm_engine.sources import load_source, store
+from ncfm_engine.sources.decode import Decoder
+from ncfm_engine.sources.folder import FolderReader
+from ncfm_engine.sources.prepare import prepare
+from ncfm_engine.sources.shards import ShardReader
+from ncfm_engine.sources.store import INDEX_FILE, open_store, read_index
+from ncfm_engine.stop import Stopped
+
+IMAGES, LABELS = photographs(20)
+COMMAND = [sys.executable, str(ROOT / "tools" / "prepare.py")]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All that a store consists of, but where it comes from."""
+    files = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+    return files | {"fingerprint": read_index(folder).fingerprint.encode()}
+
+
+@pytest.fixture
+def shards(tmp_path) -> str:
+    return f"{write_shards(tmp_path / 'shards', IMAGES, LABELS, shards=8)}/*.tar"
+
+
+@pytest.fixture
+def small_files(monkeypatch):
+    """Twenty images in a file, three at once."""
+    monkeypatch.setattr(store, "SHARD_BYTES", 20 * IMAGES[0].size)
+    monkeypatch.setattr("ncfm_engine.sources.prepare.BLOCK", 3 * IMAGES[0].size)
+
+
+def test_the_same_images_from_five_kinds_of_sources_are_distilled_to_the_same_bytes(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    images, labels = photographs(6, side=32)  # CIFAR-10 has ten classes of this size
+    names = [*CLASSES, *(f"other {i}" for i in range(6))]
+    labels = np.concatenate([labels, np.arange(4, 10).repeat(3)])
+    images = np.concatenate([images, images[:18, ::-1]])
+    of_class = np.array([(labels[:row] == label).sum() for row, label in enumerate(labels)])
+    train, test = of_class % 2 == 0, of_class % 2 == 1
+    batches = tmp_path / "data" / "cifar-10-batches-py"
+    batches.mkdir(parents=True)
+    for name, rows in (("data_batch_1", train), ("test_batch", test)):
+        flat = images[rows].transpose(0, 3, 1, 2).reshape(-1, 3072)
+        (batches / name).write_bytes(pickle.dumps({"data": flat, "labels": labels[rows].tolist()}))
+    (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", None]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", None]])
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": None})
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "wds").mkdir()
+    for part, rows in (("train", train), ("test", test)):
+        columns = {
+            "image": [Image.fromarray(image) for image in images[rows]],
+            "label": labels[rows].tolist(),
+        }
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(
+            str(tmp_path / "hf" / f"{part}.parquet")
+        )
+        write_shards(tmp_path / "wds", images[rows], labels[rows], shards=2, part=part)
+        for row, (image, label) in enumerate(zip(images[rows], labels[rows], strict=True)):
+            path = tmp_path / "folder" / part / names[label] / f"{97 * row % 101}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(image))
+    (tmp_path / "wds" / "classes.txt").write_text("\n".join(names))
+    np.savez(
+        tmp_path / "all.npz", x_train=images[train], y_train=labels[train], x_test=images[test],
+        y_test=labels[test], classes=np.array(names),
+    )  # fmt: skip
+
+    sources = [load_source("cifar10", data=tmp_path / "data", workers=0)]
+    sources += [
+        load_source(f"{kind}:{tmp_path}/{place}", workers=0)
+        for kind, place in (("hf", "hf"), ("wds", "wds/*.tar"), ("folder", "folder"), ("npz", "all.npz"))
+    ]
+    assert {source.origin.id.partition(":")[0] for source in sources} == {
+        "torchvision", "hf", "wds", "folder", "npz",
+    }  # fmt: skip
+    found = []
+    for source in sources:
+        network = NetworkConfig(width=8, depth=2)
+        options = {"seed": 0, "device": "cpu"}
+        pool = pretrain(
+            PretrainConfig(networks=2, epochs=1), network, source, cache=tmp_path / "pool", **options
+        )
+        config = DistillConfig(iterations=2, real_batch=5, frequencies=16)
+        quantised = distill(config, source, pool, ipc=1, **options).quantised()
+        found.append((source.fingerprint, source.mean, source.std, quantised.numpy().tobytes()))
+    assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+def test_the_number_of_processes_and_the_order_of_images_change_nothing(
+    tmp_path, shards, small_files, workers
+):
+    prepare(ShardReader(shards), tmp_path / "expected", workers=0)
+    other = write_folder(tmp_path / "folder", IMAGES[::-1], LABELS[::-1])
+    prepare(FolderReader(other), tmp_path / "store", workers=workers)
+    expected = content(tmp_path / "expected")
+    assert len(expected) == 6
+    assert content(tmp_path / "store") == expected
+
+
+def test_a_store_that_is_there_is_opened_and_not_made_again(tmp_path, shards, monkeypatch):
+    first = prepare(ShardReader(shards), tmp_path / "store", workers=0)
+    monkeypatch.setattr(Decoder, "__call__", None)
+    assert prepare(ShardReader(shards), tmp_path / "store", workers=0).fingerprint == first.fingerprint
+
+
+def test_what_is_read_without_a_store_is_kept_in_the_cache(tmp_path, shards, monkeypatch):
+    first = load_source(f"wds:{shards}", workers=0)
+    [made] = (tmp_path / "cache" / "distilled-data" / "stores").iterdir()
+    assert made.name.startswith("shards-")
+    monkeypatch.setattr(Decoder, "__call__", None)
+    assert load_source(f"wds:{shards}").fingerprint == first.fingerprint
+
+
+def test_a_source_that_changed_is_prepared_again_and_only_what_changed_is_decoded(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "folder", IMAGES, LABELS)
+    first = load_source(f"folder:{folder}", workers=0)
+    (folder / "leaf" / "new.png").write_bytes(encoded(IMAGES[0] // 2))
+    second = load_source(f"folder:{folder}", workers=0)
+    assert len(second.train) + len(second.test) == len(IMAGES) + 1
+    assert second.fingerprint != first.fingerprint
+    assert len(list((tmp_path / "cache" / "distilled-data" / "stores").iterdir())) == 1
+
+
+def test_a_store_of_other_data_is_replaced_only_if_asked(tmp_path, shards):
+    first = prepare(ShardReader(shards), tmp_path / "store", workers=0)
+    with pytest.raises(
+        OutputError, match="holds a store of other data, or of the same prepared in another way"
+    ):
+        prepare(ShardReader(shards), tmp_path / "store", workers=0, decoder=Decoder(8))
+    assert open_store(tmp_path / "store").fingerprint == first.fingerprint
+    found = prepare(ShardReader(shards), tmp_path / "store", workers=0, decoder=Decoder(8), overwrite=True)
+    assert found.train.images.shape[1:] == (3, 8, 8)
+    assert read_index(tmp_path / "store").decoder == {"size": 8, "fit": "crop", "channels": None}
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path, shards):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"is not empty and not a store: found thesis\.txt"):
+        prepare(ShardReader(shards), tmp_path / "store", overwrite=True)
+    assert [path.name for path in (tmp_path / "store").iterdir() if path.name != ".lock"] == ["thesis.txt"]
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match="could not be written"):
+        prepare(ShardReader(shards), tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_stop_is_heard_between_units_and_the_next_run_goes_on(tmp_path, shards, small_files, monkeypatch):
+    expected = prepare(ShardReader(shards), tmp_path / "expected", workers=0)
+    decoded = []
+    decode = Decoder.__call__
+    monkeypatch.setattr(Decoder, "__call__", lambda self, image: decoded.append(1) or decode(self, image))
+    stops = []
+    for _ in range(20):
+        try:
+            found = prepare(ShardReader(shards), tmp_path / "store", workers=0, stop=StopAfter(2))
+            break
+        except Stopped as stop:
+            stops.append(str(stop))
+    assert stops[0] == "prepare, 3 of 8 units decoded"
+    assert len(decoded) == len(IMAGES)  # no image twice
+    assert re.fullmatch("prepare, 3 of . files written", stops[-1])
+    assert found.fingerprint == expected.fingerprint
+    assert content(tmp_path / "store") == content(tmp_path / "expected")
+
+
+def test_a_preparation_killed_at_random_moments_gives_the_same_store(tmp_path):
+    images = np.concatenate([np.roll(IMAGES, shift, 2) for shift in range(0, 12, 2)]).repeat(2, 1)
+    shards = write_shards(tmp_path / "shards", images, np.tile(LABELS, 6), shards=60)
+    arguments = [f"wds:{shards}/*.tar", "store", "--size", "48", "--workers", "2"]
+    moments = random.Random(int(os.environ.get("KILL_SEED", "0")))
+    kills = 0
+    for _ in range(int(os.environ.get("KILLS", "3"))):  # 10 by hand before a release
+        process = subprocess.Popen(
+            [*COMMAND, *arguments], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        limit = time.monotonic() + 60
+        while not (tmp_path / "store").exists() and process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.01)
+        try:
+            process.wait(timeout=moments.uniform(0, 0.5))
+            assert process.returncode == 0, process.stderr.read()
+        except subprocess.TimeoutExpired:
+            if moments.random() < 0.5:
+                os.killpg(process.pid, signal.SIGKILL)  # with its workers, or it alone
+            process.kill()
+            process.wait()
+            kills += 1
+        process.stderr.close()
+        if not (tmp_path / "store" / INDEX_FILE).exists():
+            assert kills
+    done = subprocess.run(
+        [*COMMAND, *arguments, "--verify"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "verified: 480 images" in done.stdout
+    prepare(ShardReader(f"{shards}/*.tar"), tmp_path / "expected", decoder=Decoder(48), workers=0)
+    assert content(tmp_path / "store") == content(tmp_path / "expected")
+    left = {path.name for path in (tmp_path / "store").iterdir()}
+    assert left == {path.name for path in (tmp_path / "expected").iterdir()}
+
+
+def test_two_ranks_make_the_store_that_one_makes(tmp_path, shards):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [*COMMAND, f"wds:{shards}", "store", "--workers", "1"], cwd=tmp_path,
+            env=ENVIRONMENT | meeting | {"RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    results = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], results
+    assert "fingerprint" in results[0][0]
+    assert results[1][0] == ""
+    prepare(ShardReader(shards), tmp_path / "expected", workers=0)
+    assert content(tmp_path / "store") == content(tmp_path / "expected")
+    assert read_index(tmp_path / "store") == read_index(tmp_path / "expected")
+
+
+def test_a_full_disk_is_an_error_and_what_was_done_stays(tmp_path, shards):
+    program = f"""
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+from ncfm_engine.sources.prepare import prepare
+from ncfm_engine.sources.shards import ShardReader
+try:
+    prepare(ShardReader({shards!r}), "store", workers=2)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert re.search(r"OutputError the store store could not be written: .*Free some space", done.stdout), (
+        done
+    )
+    assert not (tmp_path / "store" / INDEX_FILE).exists()
+
+
+def test_a_worker_that_is_killed_is_an_error_with_advice(tmp_path, shards, monkeypatch):
+    main = os.getpid()
+    decode = Decoder.__call__
+
+    def killed(self, image):
+        if os.getpid() != main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(self, image)
+
+    monkeypatch.setattr(Decoder, "__call__", killed)
+    with pytest.raises(SourceError, match=r"a process that decodes images was killed.*fewer --workers"):
+        prepare(ShardReader(shards), tmp_path / "store", workers=2)
+    monkeypatch.undo()
+    assert len(prepare(ShardReader(shards), tmp_path / "store", workers=2).train) == 64
+
+
+def test_damage_is_named_counted_skipped_and_listed(tmp_path):
+    folder = write_folder(tmp_path / "folder", IMAGES, LABELS)
+    for number in range(7):
+        (folder / "leaf" / f"bad{number}.png").write_bytes(b"" if number else encoded(IMAGES[0])[:-40])
+    with pytest.raises(SourceError, match=r"7 of 87 images cannot be used: leaf/bad0\.png \(.*; and 2 more"):
+        prepare(FolderReader(folder), tmp_path / "store", workers=0)
+    assert not (tmp_path / "store" / INDEX_FILE).exists()
+    with pytest.warns(
+        UserWarning, match=r"left out 7 of 87 images.*All are listed in the store's index\.json"
+    ):
+        prepare(FolderReader(folder), tmp_path / "store", workers=0, skip_damaged=True)
+    listed = [dataclasses.astuple(row) for row in read_index(tmp_path / "store").damaged]
+    assert [name for name, _ in listed] == [f"leaf/bad{number}.png" for number in range(7)]
+    assert listed[1][1] == "the file is empty"
+    with pytest.raises(
+        SourceError, match="7 of 87 images cannot be used"
+    ):  # who does not ask for it, is told
+        prepare(FolderReader(folder), tmp_path / "store", workers=0)
+
+
+def test_images_of_different_shapes_in_different_units_are_refused(tmp_path, shards):
+    wide = np.zeros((12, 14, 3), np.uint8)
+    write_shards(tmp_path / "shards", wide[None], np.array([0]), shards=1, part="train-wide")
+    with pytest.raises(
+        SourceError, match=r"12 x 12 pixels, .*train-wide-00000\.tar/000000 has 14 x 12.*--size"
+    ):
+        prepare(ShardReader(shards), tmp_path / "store", workers=0)
+
+
+def test_the_command_prepares_describes_verifies_and_exports(tmp_path, here, shards):
+    status, output, error = here(
+        "prepare.py", f"wds:{shards}", "store", "--size", "8", "--verify", "--workers", "0"
+    )
+    assert status == 0, error
+    assert "64 + 16 images of 3x8x8, 4 classes of 16 to 16" in output
+    assert "verified: 80 images" in output
+    assert "decode" in error
+    status, output, error = here("prepare.py", "store:store", "--to-webdataset", "out")
+    assert status == 0, error
+    assert "written as 2 shards to out" in output
+    assert load_source(f"wds:{tmp_path}/out/*.tar").fingerprint == read_index(tmp_path / "store").fingerprint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("digits",), 2, "name a source and the store to write"),
+        (("store:x", "y"), 2, "name a source and the store to write"),
+        (("store:x",), 2, "x is not a store"),
+        (("wds:nowhere/*.tar", "y"), 2, "names no file"),
+        (("digits", "y", "--size", "0"), 2, "size=0"),
+        (
+            ("digits", "y", "--classes", "z"),
+            2,
+            "--classes z has no meaning for the dataset 'digits', only for wds, npz",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_paragraph(here, arguments, status, message):
+    found, _, error = here("prepare.py", *arguments)
+    assert found == status
+    assert message in " ".join(error.split())
+
+
+def test_a_store_serves_the_main_job_and_its_reading_is_recorded(tmp_path, here, shards):
+    tiny = ["network.width=8", "network.depth=2", "pretrain.networks=1", "pretrain.epochs=1",
+    "distill.iterations=2",
+            "distill.real_batch=4", "distill.frequencies=16", "evaluate.epochs=1", "evaluate.repeats=1",
+            "evaluate.full_epochs=1", "evaluate.full_repeats=1"]  # fmt: skip
+    status, _, error = here(
+        "distill_and_push.py",
+        "--dataset",
+        f"wds:{shards}",
+        "--ipc",
+        "1",
+        "--size",
+        "8",
+        "--workers",
+        "0",
+        settings=tiny,
+    )
+    assert status == 0, error
+    from distilled_data import DistilledDataset
+
+    info = DistilledDataset.from_folder(tmp_path / "distilled" / "shards-ipc1").info
+    assert (info.dataset, info.source["id"], info.source["reading"]) == ("shards", "wds:shards", {"size": 8})
+    status, _, error = here("evaluate.py", "distilled/shards-ipc1")
+    assert status == 2
+    assert "name it with --dataset wds:URL-or-glob" in " ".join(error.split())
+    status, _, error = here(
+        "evaluate.py", "distilled/shards-ipc1", "--dataset", f"wds:{shards}", "--seeds", "1"
+    )
+    assert status == 0, error
+    assert torch.tensor(info.mean).shape == (3,)

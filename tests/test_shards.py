@@ -1,0 +1,266 @@
+"""WebDataset shards as a source: what is in them comes out, and what is wrong with them is named."""
+
+import gzip
+import json
+import re
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from photographs import CLASSES, encoded, photographs, write_shards, write_tar
+
+from distilled_data.errors import MissingExtraError, SourceError, UsageError
+from ncfm_engine.sources import load_source
+from ncfm_engine.sources.reader import Damage, Record
+from ncfm_engine.sources.shards import ShardReader
+
+IMAGES, LABELS = photographs(6)
+PNG = encoded(IMAGES[0])
+
+
+def read(path, classes=None) -> list[Record | Damage]:
+    reader = ShardReader(str(path), classes)
+    return [found for unit in reader.units for found in reader.read(unit)]
+
+
+def sample(key: str, label: int = 0) -> list[tuple[str, bytes]]:
+    return [(f"{key}.png", PNG), (f"{key}.cls", b"%d" % label)]
+
+
+def damage(path, classes=None) -> list[tuple[str, str]]:
+    return [(found.name, found.reason) for found in read(path, classes) if isinstance(found, Damage)]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+@pytest.mark.parametrize(
+    ("label", "content", "expected"),
+    [
+        ("cls", b"3", 3),
+        ("cls", b" 12\n", 12),
+        ("cls", b"leaf", "leaf"),
+        ("json", b'{"label": 3, "other": 1}', 3),
+        ("json", b'{"label": "leaf"}', "leaf"),
+        ("json", b'{"cls": 0}', 0),
+    ],
+)
+def test_a_sample_is_an_image_and_its_label(tmp_path, kind, label, content, expected):
+    image = encoded(IMAGES[1], kind)
+    write_tar(tmp_path / "a.tar", [(f"0.{kind}", image), (f"0.{label}", content), ("0.txt", b"a caption")])
+    assert read(tmp_path / "a.tar") == [Record("a.tar/0", expected, image)]
+
+
+def test_all_samples_of_all_shards_are_read_whatever_names_them(tmp_path):
+    write_shards(tmp_path, IMAGES, LABELS, shards=3)
+    expected = sorted(label for label in LABELS.tolist())
+    for pattern in ("*.tar", "train-{00000..00002}.tar", "train-0000[012].tar"):
+        assert sorted(found.label for found in read(tmp_path / pattern)) == expected
+    both = f"{tmp_path}/train-00000.tar::{tmp_path}/train-00001.tar"
+    assert len(read(both)) == 16
+
+
+def test_classes_txt_beside_the_shards_names_the_classes_in_order(tmp_path):
+    write_shards(tmp_path, IMAGES, LABELS)
+    assert load_source(f"wds:{tmp_path}/*.tar").classes == CLASSES
+    (tmp_path / "others.txt").write_text("d\nc\nb\na\n")
+    assert load_source(f"wds:{tmp_path}/*.tar", classes=tmp_path / "others.txt").classes == tuple("dcba")
+    (tmp_path / "classes.txt").unlink()
+    assert load_source(f"wds:{tmp_path}/*.tar").classes == tuple("0123")
+
+
+def test_labels_that_are_names_make_classes_in_the_order_of_their_names(tmp_path):
+    files = [
+        file
+        for row, label in enumerate(["pear", "fig", "pear", "fig"])
+        for file in (
+            (f"{row}.png", encoded(IMAGES[row])),
+            (f"{row}.json", json.dumps({"label": label}).encode()),
+        )
+    ]
+    write_tar(tmp_path / "a.tar", files)
+    source = load_source(f"wds:{tmp_path}/a.tar")
+    assert source.classes == ("fig", "pear")
+    pears = {IMAGES[row].transpose(2, 0, 1).tobytes() for row in (0, 2)}
+    for part in (source.train, source.test):
+        for image, target in zip(part.images, part.targets.tolist(), strict=True):
+            assert (image.numpy().tobytes() in pears) == (target == 1)
+
+
+@pytest.mark.parametrize("name", ["test", "val"])
+def test_shards_named_so_hold_the_test_images(tmp_path, name):
+    write_shards(tmp_path, IMAGES[:16], LABELS[:16])
+    write_shards(tmp_path, IMAGES[16:], LABELS[16:], shards=1, part=name)
+    source = load_source(f"wds:{tmp_path}/*.tar")
+    assert (len(source.train), len(source.test)) == (16, 8)
+    with pytest.raises(UsageError, match="at least one must be for training"):
+        load_source(f"wds:{tmp_path}/{name}*.tar")
+
+
+def test_the_source_is_named_after_the_folder_and_tells_no_path(tmp_path):
+    write_shards(tmp_path / "flowers", IMAGES, LABELS)
+    origin = load_source(f"wds:{tmp_path}/flowers/*.tar").origin
+    assert (origin.name, origin.id) == ("flowers", "wds:flowers")
+
+
+def test_shards_are_opened_by_url(tmp_path):
+    write_shards(tmp_path, IMAGES, LABELS, shards=1)
+    assert len(read(f"file:{tmp_path}/train-00000.tar")) == len(IMAGES)
+    assert len(read(f"pipe:cat {tmp_path}/train-00000.tar")) == len(IMAGES)
+    [(_, reason)] = damage("pipe:cat /nowhere.tar")
+    assert "damaged after 0 samples" in reason
+
+
+def test_missing_shards_are_named(tmp_path):
+    with pytest.raises(SourceError, match="names no file"):
+        read(tmp_path / "*.tar")
+    write_shards(tmp_path, IMAGES, LABELS, shards=1)
+    with pytest.raises(SourceError, match=r"names .*train-00001\.tar, which is not there"):
+        read(tmp_path / "train-{00000..00001}.tar")
+
+
+def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "webdataset.gopen", None)
+    with pytest.raises(MissingExtraError, match=r"'webdataset'.*distilled-data\[data\]"):
+        read(tmp_path / "*.tar")
+
+
+# What is wrong with a sample
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ([("0.png", PNG)], r"no label: expected \.cls or \.json"),
+        ([("0.png", PNG), ("0.json", b"{}")], "None is neither a number nor a name"),
+        ([("0.png", PNG), ("0.json", b'{"label": 1.5}')], "1.5 is neither"),
+        ([("0.png", PNG), ("0.json", b'{"label": true}')], "True is neither"),
+        ([("0.png", PNG), ("0.json", b"{")], "no label: "),
+        ([("0.png", PNG), ("0.cls", b"")], "'' is neither"),
+        ([("0.png", PNG), ("0.cls", b"\xff\xfe")], "no label: "),
+        ([("0.cls", b"1"), ("0.txt", b"x")], "no image; it has cls, txt"),
+        ([("0.png", PNG), ("0.cls", b"1"), ("0.cls", b"2")], "the key is there twice"),
+        ([*sample("0"), *sample("1"), *sample("0", 1)], "the key is there twice"),
+        ([("../0.png", PNG), ("../0.cls", b"1")], "leads out of the archive"),
+        ([("a/../../0.png", PNG)], "leads out of the archive"),
+        ([("/etc/0.png", PNG)], "leads out of the archive"),
+    ],
+)
+def test_a_sample_that_is_not_one_is_named_with_the_reason(tmp_path, files, reason):
+    write_tar(tmp_path / "a.tar", [*sample("good"), *files])
+    found = damage(tmp_path / "a.tar")
+    assert found
+    assert all(name.startswith("a.tar/") for name, _ in found)
+    assert all(re.search(reason, text) for _, text in found)
+    assert Record("a.tar/good", 0, PNG) in read(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
+def test_a_link_or_a_device_in_a_shard_is_refused(tmp_path, kind):
+    write_tar(tmp_path / "a.tar", sample("good"))
+    with tarfile.open(tmp_path / "a.tar", "a") as archive:
+        entry = tarfile.TarInfo("bad.png")
+        entry.type, entry.linkname = kind, "/etc/passwd"
+        archive.addfile(entry)
+    assert damage(tmp_path / "a.tar") == [("a.tar/bad.png", "a link or a device, not a file")]
+
+
+def test_a_file_that_claims_to_be_huge_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("ncfm_engine.sources.shards.MAX_BYTES", 100)
+    write_tar(tmp_path / "a.tar", [("0.png", bytes(101)), ("0.cls", b"1")])
+    assert "101 bytes, more than 100" in damage(tmp_path / "a.tar")[0][1]
+
+
+@pytest.mark.parametrize("label", [b"4", b"-1", b"999999999999"])
+def test_a_label_out_of_range_is_refused(tmp_path, label):
+    write_shards(tmp_path, IMAGES, LABELS, shards=1)
+    write_tar(tmp_path / "train-00001.tar", [("bad.png", PNG), ("bad.cls", label)])
+    with pytest.raises(
+        SourceError, match=rf"train-00001\.tar/bad \(label {label.decode()} is not in 0 to 3\)"
+    ):
+        load_source(f"wds:{tmp_path}/*.tar")
+
+
+def test_a_name_that_is_no_class_is_refused(tmp_path):
+    write_shards(tmp_path, IMAGES, LABELS, shards=1)
+    write_tar(tmp_path / "train-00001.tar", [("bad.png", PNG), ("bad.cls", b"moss")])
+    with pytest.raises(SourceError, match="label 'moss' is none of the 4 classes"):
+        load_source(f"wds:{tmp_path}/*.tar")
+
+
+def test_labels_with_a_gap_are_refused_where_nothing_names_the_classes(tmp_path):
+    write_shards(tmp_path, IMAGES, np.where(LABELS == 3, 1_000_000, LABELS), shards=1)
+    (tmp_path / "classes.txt").unlink()
+    with pytest.raises(
+        SourceError, match=r"4 different labels, up to 1000000; there is no image with the label 3"
+    ):
+        load_source(f"wds:{tmp_path}/*.tar")
+
+
+def test_numbers_and_names_together_are_refused(tmp_path):
+    write_tar(tmp_path / "a.tar", [*sample("0"), *sample("1", 1), ("2.png", PNG), ("2.cls", b"fig")])
+    with pytest.raises(
+        SourceError, match="labels that are numbers and labels that are names, such as 0 and 'fig'"
+    ):
+        load_source(f"wds:{tmp_path}/a.tar")
+
+
+# What is wrong with a shard
+
+
+def test_a_shard_cut_anywhere_is_named_and_its_whole_samples_are_read(tmp_path):
+    whole = write_tar(tmp_path / "a.tar", [file for key in range(4) for file in sample(str(key), key)])
+    content, samples = whole.read_bytes(), read(whole)
+    assert len(samples) == 4
+    ends = len(content.rstrip(b"\0")) // 512 + 1  # in blocks; two of zeros follow, and padding
+    for size in [0, 1, 100, *range(512, ends * 512 + 1, 512), ends * 512 - 1]:
+        whole.write_bytes(content[:size])
+        *records, last = read(whole)
+        assert isinstance(last, Damage), size
+        assert (last.name, "cut or damaged" in last.reason) == ("a.tar", True)
+        assert records == samples[: len(records)], size  # none of them lacks a part of itself
+    whole.write_bytes(content[: (ends + 1) * 512])  # a single block of zeros will do
+    assert read(whole) == samples
+
+
+def test_a_compressed_shard_is_read_and_cut_it_is_named(tmp_path):
+    files = [file for key in range(4) for file in sample(str(key), key)]
+    whole = write_tar(tmp_path / "a.tar.gz", files, "w:gz")
+    assert len(read(whole)) == 4
+    content = whole.read_bytes()
+    for size in (10, len(content) // 2, len(content) - 100):
+        whole.write_bytes(content[:size])
+        assert "cut or damaged" in damage(whole)[-1][1]
+    plain = gzip.decompress(content)
+    whole.write_bytes(gzip.compress(plain[: 5 * 512]))
+    assert "cut or damaged" in damage(whole)[-1][1]
+
+
+def test_a_damaged_header_in_the_middle_is_not_taken_for_the_end(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [file for key in range(4) for file in sample(str(key), key)])
+    content = bytearray(path.read_bytes())
+    place = content.index(b"2.png")
+    content[place] ^= 1  # its checksum no longer holds
+    path.write_bytes(content)
+    assert [type(found) for found in read(path)] == [Record, Damage]  # the one before may lack a part
+    assert "bad checksum" in read(path)[-1].reason
+
+
+def test_what_is_no_tar_file_is_named(tmp_path):
+    (tmp_path / "a.tar").write_bytes(PNG * 20)
+    assert "cut or damaged after 0 samples" in damage(tmp_path / "a.tar")[0][1]
+
+
+def test_skip_damaged_keeps_what_came_before_the_cut(tmp_path):
+    write_shards(tmp_path, IMAGES, LABELS, shards=2)
+    path = tmp_path / "train-00001.tar"
+    path.write_bytes(path.read_bytes()[: 512 * 23])
+    with pytest.raises(SourceError, match=r"1 of .* cannot be used: train-00001\.tar \(the shard is cut"):
+        load_source(f"wds:{tmp_path}/*.tar")
+    with pytest.warns(UserWarning, match=r"left out 1 of .*train-00001\.tar"):
+        source = load_source(f"wds:{tmp_path}/*.tar", skip_damaged=True)
+    assert 12 < len(source.train) + len(source.test) < 24
+    pixels = {image.transpose(2, 0, 1).tobytes(): label for image, label in zip(IMAGES, LABELS, strict=True)}
+    for image, target in zip(source.train.images, source.train.targets.tolist(), strict=True):
+        assert pixels[image.numpy().tobytes()] == target
+    assert torch.equal(source.train.counts > 0, torch.ones(4, dtype=torch.bool))

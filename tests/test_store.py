@@ -1,0 +1,252 @@
+"""The store: images sorted by content in mapped files, whose every part can be checked."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from photographs import CLASSES, photographs
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from distilled_data.errors import IntegrityError, MissingExtraError, SourceError, UsageError
+from ncfm_engine.config import DistillConfig
+from ncfm_engine.distill import distill
+from ncfm_engine.sampling import ClassSampler
+from ncfm_engine.sources import Source, hold_out, load_source, store
+from ncfm_engine.sources.export import to_webdataset
+from ncfm_engine.sources.images import Images, narrow
+from ncfm_engine.sources.prepare import prepare
+from ncfm_engine.sources.reader import ArrayReader, Origin
+from ncfm_engine.sources.store import INDEX_FILE, describe_store, open_store, read_index, verify_store
+
+IMAGES, LABELS = photographs(10)
+ORIGIN = Origin("photographs", "made:photographs", "1", "MIT", "@misc{x}")
+
+
+def reader(images=IMAGES, labels=LABELS, **test) -> ArrayReader:
+    return ArrayReader(ORIGIN, CLASSES, {"train": (images, labels)} | test, [len(images)], rows=7)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    prepare(reader(), tmp_path / "store", workers=0)
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def small_files(monkeypatch):
+    """Five images in a file."""
+    monkeypatch.setattr(store, "SHARD_BYTES", 5 * IMAGES[0].size)
+
+
+def test_a_store_holds_all_images_sorted_by_class_and_content_with_an_index(folder):
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock", "index.json", "test-00000.safetensors", "train-00000.safetensors",
+    ]  # fmt: skip
+    index = json.loads((folder / INDEX_FILE).read_text())
+    assert index["classes"] == list(CLASSES)
+    assert index["shape"] == [3, 12, 12]
+    assert index["counts"] == {"train": [8] * 4, "test": [2] * 4}
+    assert (index["origin"]["license"], index["origin"]["id"]) == ("MIT", "made:photographs")
+    train = load_file(folder / "train-00000.safetensors")
+    assert train["images"].shape == (32, 3, 12, 12)
+    import hashlib
+
+    digests = [hashlib.sha256(image.numpy().tobytes()).digest() for image in train["images"]]
+    assert [row.numpy().tobytes() for row in train["digests"]] == digests
+    for first in range(0, 32, 8):
+        assert digests[first : first + 8] == sorted(digests[first : first + 8])
+
+
+def test_mean_std_and_sums_are_those_of_the_pixels(folder):
+    index, train = read_index(folder), load_file(folder / "train-00000.safetensors")
+    pixels = train["images"].double() / 255
+    assert index.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist(), rel=1e-12)
+    assert index.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist(), rel=1e-12)
+    assert torch.equal(train["sums"][..., 1], train["images"].long().square().sum((2, 3)))
+
+
+def test_images_are_mapped_and_not_read(folder):
+    source = open_store(folder)
+    with open("/proc/self/maps") as maps:
+        assert str(folder / "train-00000.safetensors") in maps.read()
+    assert source.train.images[3].data_ptr() == source.train.images.data_ptr() + 3 * IMAGES[0].size
+
+
+def test_tensors_begin_at_a_page(folder):
+    with (folder / "train-00000.safetensors").open("rb") as file:
+        assert (8 + int.from_bytes(file.read(8), "little")) % 4096 == 0
+
+
+def test_several_files_are_the_same_source_as_one(folder, tmp_path, small_files):
+    many = prepare(reader(), tmp_path / "many", workers=0)
+    assert len(list((tmp_path / "many").glob("train-*"))) == 7
+    one = open_store(folder)
+    assert (many.fingerprint, many.mean, many.std) == (one.fingerprint, one.mean, one.std)
+    assert torch.equal(many.train.images[:], one.train.images)
+    rows = ClassSampler(one.train).draw(5, torch.Generator().manual_seed(0)).flatten()
+    for order in (rows, rows.flip(0), rows[torch.randperm(len(rows))]):
+        assert torch.equal(many.train.images.index_select(0, order), one.train.images[order])
+        assert torch.equal(many.train.images[order], one.train.images[order])
+    for row in (0, 4, 5, 31, -1):
+        assert torch.equal(many.train.images[row], one.train.images[row])
+    part = narrow(many.train.images, 3, 20)
+    assert torch.equal(part[2:6], one.train.images[5:9])
+    assert torch.equal(part[torch.tensor([7, 0])], one.train.images[torch.tensor([10, 3])])
+
+
+def test_a_view_of_one_image_is_not_a_copy(folder, tmp_path, small_files):
+    images = prepare(reader(), tmp_path / "many", workers=0).train.images
+    assert isinstance(images, Images)
+    assert images[7].data_ptr() == images.parts[1][2].data_ptr()
+
+
+def test_a_validation_split_reads_no_image_and_has_the_statistics_of_its_own(folder, monkeypatch):
+    source = open_store(folder)
+    monkeypatch.setattr(Images, "index_select", None)
+    validation = hold_out(source, 0.25)
+    monkeypatch.undo()
+    pixels = torch.stack(list(validation.train.images)).double() / 255
+    assert validation.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist(), rel=1e-12)
+    assert validation.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist(), rel=1e-12)
+    assert validation.test.counts.tolist() == [2] * 4
+
+
+def test_the_validation_split_follows_the_content_not_the_order_or_the_files(folder, tmp_path, small_files):
+    order = np.random.default_rng(1).permutation(len(IMAGES))
+    other = prepare(reader(IMAGES[order], LABELS[order]), tmp_path / "other", workers=0)
+    found, expected = (hold_out(source, 0.25).test for source in (other, open_store(folder)))
+    assert torch.equal(torch.stack(list(found.images)), torch.stack(list(expected.images)))
+
+
+def test_distilling_from_several_files_or_a_part_of_them_gives_the_same_images(
+    folder, tmp_path, small_files, pool, digits
+):
+    from ncfm_engine.config import NetworkConfig, PretrainConfig
+    from ncfm_engine.pretrain import pretrain
+
+    def distilled(source: Source) -> torch.Tensor:
+        pool = pretrain(
+            PretrainConfig(networks=2, epochs=1), NetworkConfig(width=8, depth=2), source, seed=0,
+            device="cpu", cache=tmp_path / "cache",
+        )  # fmt: skip
+        config = DistillConfig(iterations=3, real_batch=5, frequencies=32, factor=1)
+        return distill(config, source, pool, ipc=1, seed=0, device="cpu").images
+
+    many = prepare(reader(), tmp_path / "many", workers=0)
+    assert torch.equal(distilled(many), distilled(open_store(folder)))
+    assert torch.equal(distilled(hold_out(many)), distilled(hold_out(open_store(folder))))
+
+
+# What is wrong with a store
+
+
+def test_a_changed_pixel_is_found_by_verifying(folder):
+    assert verify_store(folder) == 40
+    path = folder / "train-00000.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match="image 31 of train is not the one that was prepared"):
+        verify_store(folder)
+
+
+def test_a_changed_digest_is_found_by_opening(folder):
+    path = folder / "train-00000.safetensors"
+    content = bytearray(path.read_bytes())
+    with safe_open(path, "np") as file:
+        place = content.index(file.get_tensor("digests")[3].tobytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"the files make up .*, index\.json says "):
+        open_store(folder)
+
+
+@pytest.mark.parametrize("size", [0, 100, -1])
+def test_a_cut_file_is_refused(folder, size):
+    path = folder / "test-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(IntegrityError, match=r"test-00000\.safetensors cannot be read"):
+        open_store(folder)
+
+
+def test_a_missing_or_exchanged_file_is_refused(folder):
+    shutil.copy(folder / "train-00000.safetensors", folder / "test-00000.safetensors")
+    with pytest.raises(IntegrityError, match="does not hold 8 images"):
+        open_store(folder)
+    (folder / "test-00000.safetensors").unlink()
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        open_store(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not the index of a store"),
+        (b"[]", "is not the index of a store"),
+        (b'{"format_version": 2}', "format version 2, this package reads 1"),
+        (b'{"format_version": 1, "classes": 3}', "is not the index of a store"),
+    ],
+)
+def test_an_index_that_is_none_is_refused(folder, content, message):
+    (folder / INDEX_FILE).write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        open_store(folder)
+
+
+def test_a_folder_without_an_index_is_no_store(tmp_path):
+    with pytest.raises(SourceError, match=r"has no index\.json\. Make one with prepare\.py"):
+        load_source(f"store:{tmp_path}")
+
+
+def test_a_store_is_a_source_that_takes_no_further_changes(folder):
+    assert load_source(f"store:{folder}").fingerprint == read_index(folder).fingerprint
+    for change in ({"size": 8}, {"fit": "squash"}, {"channels": 1}, {"data": "x"}):
+        with pytest.raises(UsageError, match="is prepared already"):
+            load_source(f"store:{folder}", **change)
+
+
+def test_the_description_says_what_people_ask_first(folder):
+    text = describe_store(folder)
+    for part in ("32 + 8 images of 3x12x12, 4 classes of 8 to 8", "MIT", read_index(folder).fingerprint):
+        assert part in text
+
+
+# Out again
+
+
+def test_shards_that_are_written_are_read_as_the_same_source(folder, tmp_path, monkeypatch):
+    from ncfm_engine.sources import export
+
+    monkeypatch.setattr(export, "SHARD_BYTES", 10 * IMAGES[0].size)
+    source = open_store(folder)
+    shards = to_webdataset(source, tmp_path / "shards")
+    assert [path.name for path in shards] == [*(f"train-{n:05d}.tar" for n in range(4)), "test-00000.tar"]
+    again = load_source(f"wds:{tmp_path}/shards/*.tar")
+    assert (again.fingerprint, again.mean, again.std) == (source.fingerprint, source.mean, source.std)
+    before = [path.read_bytes() for path in shards]
+    assert [path.read_bytes() for path in to_webdataset(again, tmp_path / "again")] == before
+    with pytest.raises(UsageError, match="not an empty folder"):
+        to_webdataset(source, tmp_path / "shards")
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_itself_reads_them(folder, tmp_path):
+    import webdataset
+
+    source = open_store(folder)
+    [train, _] = to_webdataset(source, tmp_path / "shards")
+    data = webdataset.WebDataset(str(train), shardshuffle=False).decode("rgb8").to_tuple("png", "cls")
+    for (image, label), expected, target in zip(data, source.train.images, source.train.targets, strict=True):
+        assert label == target
+        np.testing.assert_array_equal(image.transpose(2, 0, 1), expected.numpy())
+
+
+def test_a_missing_package_names_the_extra(folder, tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "webdataset.writer", None)
+    with pytest.raises(MissingExtraError, match=r"'webdataset'"):
+        to_webdataset(open_store(folder), tmp_path / "shards")
