@@ -1,0 +1,154 @@
+"""What the benchmark of stores compares: a source of photographs, ways to decode it, and what they hold."""
+
+import argparse
+import glob
+import io
+import os
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from torch.utils.data import DataLoader
+
+from distilled_data.randomness import generator_at
+from ncfm_engine.sampling import ClassSampler
+from ncfm_engine.sources.decode import Decoder
+from ncfm_engine.sources.prepare import spread
+from ncfm_engine.sources.reader import Record, Unit
+from ncfm_engine.sources.shards import ShardReader
+from ncfm_engine.sources.store import open_store
+
+
+def make_source(folder: Path, arguments: argparse.Namespace) -> None:
+    if folder.exists():
+        return
+    from sklearn.datasets import load_sample_images
+
+    photographs = [Image.fromarray(image) for image in load_sample_images().images]
+    folder.mkdir(parents=True)
+    jobs = [
+        (number, range(number, arguments.classes * arguments.per_class, arguments.shards))
+        for number in range(arguments.shards)
+    ]
+    for _ in spread(
+        partial(write_photographs, folder, photographs, arguments.classes, arguments.pixels),
+        jobs,
+        os.cpu_count() or 1,
+    ):
+        pass
+
+
+def write_photographs(
+    folder: Path, photographs: list[Image.Image], classes: int, pixels: int, job: tuple[int, range]
+) -> None:
+    from webdataset.writer import TarWriter
+
+    number, images = job
+    with TarWriter(str(folder / f"train-{number:05d}.tar"), mtime=0.0) as shard:
+        for index in images:
+            label = index % classes
+            kind, one = np.random.default_rng([1, label]), np.random.default_rng([2, index])
+            photograph = photographs[label % len(photographs)]
+            side = int(kind.integers(90, 200) * one.uniform(0.85, 1.15))
+            x, y = (int(kind.integers(0, limit - 231) + one.integers(0, 20)) for limit in photograph.size)
+            image = photograph.crop((x, y, x + side, y + side)).resize(
+                (pixels, pixels), Image.Resampling.BILINEAR
+            )
+            image = ImageEnhance.Color(image).enhance(float(kind.uniform(0.3, 1.8)))
+            image = ImageEnhance.Brightness(image).enhance(float(one.uniform(0.7, 1.3)))
+            if one.random() < 0.5:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            content = io.BytesIO()
+            image.save(content, "JPEG", quality=90)
+            shard.write({"__key__": f"{index:08d}", "jpg": content.getvalue(), "cls": label})
+
+
+def webdataset(pattern: str, workers: int) -> None:
+    """Its own pipeline, each image decoded to uint8 pixels and forgotten."""
+    from webdataset.compat import WebDataset
+
+    shards = sorted(glob.glob(pattern))
+    data = WebDataset(shards, shardshuffle=False).decode("rgb8").to_tuple("jpg", "cls").map(forget)
+    for _ in DataLoader(data, batch_size=256, num_workers=workers):  # type: ignore[arg-type]
+        pass
+
+
+def forget(sample):
+    return sample[0].shape[0]
+
+
+def bare(reader: ShardReader, decoder: Decoder, workers: int) -> None:
+    for _ in spread(partial(decoded, reader, decoder), reader.units, workers):
+        pass
+
+
+def decoded(reader: ShardReader, decoder: Decoder, unit: Unit) -> int:
+    return sum(len(decoder(record.image)) for record in reader.read(unit) if isinstance(record, Record))
+
+
+@contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """The most that this process and its children held at once, as bytes: shared pages are counted once."""
+    peak, stop = [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.1):
+            peak[0] = max(peak[0], sum(map(held, family(os.getpid()))))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def family(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid, *(member for child in children for member in family(int(child)))]
+
+
+def held(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    except (OSError, IndexError):
+        return 0
+
+
+def sampling_rates(store: Path, rounds: int = 4, batch: int = 1024) -> dict[str, float]:
+    """Bytes per second of draws from every class, batch by batch as the engine reads them; medians over
+    rounds.
+
+    Beside them, copying as large pieces of memory. The rows of the first draw were not mapped by this
+    process.
+    """
+    source = open_store(store)
+    images, sampler = source.train.images, ClassSampler(source.train)
+    per_class = min(64, int(source.train.counts.min()))
+    piece = torch.ones(batch * images[0].numel(), dtype=torch.uint8)
+    seconds: dict[str, list[float]] = {
+        name: [] for name in ("copying memory", "draws, new rows", "draws, the same again")
+    }
+    for number in range(rounds):
+        rows = sampler.draw(per_class, generator_at(0, "draw", number)).flatten()
+        rows = rows[: len(rows) // batch * batch].split(batch)
+        runs = (piece.clone, images.index_select, images.index_select)
+        for name, run in zip(seconds, runs, strict=True):
+            start = time.perf_counter()
+            for part in rows:
+                run(*([] if run == piece.clone else [0, part]))
+            seconds[name].append(time.perf_counter() - start)
+    size = len(rows) * piece.numel()
+    return {name: size / statistics.median(values) for name, values in seconds.items()}
