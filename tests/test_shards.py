@@ -1,10 +1,13 @@
 """WebDataset shards as a source: what is in them comes out, and what is wrong with them is named."""
 
 import gzip
+import http.server
 import json
 import re
+import shutil
 import sys
 import tarfile
+import threading
 
 import numpy as np
 import pytest
@@ -264,3 +267,29 @@ def test_skip_damaged_keeps_what_came_before_the_cut(tmp_path):
     for image, target in zip(source.train.images, source.train.targets.tolist(), strict=True):
         assert pixels[image.numpy().tobytes()] == target
     assert torch.equal(source.train.counts > 0, torch.ones(4, dtype=torch.bool))
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset opens http by curl")
+def test_shards_are_read_over_http_and_a_connection_that_breaks_is_named(tmp_path):
+    write_shards(tmp_path, IMAGES, LABELS, shards=2)
+
+    class Server(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(tmp_path))
+
+        def log_message(self, *arguments):
+            pass
+
+        def copyfile(self, source, target):
+            target.write(source.read()[: 4096 if "broken" in self.path else None])
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        found = read(f"{url}/train-{{00000..00001}}.tar")
+        broken = damage(f"{url}/train-00000.tar?broken")
+        missing = damage(f"{url}/train-00009.tar")
+        server.shutdown()
+    assert [type(record) for record in found] == [Record] * len(IMAGES)
+    assert "the shard is cut or damaged after" in broken[-1][1]
+    assert "after 0 samples" in missing[-1][1]

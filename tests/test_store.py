@@ -1,11 +1,16 @@
 """The store: images sorted by content in mapped files, whose every part can be checked."""
 
+import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from commands import ROOT
 from photographs import CLASSES, photographs
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -52,8 +57,6 @@ def test_a_store_holds_all_images_sorted_by_class_and_content_with_an_index(fold
     assert (index["origin"]["license"], index["origin"]["id"]) == ("MIT", "made:photographs")
     train = load_file(folder / "train-00000.safetensors")
     assert train["images"].shape == (32, 3, 12, 12)
-    import hashlib
-
     digests = [hashlib.sha256(image.numpy().tobytes()).digest() for image in train["images"]]
     assert [row.numpy().tobytes() for row in train["digests"]] == digests
     for first in range(0, 32, 8):
@@ -75,9 +78,12 @@ def test_images_are_mapped_and_not_read(folder):
     assert source.train.images[3].data_ptr() == source.train.images.data_ptr() + 3 * IMAGES[0].size
 
 
-def test_tensors_begin_at_a_page(folder):
-    with (folder / "train-00000.safetensors").open("rb") as file:
-        assert (8 + int.from_bytes(file.read(8), "little")) % 4096 == 0
+def test_images_begin_at_a_page_and_whole_numbers_where_a_processor_wants_them(folder):
+    source = open_store(folder)
+    for part in (source.train, source.test):
+        assert part.images.data_ptr() % 4096 == 0
+    content = (folder / "train-00000.safetensors").read_bytes()
+    assert (8 + int.from_bytes(content[:8], "little")) % 8 == 0
 
 
 def test_several_files_are_the_same_source_as_one(folder, tmp_path, small_files):
@@ -138,6 +144,37 @@ def test_distilling_from_several_files_or_a_part_of_them_gives_the_same_images(
     many = prepare(reader(), tmp_path / "many", workers=0)
     assert torch.equal(distilled(many), distilled(open_store(folder)))
     assert torch.equal(distilled(hold_out(many)), distilled(hold_out(open_store(folder))))
+
+
+def test_a_draw_touches_no_more_pages_than_its_images_lie_in(tmp_path):
+    images, labels = photographs(100, side=64)  # 4.9 MB
+    prepare(reader(images, labels), tmp_path / "store", workers=0)
+    program = """
+import sys
+from pathlib import Path
+import torch
+from ncfm_engine.sources.store import open_store
+images = open_store(sys.argv[1]).train.images
+def resident():
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        if line.endswith("train-00000.safetensors"):
+            return next(int(line.split()[1]) for line in lines if line.startswith("Rss")) * 1024
+before = resident()
+images.index_select(0, torch.tensor([3, 100, 200, 300]))
+print(before, resident(), images.nbytes)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "store")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, after, whole = map(int, done.stdout.split())
+    assert before < 2**18  # header, sums, digests
+    assert after - before <= 4 * 2 * 2**16  # the kernel maps 64 KiB around a page that is asked for
+    assert whole > 3 * 2**20
 
 
 # What is wrong with a store
@@ -245,8 +282,6 @@ def test_webdataset_itself_reads_them(folder, tmp_path):
 
 
 def test_a_missing_package_names_the_extra(folder, tmp_path, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "webdataset.writer", None)
     with pytest.raises(MissingExtraError, match=r"'webdataset'"):
         to_webdataset(open_store(folder), tmp_path / "shards")

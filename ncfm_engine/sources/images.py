@@ -59,22 +59,19 @@ class Images:
     def index_select(self, dim: int, rows: Tensor) -> Tensor:
         """The images at `rows`, int64 [n] in any order, as new memory [n, channels, height, width]."""
         rows = rows if self.rows is None else self.rows.index_select(0, rows)
-        if len(self.parts) == 1:
-            return self.parts[0].index_select(dim, rows)
         of_part = torch.searchsorted(self.ends, rows, right=True)
-        sorted_, order = of_part.sort(stable=True)
-        found, rows = torch.empty(len(rows), *self.shape[1:], dtype=self.dtype), rows[order]
-        first = 0
-        for part, count in zip(
-            *(x.tolist() for x in sorted_.unique_consecutive(return_counts=True)), strict=True
-        ):
-            images, local = self.parts[part], rows[first : first + count]
-            local = local - (self.ends[part] - len(images))
-            torch.index_select(images, 0, local, out=found[first : first + count])
-            first += count
+        used = of_part.unique().tolist()
+        if len(used) == 1:
+            return self._of_part(used[0], rows)
+        joined = torch.cat([self._of_part(part, rows[of_part == part]) for part in used])
+        order = of_part.argsort(stable=True)
         if torch.equal(order, torch.arange(len(order))):  # as draws by class are
-            return found
-        return torch.empty_like(found).index_copy_(0, order, found)
+            return joined
+        return joined.index_select(0, order.argsort())  # index_copy_ is 20 times as slow on bytes
+
+    def _of_part(self, part: int, rows: Tensor) -> Tensor:
+        images = self.parts[part]
+        return images.index_select(0, rows - (self.ends[part] - len(images)))
 
     def to(self, device: torch.device | str) -> "Tensor | Images":
         """Themselves where they are already; else all of them, as a tensor on `device`."""

@@ -35,7 +35,7 @@ INDEX_FILE = "index.json"
 FORMAT_VERSION = 1
 SHARD_BYTES = 2**30  # of images in a file, at most; one image at least
 
-_PAGE = 4096  # tensors begin at a multiple of it
+_PAGE = 4096  # bytes; images begin at a multiple of it, so that the fewest pages hold one
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def write_shard(
         header[name] = {"dtype": dtype, "shape": list(sizes), "data_offsets": [end, end + nbytes]}
         end += nbytes
     text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % _PAGE)
+    text += b" " * (-(8 + len(text) + sums.nbytes + digests.nbytes) % _PAGE)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

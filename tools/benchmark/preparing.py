@@ -128,27 +128,24 @@ def held(pid: int) -> int:
 
 
 def sampling_rates(store: Path, rounds: int = 4, batch: int = 1024) -> dict[str, float]:
-    """Bytes per second of draws from every class, batch by batch as the engine reads them; medians over
-    rounds.
+    """Bytes per second of draws from every class, batch by batch as the engine reads them; medians over rounds.
 
-    Beside them, copying as large pieces of memory. The rows of the first draw were not mapped by this
-    process.
+    Beside them, copying as much memory in as large pieces. New rows were not mapped by this process before.
     """
     source = open_store(store)
     images, sampler = source.train.images, ClassSampler(source.train)
     per_class = min(64, int(source.train.counts.min()))
-    piece = torch.ones(batch * images[0].numel(), dtype=torch.uint8)
-    seconds: dict[str, list[float]] = {
-        name: [] for name in ("copying memory", "draws, new rows", "draws, the same again")
-    }
+    count = source.num_classes * per_class // batch * batch
+    pieces = torch.ones(count, images[0].numel(), dtype=torch.uint8).split(batch)
+    contenders = "copying memory", "draws, new rows", "draws, the same again"
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
-        rows = sampler.draw(per_class, generator_at(0, "draw", number)).flatten()
-        rows = rows[: len(rows) // batch * batch].split(batch)
-        runs = (piece.clone, images.index_select, images.index_select)
-        for name, run in zip(seconds, runs, strict=True):
+        rows = sampler.draw(per_class, generator_at(0, "draw", number)).flatten()[:count].split(batch)
+        draw = partial(images.index_select, 0)
+        for name, run, parts in zip(contenders, (torch.clone, draw, draw), (pieces, rows, rows), strict=True):
             start = time.perf_counter()
-            for part in rows:
-                run(*([] if run == piece.clone else [0, part]))
+            for part in parts:
+                run(part)
             seconds[name].append(time.perf_counter() - start)
-    size = len(rows) * piece.numel()
+    size = count * images[0].numel()
     return {name: size / statistics.median(values) for name, values in seconds.items()}
