@@ -45,7 +45,7 @@ from .plan import (
 from .pretrain import FeaturePool, pretrain, train_pool
 from .ranks import Ranks, join
 from .report import Report, plot_losses, silent
-from .sources import CHANGES, PLACES, Source, hold_out, load_source
+from .sources import CHANGES, PLACES, SOURCES, Source, hold_out, load_source
 from .stop import Stopped, StopRequest
 
 
@@ -240,12 +240,15 @@ def evaluate_folder(
         raise UsageError(f"{folder} does not record its recipe and source, so it cannot be evaluated again")
     original = Recipe.from_dict(info.recipe["settings"])
     recipe = original.replace(changes)
-    kind = info.source["id"].partition(":")[0]
-    if dataset is None and kind in PLACES:
+    kind = str(info.source["id"]).partition(":")[0]
+    if dataset is None and (kind in PLACES or info.dataset not in SOURCES or info.dataset in PLACES):
+        # An artifact, which may come from anybody, must not say which place is read.
         raise UsageError(
-            f"{folder} was distilled from {info.source['id']}; name it with --dataset {kind}:{PLACES[kind]}"
+            f"{folder} was distilled from {info.source['id']}; name it with --dataset "
+            f"{kind}:{PLACES.get(kind, 'PLACE')}"
         )
-    known = {} if (dataset or "").startswith("store:") else info.source.get("reading", {})
+    recorded = {} if (dataset or "").startswith("store:") else info.source.get("reading", {})
+    known = {name: recorded[name] for name in CHANGES if name in recorded}
     source = load_source(dataset or info.dataset, **(known | (reading or {})), stop=stop, report=report)
     if original.validation:
         source = hold_out(source, original.validation)

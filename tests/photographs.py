@@ -19,7 +19,7 @@ def photographs(per_class: int, classes: int = len(CLASSES), side: int = 12) -> 
     chosen, random = load_sample_images().images, np.random.default_rng(0)
     images, labels = [], np.tile(np.arange(classes), per_class)
     for label in labels:
-        y, x = 90 * (label // 2) + random.integers(0, 80), random.integers(0, 600)
+        y, x = 90 * (label // 2) + random.integers(0, 80), random.integers(0, 640 - side)
         images.append(chosen[label % 2][y : y + side, x : x + side])
     return np.stack(images), labels
 

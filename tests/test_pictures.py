@@ -23,6 +23,13 @@ def png_that_declares(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
+def png_of_16_bits(kind: int) -> bytes:
+    """Two pixels of colour (2) or with an alpha channel (6), 16 bits each."""
+    header = struct.pack(">IIBBBBB", 2, 1, 16, kind, 0, 0, 0)
+    row = zlib.compress(b"\0" + b"\xff\xff" * 2 * {2: 3, 6: 4}[kind])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", row) + chunk(b"IEND", b"")
+
+
 def test_pixels_come_out_channels_first_and_unchanged():
     np.testing.assert_array_equal(Decoder()(encoded(PHOTOGRAPH)), PHOTOGRAPH.transpose(2, 0, 1))
     np.testing.assert_array_equal(Decoder()(PHOTOGRAPH), PHOTOGRAPH.transpose(2, 0, 1))
@@ -40,7 +47,11 @@ def test_pixels_come_out_channels_first_and_unchanged():
         (encoded(PHOTOGRAPH, "tiff"), "no image of a known format"),
         (png_that_declares(50_000, 50_000), "decompression bomb"),
         (png_that_declares(10_000, 9_000), "decompression bomb"),  # of which Pillow only warns
-        (encoded(Image.fromarray(np.full((4, 4), 40_000, np.uint16))), "'I;16' cannot become 8-bit"),
+        (encoded(Image.fromarray(np.full((4, 4), 40_000, np.uint16))), "16 bits"),
+        (png_of_16_bits(2), "16 bits"),
+        (png_of_16_bits(6), "16 bits"),
+        (b"P6 2 1 65535 " + bytes(12), "16 bits"),
+        (encoded(Image.new("F", (4, 4)), "tiff"), "no image of a known format"),
         (encoded(Image.new("RGBA", (4, 4), (1, 2, 3, 128))), "transparent pixels"),
         (encoded(Image.new("LA", (4, 4), (1, 128))), "transparent pixels"),
     ],

@@ -17,18 +17,20 @@ import numpy as np
 import pytest
 import torch
 from commands import ROOT
+from filelock import FileLock
 from interruptions import StopAfter
 from photographs import CLASSES, encoded, photographs, write_folder, write_shards
 from PIL import Image
 
-from distilled_data.errors import OutputError, SourceError
+from distilled_data import DistilledDataset
+from distilled_data.errors import IntegrityError, OutputError, SourceError
 from ncfm_engine.config import DistillConfig, NetworkConfig, PretrainConfig
 from ncfm_engine.distill import distill
 from ncfm_engine.pretrain import pretrain
 from ncfm_engine.sources import load_source, store
 from ncfm_engine.sources.decode import Decoder
 from ncfm_engine.sources.folder import FolderReader
-from ncfm_engine.sources.prepare import prepare
+from ncfm_engine.sources.prepare import LOCK_FILE, prepare
 from ncfm_engine.sources.shards import ShardReader
 from ncfm_engine.sources.store import INDEX_FILE, open_store, read_index
 from ncfm_engine.stop import Stopped
@@ -53,7 +55,7 @@ def shards(tmp_path) -> str:
 def small_files(monkeypatch):
     """Twenty images in a file, three at once."""
     monkeypatch.setattr(store, "SHARD_BYTES", 20 * IMAGES[0].size)
-    monkeypatch.setattr("ncfm_engine.sources.prepare.BLOCK", 3 * IMAGES[0].size)
+    monkeypatch.setattr("ncfm_engine.sources.sorting.BLOCK", 3 * IMAGES[0].size)
 
 
 def test_the_same_images_from_five_kinds_of_sources_are_distilled_to_the_same_bytes(tmp_path, monkeypatch):
@@ -166,6 +168,58 @@ def test_a_store_of_other_data_is_replaced_only_if_asked(tmp_path, shards):
     assert read_index(tmp_path / "store").decoder == {"size": 8, "fit": "crop", "channels": None}
 
 
+def test_a_damaged_store_is_replaced_if_asked_and_nothing_else_in_its_folder(tmp_path, shards):
+    prepare(ShardReader(shards), tmp_path / "store", workers=0)
+    expected = content(tmp_path / "store")
+    path = tmp_path / "store" / "train-00000.safetensors"
+    (tmp_path / "store" / "train-lora.safetensors").write_text("mine")
+    index = tmp_path / "store" / INDEX_FILE
+    for damage in (lambda: path.unlink(), lambda: path.write_bytes(b"x"), lambda: index.write_text("{}")):
+        damage()
+        with pytest.raises((IntegrityError, SourceError), match=r"Remove the folder and prepare it again"):
+            prepare(ShardReader(shards), tmp_path / "store", workers=0)
+        prepare(ShardReader(shards), tmp_path / "store", workers=0, overwrite=True)
+        assert (tmp_path / "store" / "train-lora.safetensors").read_text() == "mine"
+        assert content(tmp_path / "store") == expected | {"train-lora.safetensors": b"mine"}
+
+
+def test_the_cache_does_not_depend_on_where_a_source_is_named_from(tmp_path, shards, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = load_source("wds:shards/*.tar", workers=0)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_source("wds:../shards/*.tar", workers=0).fingerprint == first.fingerprint
+    assert load_source(f"wds:{shards}", workers=0).fingerprint == first.fingerprint
+    assert len(list((tmp_path / "cache" / "distilled-data" / "stores").iterdir())) == 1
+
+
+def test_a_test_split_without_a_usable_image_is_not_replaced_by_a_part_of_train(tmp_path, shards):
+    write_shards(tmp_path / "shards", IMAGES[:4], LABELS[:4] + 100, shards=1, part="test")
+    with (
+        pytest.raises(SourceError, match="has no usable test image of 4 of its 4 classes"),
+    ):
+        prepare(ShardReader(shards), tmp_path / "store", workers=0, skip_damaged=True)
+
+
+def test_who_waits_for_another_process_hears_a_stop(tmp_path, shards):
+    (tmp_path / "store").mkdir()
+    with (
+        FileLock(tmp_path / "store" / LOCK_FILE),
+        pytest.raises(Stopped, match="waiting for another process"),
+    ):
+        prepare(ShardReader(shards), tmp_path / "store", workers=0, stop=StopAfter(1))
+    assert len(prepare(ShardReader(shards), tmp_path / "store", workers=0).train) == 64
+
+
+def test_an_interrupted_store_of_one_source_is_not_finished_with_the_images_of_another(tmp_path, shards):
+    with pytest.raises(Stopped):
+        prepare(ShardReader(shards), tmp_path / "store", workers=0, stop=StopAfter(4))
+    other = f"{write_shards(tmp_path / 'other', 255 - IMAGES, LABELS, shards=8)}/*.tar"
+    prepare(ShardReader(other), tmp_path / "expected", workers=0)
+    prepare(ShardReader(other), tmp_path / "store", workers=0)
+    assert content(tmp_path / "store") == content(tmp_path / "expected")
+
+
 def test_a_folder_of_other_things_is_left_alone(tmp_path, shards):
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "thesis.txt").write_text("mine")
@@ -192,7 +246,7 @@ def test_a_stop_is_heard_between_units_and_the_next_run_goes_on(tmp_path, shards
             stops.append(str(stop))
     assert stops[0] == "prepare, 3 of 8 units decoded"
     assert len(decoded) == len(IMAGES)  # no image twice
-    assert re.fullmatch("prepare, 3 of . files written", stops[-1])
+    assert re.fullmatch("prepare, [34] of 5 files written", stops[-1])
     assert found.fingerprint == expected.fingerprint
     assert content(tmp_path / "store") == content(tmp_path / "expected")
 
@@ -261,7 +315,7 @@ def test_a_full_disk_is_an_error_and_what_was_done_stays(tmp_path, shards):
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-from ncfm_engine.sources.prepare import prepare
+from ncfm_engine.sources.prepare import LOCK_FILE, prepare
 from ncfm_engine.sources.shards import ShardReader
 try:
     prepare(ShardReader({shards!r}), "store", workers=2)
@@ -376,8 +430,6 @@ def test_a_store_serves_the_main_job_and_its_reading_is_recorded(tmp_path, here,
         settings=tiny,
     )
     assert status == 0, error
-    from distilled_data import DistilledDataset
-
     info = DistilledDataset.from_folder(tmp_path / "distilled" / "shards-ipc1").info
     assert (info.dataset, info.source["id"], info.source["reading"]) == ("shards", "wds:shards", {"size": 8})
     status, _, error = here("evaluate.py", "distilled/shards-ipc1")

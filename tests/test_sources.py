@@ -413,7 +413,7 @@ def test_a_palette_becomes_colour_and_an_opaque_alpha_channel_is_dropped(tmp_pat
     ("image", "reason"),
     [
         (Image.new("RGBA", (4, 4), (1, 2, 3, 128)), "transparent"),
-        (Image.new("I;16", (4, 4), 1000), "I;16"),
+        (Image.new("I;16", (4, 4), 1000), "16 bits"),
         (Image.new("LA", (4, 4), (1, 0)), "transparent"),
     ],
 )

@@ -32,7 +32,8 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
     try:
         main(arguments)
     except Stopped as place:
-        print(f"stopped in good order ({place}); go on with --resume")
+        way = "--resume" if "resume" in arguments else "the same command"
+        print(f"stopped in good order ({place}); go on with {way}")
         sys.exit(75)
     except KeyboardInterrupt:
         sys.exit("\ninterrupted")

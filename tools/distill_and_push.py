@@ -62,7 +62,11 @@ def parser() -> argparse.ArgumentParser:
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting of the recipe")
     add("--resume", action="store_true", help="go on from the last checkpoint of the same recipe")
     add("--overwrite", action="store_true", help="replace what the output folder holds")
-    add("--dry-run", action="store_true", help="print what would be done and write nothing")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print what would be done; prepare the real images, and write nothing else",
+    )
     add_source_flags(parser)
     add_push_flags(parser)
     return parser

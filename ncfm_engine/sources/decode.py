@@ -5,7 +5,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM")  # Pillow must not try others, whatever the name
 FITS = ("crop", "squash")
@@ -45,10 +45,11 @@ class Decoder:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)  # above 89 million pixels
                 with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
+                    _check_depth(opened)  # type: ignore[arg-type]
                     if self.size is not None:
                         opened.draft(None, (2 * self.size, 2 * self.size))  # JPEG: a fraction, large enough
                     return self._fitted(_plain(ImageOps.exif_transpose(opened)))
-        except Refused:
+        except (Refused, MemoryError):
             raise
         except UnidentifiedImageError as error:
             raise Refused(f"no image of a known format ({', '.join(FORMATS)})") from error
@@ -67,6 +68,16 @@ class Decoder:
                 image = image.resize(size, Image.Resampling.BICUBIC)
         pixels = np.asarray(image)
         return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def _check_depth(image: ImageFile.ImageFile) -> None:
+    """Pillow halves the depth of colour images of 16 bits without a word."""
+    for codec, _, _, arguments in image.tile:
+        facts = arguments if isinstance(arguments, tuple) else (arguments,)
+        if any(isinstance(fact, str) and ";16" in fact for fact in facts) or (
+            codec.startswith("ppm") and any(isinstance(fact, int) and fact > 255 for fact in facts)
+        ):
+            raise Refused("16 bits per channel cannot become 8 without a loss; convert it to 8")
 
 
 def _plain(image: Image.Image) -> Image.Image:

@@ -49,7 +49,7 @@ def to_webdataset(source: Source, folder: str | Path) -> list[Path]:
         write_file(folder / CLASSES_FILE, "".join(f"{name}\n" for name in source.classes).encode())
     except OSError as error:
         raise OutputError(
-            f"shards could not be written to {folder}: {error.strerror}. Remove it and try again."
+            f"shards could not be written to {folder}: {error}. Remove it and try again."
         ) from error
     return shards
 

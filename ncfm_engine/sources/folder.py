@@ -1,5 +1,6 @@
 """Images on disk, one folder per class."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -39,9 +40,13 @@ class FolderReader:
     def read(self, unit: Unit) -> Iterator[Record | Damage]:
         for name, label, *_ in unit.what:
             try:
-                yield Record(name, label, (self.root / name).read_bytes())
-            except OSError as error:
-                yield Damage(name, error.strerror or str(error))
+                content = (self.root / name).read_bytes()
+            except FileNotFoundError as error:
+                yield Damage(name, str(error.strerror))
+            except OSError as error:  # which may be over tomorrow, so it must not be remembered as damage
+                raise SourceError(f"{self.root / name} cannot be read: {error.strerror}") from error
+            else:
+                yield Record(name, label, content)
 
 
 def _part_folders(root: Path) -> list[Path]:
@@ -74,13 +79,19 @@ def _class_names(parts: Sequence[Path], root: Path) -> list[str]:
 
 
 def _image_files(folder: Path, root: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        if any(name.startswith(".") for name in path.relative_to(folder).parts):
-            continue
-        if path.is_symlink():
-            _check_inside(path, root)
-        if path.suffix.lower() in _SUFFIXES:
-            yield path
+    def refuse(error: OSError) -> None:  # os.walk would leave the folder out
+        raise SourceError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        for name in sorted(folders + files):
+            path = Path(place, name)
+            if name.startswith("."):
+                continue
+            if path.is_symlink():
+                _check_inside(path, root)
+            if name in files and path.suffix.lower() in _SUFFIXES:
+                yield path
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
 def _check_inside(path: Path, root: Path) -> None:

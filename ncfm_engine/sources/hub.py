@@ -7,7 +7,7 @@ from typing import Any
 
 from distilled_data.errors import MissingExtraError, SourceError, UsageError
 
-from .reader import PARTS, Damage, Origin, Record, Unit
+from .reader import PARTS, Damage, Origin, Record, Unit, stamp
 
 STREAMED_FROM = 2**31  # bytes; what is smaller is downloaded once and kept by `datasets`
 ROWS = 4096  # in a unit of what is not streamed
@@ -33,21 +33,26 @@ class HubReader:
             raise MissingExtraError("datasets", "data", f"the dataset 'hf:{spec}'") from error
         self.where = f"hf:{spec}"
         repo, config, splits = [*spec.split(":", 2), "", ""][:3]
-        if not repo:
+        if not repo or splits.count(",") > 1:
             raise UsageError(f"hf:{spec} is not hf:REPO, hf:REPO:CONFIG or hf:REPO:CONFIG:SPLIT")
         try:
             builder = datasets.load_dataset_builder(repo, config or None)
+            commit = re.search(r"@([0-9a-f]{40})", str(builder.base_path))
             known = [str(name) for name in builder.config.data_files or builder.info.splits or ()]
             chosen = dict(zip(PARTS, splits.split(",") if splits else _default_splits(known), strict=False))
             size = builder.info.dataset_size
             sliced = any("[" in split for split in chosen.values())
             self.streamed = not sliced and (size is None or size >= STREAMED_FROM)
             options = {"name": config or None, "streaming": self.streamed}
+            if commit:
+                options["revision"] = commit[1]
             loaded: dict[str, Any] = {
                 part: datasets.load_dataset(repo, split=split, **options) for part, split in chosen.items()
             }
         except Exception as error:  # of whatever it is that datasets, the Hub or a file format raises
             raise SourceError(f"hf:{spec} cannot be loaded: {type(error).__name__}: {error}") from error
+        if empty := [part for part, data in loaded.items() if not self.streamed and len(data) == 0]:
+            raise SourceError(f"hf:{spec}: the split {chosen[empty[0]]!r} has no rows; choose splits by name")
         self.image, self.label = _columns(spec, loaded["train"].features, label)
         kind = loaded["train"].features[self.label]
         self.classes: Sequence[str] | None = kind.names if isinstance(kind, datasets.ClassLabel) else None
@@ -56,14 +61,15 @@ class HubReader:
             part: data.select_columns([self.image, self.label]).cast_column(self.image, undecoded)
             for part, data in loaded.items()
         }
+        files = (builder.config.data_files or {}).values()
+        version = [builder.hash, *([*stamp(Path(file))] for found in files for file in found if not commit)]
         self.units = [
-            Unit(part, [chosen[part], builder.hash, self.label, *place])
+            Unit(part, [chosen[part], *version, self.image, self.label, *place])
             for part, data in self.loaded.items()
             for place in self._places(data)
         ]
-        name = Path(repo).name
         local = Path(repo).exists()
-        commit = re.search(r"@([0-9a-f]{40})", str(builder.base_path))
+        name = Path(repo).resolve().name if local else Path(repo).name
         self.origin = Origin(
             name,
             f"hf:{name if local else repo}" + (f":{config}" if config else ""),
@@ -93,10 +99,7 @@ class HubReader:
                     if image is None or type(label) not in (int, str):
                         yield Damage(name, f"no {'image' if image is None else 'label'}")
                         continue
-                    try:
-                        yield Record(name, label, image["bytes"] or _opened(image["path"]))
-                    except OSError as error:
-                        yield Damage(name, str(error))
+                    yield Record(name, label, image["bytes"] or _opened(image["path"]))
         except Exception as error:  # likewise
             raise SourceError(
                 f"{self.origin.id}: reading stopped after {start} {number}: {type(error).__name__}: {error}"

@@ -19,7 +19,7 @@ class Images:
     """uint8 [N, channels, height, width]: `rows` of what lies in `parts`, tensors that may be mapped files.
 
     It has those of a tensor's methods that the engine reads images with. Only the rows that are asked for are
-    touched. An integer or, within one part, a slice gives a view; everything else is new memory.
+    touched. An integer gives a view; everything else is new memory.
     """
 
     def __init__(self, parts: Sequence[Tensor], rows: Tensor | None = None):

@@ -1,5 +1,6 @@
 """One entry for all sources of real data."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from .hub import HubReader
 from .npz import NpzReader
 from .prepare import prepare
 from .reader import Reader, class_names, sha256_of
-from .shards import ShardReader
+from .shards import ShardReader, is_remote
 from .source import Source
 from .store import open_store
 
@@ -95,7 +96,7 @@ def load_source(
     Raises `UnknownNameError` and `UsageError` for arguments, `SourceError` for data that is missing,
     damaged or unfit, `MissingExtraError` for an optional package that is not installed.
     """
-    if size is not None and size < 1:
+    if size is not None and (type(size) is not int or size < 1):
         raise UsageError(f"size={size}: expected the side of an image in pixels, 1 or more")
     if fit not in FITS or channels not in (None, 1, 3):
         raise UsageError(f"fit={fit!r}, channels={channels!r}: expected {' or '.join(FITS)}, and 1 or 3")
@@ -111,7 +112,14 @@ def load_source(
         ranks.barrier()
     decoder = Decoder(size, fit, channels)
     if store is None:
-        place = [str(Path(path).expanduser().resolve()) for path in (data, classes) if path is not None]
-        key = sha256_of([spec, str(Path.cwd()), *place, label_column, size, fit, channels, seed])[:12]
+        files = [str(Path(path).expanduser().resolve()) for path in (data, classes) if path is not None]
+        key = sha256_of([_absolute(spec), files, label_column, size, fit, channels, seed])[:12]
         store, options["overwrite"] = cache_folder() / "stores" / f"{reader.origin.name}-{key}", True
     return prepare(reader, store, decoder=decoder, seed=seed, ranks=ranks, **options)
+
+
+def _absolute(spec: str) -> str:
+    """The same for the same place, wherever it is named from."""
+    kind, _, place = spec.partition(":")
+    local = kind in PLACES and (kind != "hf" or Path(place.partition(":")[0]).exists())
+    return f"{kind}:{os.path.abspath(os.path.expanduser(place))}" if local and not is_remote(place) else spec

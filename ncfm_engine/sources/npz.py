@@ -1,6 +1,7 @@
 """Arrays in an `.npz` file, read without holding them whole."""
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -16,6 +17,7 @@ _NAMES = {  # of MedMNIST, of Keras, of tools/convert.py; the first pair that is
     "train": (("train_images", "train_labels"), ("x_train", "y_train"), ("images", "labels"), ("x", "y")),
     "test": (("test_images", "test_labels"), ("x_test", "y_test")),
 }
+_ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # encrypted, cut, ...
 _BLOCK = 2**22  # bytes that are read at once
 
 
@@ -26,15 +28,17 @@ class NpzReader:
     """
 
     def __init__(self, path: str | Path, classes: Sequence[str] | None = None):
-        self.path = Path(path).expanduser()
+        self.path = Path(path).expanduser().resolve()
         self.where = str(self.path)
         self.origin = Origin(self.path.stem, f"npz:{self.path.name}")
         try:
             with zipfile.ZipFile(self.path) as file:
-                held = {name.removesuffix(".npy") for name in file.namelist()}
+                held = {name.removesuffix(".npy") for name in file.namelist() if name.endswith(".npy")}
                 if classes is None and "classes" in held:
-                    classes = [str(name) for name in self._whole(file, "classes")]
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+                    classes = [str(name) for name in self._whole(file, "classes").astype(np.str_).flatten()]
+                    if len(set(classes)) < max(2, len(classes)):
+                        raise ValueError(f"{len(classes)} class names; expected two or more, all different")
+        except _ERRORS as error:
             raise SourceError(f"{self.path} cannot be read as .npz: {error}") from error
         self.classes = classes
         self.arrays = {
@@ -69,7 +73,7 @@ class NpzReader:
                         for image in block:
                             yield Record(f"{name}[{row}]", int(labels.flat[row]), image)
                             row += 1
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+        except _ERRORS as error:
             raise SourceError(f"{self.path}, array {name}: {error}") from error
 
     @staticmethod

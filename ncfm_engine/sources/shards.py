@@ -6,17 +6,26 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlparse
 
 from distilled_data.errors import MissingExtraError, SourceError, UsageError
 
 from .reader import CLASSES_FILE, Damage, Origin, Record, Unit, class_names, sha256_of, stamp
 
 MAX_BYTES = 2**28  # of one file in a shard; what is larger is no image
+MAX_EXTENSION = 2**20  # bytes of a header's extension: a long name, other attributes
 
 _IMAGES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "ppm")
 _LABELS = ("label", "cls", "class")  # in a .json
+_EXTENSIONS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 _TEST = ("test", "val")  # how the names of shards with test images begin
 
 
@@ -25,7 +34,8 @@ class ShardReader:
 
     A sample has an image, and a label: `.cls`, a number or a name, or `.json` with one under "label". Shards
     whose file names begin with "test" or "val" hold the test images. Without `classes` their names are read
-    from classes.txt beside the first shard, if there is one. URLs are opened as webdataset opens them.
+    from classes.txt beside the first shard, if there is one. URLs are opened as webdataset opens them; nobody
+    notices when there is something else at one, so new data needs a new URL.
     """
 
     def __init__(self, pattern: str, classes: Sequence[str] | None = None):
@@ -38,8 +48,8 @@ class ShardReader:
         self.where = f"wds:{pattern}"
         shards: list[str] = []
         for url in expand_urls(pattern):
-            shards += sorted(glob.glob(url)) if glob.has_magic(url) and not _remote(url) else [url]
-        missing = [shard for shard in shards if not _remote(shard) and not Path(shard).is_file()]
+            shards += sorted(glob.glob(url)) if glob.has_magic(url) and not is_remote(url) else [url]
+        missing = [shard for shard in shards if not is_remote(shard) and not Path(shard).is_file()]
         if missing or not shards:
             raise SourceError(
                 f"wds:{pattern} names {', '.join(missing[:5]) or 'no file'}, which is not there; expected "
@@ -48,7 +58,7 @@ class ShardReader:
         kinds = {shard: _kind(shard) for shard in shards}
         test = next((kind for kind in _TEST if kind in kinds.values()), None)
         beside = Path(shards[0]).parent / CLASSES_FILE
-        if classes is None and not _remote(shards[0]) and beside.is_file():
+        if classes is None and not is_remote(shards[0]) and beside.is_file():
             classes = class_names(beside)
         self.classes = classes
         named = [] if classes is None else [sha256_of(classes)]
@@ -61,7 +71,7 @@ class ShardReader:
             raise UsageError(
                 f"wds:{pattern}: all shards are named as test shards; at least one must be for training"
             )
-        name = Path(shards[0].partition("?")[0]).absolute().parent.name
+        name = _folder_name(shards[0])
         self.origin = Origin(name, f"wds:{name}")
 
     def read(self, unit: Unit) -> Iterator[Record | Damage]:
@@ -88,13 +98,25 @@ class ShardReader:
                     content = archive.extractfile(entry).read()  # type: ignore[union-attr]
                     files[name[2].lower()] = None if name[2].lower() in files else content
             yield from _sample(place, key, files, seen)
-        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        except OSError as error:  # a connection, a right: not the data, so not remembered as damage
+            raise SourceError(f"the shard {shard} cannot be read: {error}. Run the command again.") from error
+        except (EOFError, ValueError, RecursionError, tarfile.TarError, zlib.error) as error:
             # The sample at the cut may lack a part of itself.
             yield Damage(place, f"the shard is cut or damaged after {len(seen)} samples: {error}")
 
 
 class _Entry(tarfile.TarInfo):
-    """tarfile takes a damaged or missing header for the end; here only the end mark is."""
+    """tarfile takes a damaged or missing header for the end; here only the end mark is.
+
+    And it reads a header's extension, whatever its size; one here has room for any name.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_Entry":
+        entry = super().frombuf(buf, encoding, errors)
+        if entry.size > MAX_EXTENSION and entry.type in _EXTENSIONS:
+            raise tarfile.ReadError(f"a header of {entry.size} bytes")
+        return entry  # type: ignore[return-value]
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_Entry":
@@ -156,9 +178,17 @@ def _unfit(entry: tarfile.TarInfo) -> str | None:
     return None
 
 
+def _folder_name(shard: str) -> str:
+    """Of the folder that the shard lies in; nothing else of a URL, which may tell secrets."""
+    if is_remote(shard):
+        url = urlparse(shard)
+        return "shards" if url.scheme == "pipe" else PurePosixPath(url.path).parent.name or "shards"
+    return Path(shard).resolve().parent.name or "shards"
+
+
 def _kind(shard: str) -> str | None:
     return next((kind for kind in _TEST if Path(shard).name.startswith(kind)), None)
 
 
-def _remote(url: str) -> bool:
+def is_remote(url: str) -> bool:
     return re.match(r"[a-z]+:", url) is not None

@@ -164,8 +164,14 @@ def digests_of(rows: Iterable[np.ndarray], salt: bytes = b"") -> np.ndarray:
 
 def pixel_sums(images: np.ndarray) -> np.ndarray:
     """Of uint8 [N, channels, height, width] each channel's sum and sum of squares, int64 [N, channels, 2]."""
-    channels = images.reshape(*images.shape[:2], -1).astype(np.float64)  # whole numbers below 2 ** 53: exact
-    return np.stack([channels.sum(2), np.einsum("ncp,ncp->nc", channels, channels)], 2).astype(np.int64)
+    sums = np.empty((*images.shape[:2], 2), np.int64)
+    for channel in range(images.shape[1]):
+        pixels = (
+            images[:, channel].reshape(len(images), -1).astype(np.float64)
+        )  # sums below 2 ** 53 are exact
+        sums[:, channel, 0] = pixels.sum(1)
+        sums[:, channel, 1] = np.einsum("np,np->n", pixels, pixels)
+    return sums
 
 
 def content_order(targets: np.ndarray, digests: np.ndarray) -> np.ndarray:

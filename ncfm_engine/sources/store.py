@@ -1,8 +1,9 @@
 """A prepared data set on disk: class-sorted images in safetensors files that are mapped, not read.
 
     index.json                    classes, counts, shape, mean, std, fingerprint, origin, what was left out
-    train-00000.safetensors       images uint8 [n, channels, height, width], digests [n, 32], sums [n,
-    channels, 2] test-00000.safetensors
+    train-00000.safetensors       images uint8 [n, channels, height, width], digests uint8 [n, 32],
+                                  sums int64 [n, channels, 2]
+    test-00000.safetensors        likewise
 
 Images are sorted by class and, within a class, by sha256 of their bytes, through all files of a part. Equal
 images give equal files, whatever they came from. `digests` are those sha256, `sums` the sums of each
@@ -11,8 +12,9 @@ reading an image.
 """
 
 import dataclasses
-import hashlib
 import json
+import math
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distilled_data.errors import IntegrityError, SourceError
@@ -29,10 +30,12 @@ from distilled_data.format import write_file
 
 from .images import Images
 from .reader import PARTS, Damage, Origin
-from .source import LabelledImages, Source, digest
+from .source import LabelledImages, Source, digest, pixel_sums
 
 INDEX_FILE = "index.json"
 FORMAT_VERSION = 1
+AGAIN = "Remove the folder and prepare it again."
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes that this machine has
 SHARD_BYTES = 2**30  # of images in a file, at most; one image at least
 
 _PAGE = 4096  # bytes; images begin at a multiple of it, so that the fewest pages hold one
@@ -76,32 +79,34 @@ def read_index(folder: Path) -> Index:
             f"{folder} is not a store: it has no {INDEX_FILE}. Make one with prepare.py."
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{path} is not the index of a store: {error}. Prepare it again.") from error
+        raise SourceError(f"{path} is not the index of a store: {error}. {AGAIN}") from error
 
 
 def open_store(folder: str | Path) -> Source:
     """The images of a store, mapped. Raises `SourceError`, `IntegrityError` where the files do not fit."""
     folder = Path(folder)
     index = read_index(folder)
-    source = map_shards(folder, index.origin, index.classes, index.counts, index.shards)
-    if source.fingerprint != index.fingerprint:
+    source = map_shards(folder, index.origin, index.classes, index.shape, index.counts, index.shards)
+    if (source.fingerprint, source.mean, source.std) != (index.fingerprint, index.mean, index.std):
         raise IntegrityError(
-            f"{folder}: the files make up {source.fingerprint}, {INDEX_FILE} says {index.fingerprint}. "
-            "Prepare it again."
+            f"{folder}: the files make up {source.fingerprint}, mean {source.mean}, std {source.std}; "
+            f"{INDEX_FILE} says {index.fingerprint}, {index.mean}, {index.std}. {AGAIN}"
         )
     return source
 
 
 def verify_store(folder: str | Path) -> int:
-    """Compare every image with its digest; how many they are. Raises `IntegrityError`."""
+    """Compare every image with its digest and its sums; how many they are. Raises `IntegrityError`."""
     source = open_store(folder)
-    for part in (source.train, source.test):
-        for row, image in enumerate(Images.of(part.images)):
-            if digest(image.numpy()) != part.digests[row].numpy().tobytes():
+    for part, images in zip(PARTS, (source.train, source.test), strict=True):
+        for row, image in enumerate(Images.of(images.images)):
+            pixels = image.numpy()
+            sums = torch.from_numpy(pixel_sums(pixels[None])[0])
+            if digest(pixels) != images.digests[row].numpy().tobytes() or not torch.equal(
+                sums, images.sums[row]
+            ):
                 raise IntegrityError(
-                    f"{folder}: image {row} of {'train' if part is source.train else 'test'} is not the "
-                    "one that was "
-                    "prepared. Prepare it again."
+                    f"{folder}: image {row} of {part} is not the one that was prepared. {AGAIN}"
                 )
     return len(source.train) + len(source.test)
 
@@ -135,17 +140,27 @@ def map_shards(
     folder: Path,
     origin: Origin,
     classes: Sequence[str],
+    shape: Sequence[int],
     counts: dict[str, list[int]],
     shards: dict[str, list[int]],
 ) -> Source:
     """The images in the files of `folder`, measured."""
-    parts = []
+    parts, paths = (
+        [],
+        {part: [shard_path(folder, part, n) for n in range(len(shards[part]))] for part in PARTS},
+    )
+    scattered = (
+        sum(path.stat().st_size for found in paths.values() for path in found if path.exists()) > MEMORY / 2
+    )
     for part in PARTS:
-        tensors = [_tensors(shard_path(folder, part, number), n) for number, n in enumerate(shards[part])]
+        tensors = [
+            _tensors(path, count, shape, scattered)
+            for path, count in zip(paths[part], shards[part], strict=True)
+        ]
         images = [found["images"] for found in tensors]
         targets = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts[part]))
-        if sum(shards[part]) != len(targets) or len({image.shape[1:] for image in images}) != 1:
-            raise IntegrityError(f"{folder}: the files of {part} do not fit together. Prepare it again.")
+        if sum(shards[part]) != len(targets):
+            raise IntegrityError(f"{folder}: the files of {part} do not fit together. {AGAIN}")
         parts.append(
             LabelledImages(
                 images[0] if len(images) == 1 else Images(images),
@@ -166,23 +181,10 @@ def write_shard(
     path: Path, images: Iterator[np.ndarray], shape: Sequence[int], digests: np.ndarray, sums: np.ndarray
 ) -> None:
     """Write blocks uint8 [n, channels, height, width] of `images`, as many as `digests`, piece by piece."""
-    count = len(digests)
-    entries = {
-        "sums": ("I64", sums.shape, sums.nbytes),
-        "digests": ("U8", digests.shape, digests.nbytes),
-        "images": ("U8", (count, *shape), count * int(np.prod(shape))),
-    }
-    header: dict[str, Any] = {"__metadata__": {"content": content_hash(digests)}}
-    end = 0
-    for name, (dtype, sizes, nbytes) in entries.items():
-        header[name] = {"dtype": dtype, "shape": list(sizes), "data_offsets": [end, end + nbytes]}
-        end += nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text) + sums.nbytes + digests.nbytes) % _PAGE)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
+            file.write(_header(len(digests), shape))
             file.write(np.ascontiguousarray(sums, "<i8").data)
             file.write(np.ascontiguousarray(digests).data)
             for block in images:
@@ -194,30 +196,65 @@ def write_shard(
         temporary.unlink(missing_ok=True)
 
 
-def is_written(path: Path, digests: np.ndarray) -> bool:
+def is_written(path: Path, shape: Sequence[int], digests: np.ndarray, sums: np.ndarray) -> bool:
     """Whether the whole file is there already, with the images of these `digests`."""
     try:
-        with safe_open(path, "np") as file:  # compares the file's size with its header
-            return (file.metadata() or {}).get("content") == content_hash(digests)
-    except (OSError, SafetensorError):
+        found = _tensors(path, len(digests), shape, scattered=True)
+    except IntegrityError:
         return False
-
-
-def content_hash(digests: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(digests).data).hexdigest()
+    return np.array_equal(found["digests"].numpy(), digests) and np.array_equal(found["sums"].numpy(), sums)
 
 
 def write_index(folder: Path, index: Index) -> None:
     write_file(folder / INDEX_FILE, index.to_bytes())
 
 
-def _tensors(path: Path, count: int) -> dict[str, Tensor]:
-    """The tensors of one file, mapped."""
+def _layout(count: int, shape: Sequence[int]) -> dict[str, tuple[torch.dtype, list[int], int, int]]:
+    """Type, shape, begin and end of each tensor of a file with `count` images [channels, height, width]."""
+    sizes = {
+        "sums": (torch.int64, [count, shape[0], 2]),
+        "digests": (torch.uint8, [count, 32]),
+        "images": (torch.uint8, [count, *shape]),
+    }
+    layout, end = {}, 0
+    for name, (dtype, size) in sizes.items():
+        begin, end = end, end + math.prod(size) * dtype.itemsize
+        layout[name] = dtype, size, begin, end
+    return layout
+
+
+def _header(count: int, shape: Sequence[int]) -> bytes:
+    """Of a safetensors file; the images begin at a page."""
+    layout, kinds = _layout(count, shape), {torch.int64: "I64", torch.uint8: "U8"}
+    header = {
+        name: {"dtype": kinds[dtype], "shape": size, "data_offsets": [begin, end]}
+        for name, (dtype, size, begin, end) in layout.items()
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text) + layout["images"][2]) % _PAGE)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _tensors(path: Path, count: int, shape: Sequence[int], scattered: bool) -> dict[str, Tensor]:
+    """The tensors of one file, mapped; if `scattered`, single images will be read from the disk."""
+    header, layout = _header(count, shape), _layout(count, shape)
     try:
-        with safe_open(path, "pt") as file:
-            found = {name: file.get_tensor(name) for name in ("images", "digests", "sums")}
-    except (OSError, SafetensorError) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}. Prepare the store again.") from error
-    if {len(tensor) for tensor in found.values()} != {count}:
-        raise IntegrityError(f"{path} does not hold {count} images. Prepare the store again.")
-    return found
+        with path.open("rb", buffering=0) as file:
+            if (
+                file.read(len(header)) != header
+                or os.fstat(file.fileno()).st_size != len(header) + layout["images"][3]
+            ):
+                raise ValueError(f"it does not hold {count} images of {list(shape)}")
+            mapped = mmap.mmap(
+                file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+            )
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path} cannot be read: {error}. {AGAIN}") from error
+    if scattered:
+        mapped.madvise(mmap.MADV_RANDOM)  # else the kernel reads megabytes around every image
+    return {
+        name: torch.frombuffer(mapped, dtype=dtype, count=math.prod(size), offset=len(header) + begin).view(
+            size
+        )
+        for name, (dtype, size, begin, _) in layout.items()
+    }

@@ -3,6 +3,7 @@
 import argparse
 import glob
 import io
+import json
 import os
 import statistics
 import threading
@@ -17,32 +18,33 @@ import torch
 from PIL import Image, ImageEnhance
 from torch.utils.data import DataLoader
 
+from distilled_data import UsageError
 from distilled_data.randomness import generator_at
 from ncfm_engine.sampling import ClassSampler
 from ncfm_engine.sources.decode import Decoder
-from ncfm_engine.sources.prepare import spread
 from ncfm_engine.sources.reader import Record, Unit
 from ncfm_engine.sources.shards import ShardReader
+from ncfm_engine.sources.spread import default_workers, spread
 from ncfm_engine.sources.store import open_store
 
 
 def make_source(folder: Path, arguments: argparse.Namespace) -> None:
-    if folder.exists():
+    """Shards of photographs in `folder`, unless they are there: of as many, as large images."""
+    about = [arguments.classes, arguments.per_class, arguments.pixels, arguments.shards]
+    if (folder / "about.json").exists():
+        if json.loads((folder / "about.json").read_text()) != about:
+            raise UsageError(f"{folder} holds another source than {about}; choose another --folder")
         return
     from sklearn.datasets import load_sample_images
 
     photographs = [Image.fromarray(image) for image in load_sample_images().images]
-    folder.mkdir(parents=True)
-    jobs = [
-        (number, range(number, arguments.classes * arguments.per_class, arguments.shards))
-        for number in range(arguments.shards)
-    ]
-    for _ in spread(
-        partial(write_photographs, folder, photographs, arguments.classes, arguments.pixels),
-        jobs,
-        os.cpu_count() or 1,
-    ):
+    folder.mkdir(parents=True, exist_ok=True)
+    count = arguments.classes * arguments.per_class
+    jobs = [(number, range(number, count, arguments.shards)) for number in range(arguments.shards)]
+    write = partial(write_photographs, folder, photographs, arguments.classes, arguments.pixels)
+    for _ in spread(write, jobs, default_workers()):
         pass
+    (folder / "about.json").write_text(json.dumps(about))
 
 
 def write_photographs(
@@ -128,7 +130,8 @@ def held(pid: int) -> int:
 
 
 def sampling_rates(store: Path, rounds: int = 4, batch: int = 1024) -> dict[str, float]:
-    """Bytes per second of draws from every class, batch by batch as the engine reads them; medians over rounds.
+    """Bytes per second of draws from every class, batch by batch as the engine reads them; medians over
+    rounds.
 
     Beside them, copying as much memory in as large pieces. New rows were not mapped by this process before.
     """
