@@ -256,17 +256,38 @@ def test_a_folder_of_images_is_distilled_and_evaluated_like_any_dataset(here, di
     assert "random images" in output
 
 
-def test_an_artifact_is_not_evaluated_against_other_data(finished, here, tmp_path):
-    folder, _ = finished
-    shutil.copytree(folder / "out", tmp_path / "copy")
+def altered(folder, tmp_path, dataset=None, **source):
+    """A copy of an artifact folder whose metadata says something else of its source."""
+    shutil.copytree(folder, tmp_path / "copy")
     artifact = read_artifact(tmp_path / "copy" / ARTIFACT_FILE)
-    source = artifact.metadata.source | {"fingerprint": "0" * 64}
-    metadata = dataclasses.replace(artifact.metadata, source=source)
-    write_artifact(tmp_path / "copy" / ARTIFACT_FILE, dataclasses.replace(artifact, metadata=metadata))
+    metadata = artifact.metadata
+    changed = {"source": metadata.source | source, "dataset": dataset or metadata.dataset}
+    artifact = dataclasses.replace(artifact, metadata=dataclasses.replace(metadata, **changed))
+    write_artifact(tmp_path / "copy" / ARTIFACT_FILE, artifact)
     write_manifest(tmp_path / "copy")
+
+
+def test_an_artifact_is_not_evaluated_against_other_data(finished, here, tmp_path):
+    altered(finished[0] / "out", tmp_path, fingerprint="0" * 64)
     status, _, error = here("evaluate.py", "copy")
     assert status == 2
     assert "not the data" in " ".join(error.split())
+
+
+@pytest.mark.parametrize("source", [{}, {"id": "torchvision:CIFAR10"}, {"id": ["wds"]}])
+def test_an_artifact_does_not_say_which_place_is_evaluated_against(finished, here, tmp_path, source):
+    altered(finished[0] / "out", tmp_path, dataset=f"wds:pipe:touch {tmp_path}/done", **source)
+    status, _, error = here("evaluate.py", "copy")
+    assert status == 2
+    assert "name it with --dataset" in " ".join(error.split())
+    assert not (tmp_path / "done").exists()
+
+
+def test_an_artifact_does_not_say_where_its_source_is_prepared(finished, here, tmp_path):
+    altered(finished[0] / "out", tmp_path, reading={"store": str(tmp_path / "there"), "overwrite": True})
+    status, _, error = here("evaluate.py", "copy", "--seeds", "1", settings=["evaluate.epochs=1"])
+    assert status == 0, error
+    assert not (tmp_path / "there").exists()
 
 
 def test_the_ablation_tool_measures_every_variant(here, tmp_path):
@@ -286,7 +307,7 @@ def test_the_readme_has_no_gaps_and_its_links_lead_somewhere():
         assert (ROOT / link).exists(), link
 
 
-@pytest.mark.parametrize("tool", ["distill_and_push.py", "push.py", "evaluate.py", "ablate.py"])
+@pytest.mark.parametrize("tool", ["distill_and_push.py", "push.py", "evaluate.py", "ablate.py", "prepare.py"])
 def test_help_runs_and_shows_commands(here, tool):
     status, output, _ = here(tool, "--help")
     assert status == 0
