@@ -72,6 +72,14 @@ def test_a_split_for_testing_is_found_by_its_name(tmp_path, name):
     assert (len(source.train), len(source.test)) == (16, 8)
 
 
+def test_files_that_changed_are_read_again(tmp_path):
+    folder = write(tmp_path / "flowers", train=slice(16), test=slice(16, None))
+    first = load_source(f"hf:{folder}")
+    write(folder, train=slice(8), test=slice(16, None))
+    second = load_source(f"hf:{folder}")
+    assert (len(first.train), len(second.train)) == (16, 8)
+
+
 def test_splits_are_chosen_in_the_name(tmp_path):
     folder = write(tmp_path / "flowers", train=slice(8), test=slice(8, 16), extra=slice(16, None))
     source = load_source(f"hf:{folder}:default:train,extra")

@@ -30,7 +30,8 @@ from ncfm_engine.pretrain import pretrain
 from ncfm_engine.sources import load_source, store
 from ncfm_engine.sources.decode import Decoder
 from ncfm_engine.sources.folder import FolderReader
-from ncfm_engine.sources.prepare import LOCK_FILE, prepare
+from ncfm_engine.sources.prepare import LOCK_FILE, WORK_FOLDER, prepare
+from ncfm_engine.sources.reader import ArrayReader, Origin
 from ncfm_engine.sources.shards import ShardReader
 from ncfm_engine.sources.store import INDEX_FILE, open_store, read_index
 from ncfm_engine.stop import Stopped
@@ -220,6 +221,44 @@ def test_an_interrupted_store_of_one_source_is_not_finished_with_the_images_of_a
     assert content(tmp_path / "store") == content(tmp_path / "expected")
 
 
+def test_the_same_units_of_another_source_are_decoded_again(tmp_path):
+    for name in ("one", "other"):
+        images = IMAGES if name == "one" else 255 - IMAGES
+        made = ArrayReader(Origin(name, name), CLASSES, {"train": (images, LABELS)}, "stamp", rows=10)
+        if name == "one":
+            with pytest.raises(Stopped):
+                prepare(made, tmp_path / "store", workers=0, stop=StopAfter(4))
+    assert verified(prepare(made, tmp_path / "store", workers=0)) == {
+        i.transpose(2, 0, 1).tobytes() for i in images
+    }
+
+
+def verified(source) -> set[bytes]:
+    return {image.numpy().tobytes() for part in (source.train, source.test) for image in part.images}
+
+
+def test_what_killed_runs_left_is_removed(tmp_path, shards):
+    work = tmp_path / "store" / WORK_FOLDER
+    with pytest.raises(Stopped):
+        prepare(ShardReader(shards), tmp_path / "store", workers=0, stop=StopAfter(2))
+    spool = next(work.glob("*.pixels"))
+    for name in (f"{spool.stem}.123.tmp", f"{'0' * 32}.pixels", f".{spool.stem}.safetensors.x.tmp"):
+        (work / name).write_bytes(b"left")
+    with pytest.raises(Stopped):
+        prepare(ShardReader(shards), tmp_path / "store", workers=0, stop=StopAfter(1))
+    assert not [path for path in work.iterdir() if path.read_bytes() == b"left"]
+    prepare(ShardReader(shards), tmp_path / "store", workers=0)
+    work.mkdir()  # killed between the index and this
+    prepare(ShardReader(shards), tmp_path / "store", workers=0)
+    assert not work.exists()
+
+
+def test_two_sizes_of_one_source_have_a_place_each_in_the_cache(tmp_path, shards):
+    for size in (6, 8, None):
+        load_source(f"wds:{shards}", size=size, workers=0)
+    assert len(list((tmp_path / "cache" / "distilled-data" / "stores").iterdir())) == 3
+
+
 def test_a_folder_of_other_things_is_left_alone(tmp_path, shards):
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "thesis.txt").write_text("mine")
@@ -315,7 +354,8 @@ def test_a_full_disk_is_an_error_and_what_was_done_stays(tmp_path, shards):
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-from ncfm_engine.sources.prepare import LOCK_FILE, prepare
+from ncfm_engine.sources.prepare import LOCK_FILE, WORK_FOLDER, prepare
+from ncfm_engine.sources.reader import ArrayReader, Origin
 from ncfm_engine.sources.shards import ShardReader
 try:
     prepare(ShardReader({shards!r}), "store", workers=2)

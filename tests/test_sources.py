@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import pickle
 import re
 import struct
@@ -518,6 +519,14 @@ def test_a_decompression_bomb_is_unreadable(tmp_path, monkeypatch):
 def test_a_file_of_an_unlisted_format_is_unreadable_whatever_its_suffix(tmp_path):
     save(save_classes(tmp_path) / "a" / "tiff.png", pixels(0), format="TIFF")
     with pytest.raises(SourceError, match=r"a/tiff\.png"):
+        load_folder(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_not_left_out(tmp_path):
+    save(save_classes(tmp_path) / "a" / "deep" / "0.png", pixels(0))
+    (tmp_path / "a" / "deep").chmod(0)
+    with pytest.raises(SourceError, match=r"a/deep cannot be read"):
         load_folder(tmp_path)
 
 

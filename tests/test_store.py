@@ -120,6 +120,20 @@ def test_a_validation_split_reads_no_image_and_has_the_statistics_of_its_own(fol
     assert validation.test.counts.tolist() == [2] * 4
 
 
+def test_a_part_of_a_part_holds_the_images_it_should(folder, tmp_path, small_files):
+    for source in (open_store(folder), prepare(reader(), tmp_path / "many", workers=0)):
+        train = hold_out(source, 0.25).train
+        expected = torch.stack(list(train.images))[5:15]
+        part = narrow(train.images, 5, 10)
+        assert torch.equal(part[:], expected)
+        assert torch.equal(part[torch.tensor([9, 0])], expected[[9, 0]])
+        assert torch.equal(part[3], expected[3])
+        again = hold_out(hold_out(source, 0.25), 0.25).train
+        assert {image.numpy().tobytes() for image in again.images} < {
+            i.numpy().tobytes() for i in train.images
+        }
+
+
 def test_the_validation_split_follows_the_content_not_the_order_or_the_files(folder, tmp_path, small_files):
     order = np.random.default_rng(1).permutation(len(IMAGES))
     other = prepare(reader(IMAGES[order], LABELS[order]), tmp_path / "other", workers=0)
@@ -196,6 +210,15 @@ def test_a_changed_digest_is_found_by_opening(folder):
     content[place] ^= 1
     path.write_bytes(content)
     with pytest.raises(IntegrityError, match=r"the files make up .*; index\.json says "):
+        open_store(folder)
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_a_changed_statistic_is_found_by_opening(folder, name):
+    index = json.loads((folder / INDEX_FILE).read_text())
+    index[name][0] += 0.001
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+    with pytest.raises(IntegrityError, match=r"index\.json says"):
         open_store(folder)
 
 
