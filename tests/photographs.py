@@ -60,3 +60,12 @@ def write_folder(folder: Path, images: np.ndarray, labels: np.ndarray) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(image))
     return folder
+
+
+def pixels_of(source) -> dict[bytes, int]:
+    """The label of every image of a source, by its bytes."""
+    return {
+        image.numpy().tobytes(): target
+        for part in (source.train, source.test)
+        for image, target in zip(part.images, part.targets.tolist(), strict=True)
+    }

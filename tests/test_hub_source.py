@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from commands import ROOT
 from huggingface_hub import HfApi
-from photographs import CLASSES, encoded, photographs
+from photographs import CLASSES, encoded, photographs, pixels_of
 from PIL import Image
 
 from distilled_data.errors import SourceError, UsageError
-from ncfm_engine.sources import Source, hub, load_source
+from ncfm_engine.sources import hub, load_source
 
 IMAGES, LABELS = photographs(6)
 EXPECTED = {
@@ -39,14 +39,6 @@ def write(folder, columns=None, files: int = 2, **splits: slice):
     return folder
 
 
-def pixels(source: Source) -> dict[bytes, int]:
-    return {
-        image.numpy().tobytes(): target
-        for part in (source.train, source.test)
-        for image, target in zip(part.images, part.targets.tolist(), strict=True)
-    }
-
-
 @pytest.mark.parametrize("threshold", [0, 2**40])
 def test_images_and_labels_are_found_streamed_and_not(tmp_path, monkeypatch, threshold):
     folder = write(tmp_path / "flowers")
@@ -60,7 +52,7 @@ def test_images_and_labels_are_found_streamed_and_not(tmp_path, monkeypatch, thr
 
     monkeypatch.setattr(datasets, "load_dataset_builder", sized)
     source = load_source(f"hf:{folder}")
-    assert pixels(source) == EXPECTED
+    assert pixels_of(source) == EXPECTED
     assert source.classes == CLASSES
     assert (source.name, source.origin.id) == ("flowers", "hf:flowers")
 
@@ -84,7 +76,7 @@ def test_splits_are_chosen_in_the_name(tmp_path):
     folder = write(tmp_path / "flowers", train=slice(8), test=slice(8, 16), extra=slice(16, None))
     source = load_source(f"hf:{folder}:default:train,extra")
     assert (len(source.train), len(source.test)) == (8, 8)
-    assert pixels(source).keys() == {
+    assert pixels_of(source).keys() == {
         image.transpose(2, 0, 1).tobytes() for image in (*IMAGES[:8], *IMAGES[16:])
     }
     part = load_source(f"hf:{folder}::test[:100%]")
@@ -121,7 +113,7 @@ def test_labels_may_be_plain_numbers_or_names(tmp_path, values, kind, classes):
         f"hf:{write(tmp_path / 'flowers', {'label': (values.tolist(), datasets.Value(kind))})}"
     )
     assert source.classes == classes
-    assert pixels(source) == EXPECTED
+    assert pixels_of(source) == EXPECTED
 
 
 def test_a_row_without_label_or_image_and_a_damaged_image_are_named(tmp_path):
@@ -151,7 +143,7 @@ def test_files_in_class_folders_are_read_as_datasets_reads_them(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(image))
     source = load_source(f"hf:{tmp_path / 'flowers'}")
-    assert (source.classes, pixels(source)) == (CLASSES, EXPECTED)
+    assert (source.classes, pixels_of(source)) == (CLASSES, EXPECTED)
 
 
 def test_what_is_not_there_or_has_no_images_is_refused(tmp_path):

@@ -5,10 +5,10 @@ import zipfile
 
 import numpy as np
 import pytest
-from photographs import CLASSES, photographs
+from photographs import CLASSES, photographs, pixels_of
 
 from distilled_data.errors import SourceError
-from ncfm_engine.sources import Source, load_source, npz
+from ncfm_engine.sources import load_source, npz
 
 IMAGES, LABELS = photographs(6)
 
@@ -16,14 +16,6 @@ IMAGES, LABELS = photographs(6)
 def save(path, save=np.savez, **arrays):
     save(path, **arrays)
     return path
-
-
-def pixels(source: Source) -> dict[bytes, int]:
-    return {
-        image.numpy().tobytes(): target
-        for part in (source.train, source.test)
-        for image, target in zip(part.images, part.targets.tolist(), strict=True)
-    }
 
 
 EXPECTED = {
@@ -38,7 +30,7 @@ EXPECTED = {
 def test_images_and_labels_are_found_by_the_names_in_use(tmp_path, names, function):
     path = save(tmp_path / "flowers.npz", function, **dict(zip(names, (IMAGES, LABELS), strict=True)))
     source = load_source(f"npz:{path}")
-    assert pixels(source) == EXPECTED
+    assert pixels_of(source) == EXPECTED
     assert (source.name, source.origin.id, source.classes) == ("flowers", "npz:flowers.npz", tuple("0123"))
 
 
@@ -49,7 +41,7 @@ def test_test_images_in_the_file_are_the_test_images(tmp_path, names):
     )
     source = load_source(f"npz:{save(tmp_path / 'a.npz', **parts)}")
     assert (len(source.train), len(source.test)) == (16, 8)
-    assert pixels(source) == EXPECTED
+    assert pixels_of(source) == EXPECTED
 
 
 @pytest.mark.parametrize(
@@ -68,7 +60,7 @@ def test_channels_may_come_first_and_a_single_one_may_be_left_out(tmp_path, form
         if source.channels == 3
         else {i[..., 0].tobytes(): int(k) for i, k in zip(IMAGES, LABELS, strict=True)}
     )
-    assert pixels(source) == expected
+    assert pixels_of(source) == expected
 
 
 def test_classes_are_named_in_the_file_or_in_another(tmp_path):
@@ -80,7 +72,7 @@ def test_classes_are_named_in_the_file_or_in_another(tmp_path):
 
 def test_images_are_read_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(npz, "_BLOCK", 1000)
-    assert pixels(load_source(f"npz:{save(tmp_path / 'a.npz', images=IMAGES, labels=LABELS)}")) == EXPECTED
+    assert pixels_of(load_source(f"npz:{save(tmp_path / 'a.npz', images=IMAGES, labels=LABELS)}")) == EXPECTED
 
 
 @pytest.mark.parametrize(

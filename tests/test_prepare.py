@@ -19,7 +19,7 @@ import torch
 from commands import ROOT
 from filelock import FileLock
 from interruptions import StopAfter
-from photographs import CLASSES, encoded, photographs, write_folder, write_shards
+from photographs import CLASSES, encoded, photographs, pixels_of, write_folder, write_shards
 from PIL import Image
 
 from distilled_data import DistilledDataset
@@ -228,13 +228,8 @@ def test_the_same_units_of_another_source_are_decoded_again(tmp_path):
         if name == "one":
             with pytest.raises(Stopped):
                 prepare(made, tmp_path / "store", workers=0, stop=StopAfter(4))
-    assert verified(prepare(made, tmp_path / "store", workers=0)) == {
-        i.transpose(2, 0, 1).tobytes() for i in images
-    }
-
-
-def verified(source) -> set[bytes]:
-    return {image.numpy().tobytes() for part in (source.train, source.test) for image in part.images}
+    found = pixels_of(prepare(made, tmp_path / "store", workers=0))
+    assert set(found) == {i.transpose(2, 0, 1).tobytes() for i in images}
 
 
 def test_what_killed_runs_left_is_removed(tmp_path, shards):

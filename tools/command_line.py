@@ -55,8 +55,7 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
 
 SOURCES = (
     "digits, cifar10, cifar100, mnist, fashion_mnist, svhn, folder:PATH, hf:REPO[:CONFIG[:SPLIT]], "
-    "wds:URL-or-glob, "
-    "npz:PATH or store:PATH"
+    "wds:URL-or-glob, npz:PATH or store:PATH"
 )
 
 

@@ -55,8 +55,7 @@ def open_reader(
         if value is not None and name not in kinds:
             raise UsageError(
                 f"{flag} {value} has no meaning for the dataset {spec!r}, only for {', '.join(kinds)}. For "
-                "images in "
-                "class folders use the dataset folder:PATH."
+                "images in class folders use the dataset folder:PATH."
             )
     if name in PLACES and not place:
         raise UsageError(f"the dataset {name!r} needs a place: {name}:{PLACES[name]}")

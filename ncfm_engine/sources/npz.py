@@ -65,8 +65,7 @@ class NpzReader:
                     if labels.dtype.kind not in "iu" or labels.size != count:
                         raise ValueError(
                             f"{labels_name} is {labels.dtype} {list(labels.shape)}; expected an integer "
-                            "for each of "
-                            f"the {count} images"
+                            f"for each of the {count} images"
                         )
                     row = 0
                     for block in blocks:
@@ -92,8 +91,7 @@ def _images(stream: IO[bytes]) -> tuple[int, Iterator[np.ndarray]]:
     if dtype != np.uint8 or len(shape) not in (3, 4) or channels not in (1, 3) or fortran or 0 in shape:
         raise ValueError(
             f"{dtype} {list(shape)}{', column by column' if fortran else ''}; expected uint8 [N, height, "
-            "width], "
-            "[N, height, width, 3] or [N, 3, height, width]"
+            "width], [N, height, width, 3] or [N, 3, height, width]"
         )
 
     def blocks() -> Iterator[np.ndarray]:

@@ -88,8 +88,8 @@ def prepare(
         if index.damaged:
             warnings.warn(
                 f"{reader.where}: left out {len(index.damaged)} of {whole + len(index.damaged)} images, "
-                "which cannot be "
-                f"used: {damage_list(index.damaged)}. All are listed in the store's {INDEX_FILE}.",
+                f"which cannot be used: {damage_list(index.damaged)}. "
+                f"All are listed in the store's {INDEX_FILE}.",
                 stacklevel=2,
             )
         return open_store(plan.folder)
@@ -130,8 +130,7 @@ def _begun(plan: _Plan, overwrite: bool) -> bool:
         if not overwrite:
             raise OutputError(
                 f"{folder} holds a store of other data, or of the same prepared in another way. Choose "
-                "another "
-                "folder, or replace it with --overwrite."
+                "another folder, or replace it with --overwrite."
             )
         (folder / INDEX_FILE).unlink()
         _remove_shards(folder)

@@ -156,8 +156,7 @@ def check_damaged(damaged: Sequence[Damage], whole: int, where: str, skip: bool)
     if damaged and not skip:
         raise SourceError(
             f"{where}: {len(damaged)} of {whole + len(damaged)} images cannot be used: "
-            f"{damage_list(damaged)}. "
-            "Replace them, or leave them out with --skip-damaged."
+            f"{damage_list(damaged)}. Replace them, or leave them out with --skip-damaged."
         )
 
 

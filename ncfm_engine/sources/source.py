@@ -138,8 +138,7 @@ def split_mask(
     if counts.min() < 2:
         raise SourceError(
             f"class {classes[int(counts.argmin())]!r} has {counts.min()} image; a test split cut from it "
-            "needs "
-            "two. Add images or remove the class."
+            "needs two. Add images or remove the class."
         )
     ranks = digests_of(digests, salt=b"%d:" % seed)
     quota = np.clip(np.round(counts * fraction).astype(np.int64), 1, counts - 1)

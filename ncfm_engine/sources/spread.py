@@ -44,8 +44,7 @@ def spread(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) ->
             raise
         raise SourceError(
             f"a process that decodes images was killed, perhaps for want of memory: {error}. What is done "
-            "stays; "
-            "run the command again, with fewer --workers."
+            "stays; run the command again, with fewer --workers."
         ) from error
 
 
