@@ -23,8 +23,7 @@ class Decoder:
     """What is done to every image of a source.
 
     `size` in pixels makes them square, shrunk or grown with antialiasing: "crop" cuts off both ends of the
-    longer side, "squash" keeps all of it. `channels` 1 or 3 converts them to grey or colour; None leaves
-    them.
+    longer side, "squash" keeps all of it. `channels` 1 or 3 converts to grey or colour, None does neither.
     """
 
     size: int | None = None
@@ -32,8 +31,7 @@ class Decoder:
     channels: int | None = None
 
     def __call__(self, image: bytes | np.ndarray) -> np.ndarray:
-        """uint8 [channels, height, width] of a file's bytes or of pixels [height, width] or [height, width,
-        3].
+        """uint8 [channels, height, width] of a file's bytes or of pixels [height, width(, 3)].
 
         Turned upright as EXIF says; of an animation the first frame. Raises `Refused`.
         """

@@ -19,11 +19,10 @@ _LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
 class HubReader:
-    """REPO, REPO:CONFIG or REPO:CONFIG:SPLIT, where SPLIT may be "train,validation": for training and for
-    testing.
+    """REPO, REPO:CONFIG or REPO:CONFIG:SPLIT; SPLIT may be two, to train and test with: "train,validation".
 
-    The image column is found by its type, the label column likewise or by `label`. Raises `SourceError`,
-    `UsageError`.
+    Without SPLIT it is train, with test or else validation where there is one. The image column is found by
+    its type, the label column likewise or by `label`. Raises `SourceError`, `UsageError`.
     """
 
     def __init__(self, spec: str, label: str | None = None):

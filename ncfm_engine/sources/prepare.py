@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +107,14 @@ class _Plan:
     def work(self) -> Path:
         return self.folder / WORK_FOLDER
 
-    @property
+    @cached_property
     def stamp(self) -> str:
         """Of all that decides the store."""
         return sha256_of([[path.name for path in self.spools], self.seed])
 
-    @property
+    @cached_property
     def spools(self) -> list[Path]:
+        """One for each unit; cached, as the names of a million files go into their hashes."""
         return [spool_path(self.work, self.reader, self.decoder, unit) for unit in self.reader.units]
 
 

@@ -33,9 +33,9 @@ class ShardReader:
     """The shards of a URL, a path or a glob, where {000..099} stands for many; one unit each.
 
     A sample has an image, and a label: `.cls`, a number or a name, or `.json` with one under "label". Shards
-    whose file names begin with "test" or "val" hold the test images. Without `classes` their names are read
-    from classes.txt beside the first shard, if there is one. URLs are opened as webdataset opens them; nobody
-    notices when there is something else at one, so new data needs a new URL.
+    whose file names begin with "test" hold the test images; without any, those with "val" do. Without
+    `classes` their names are read from classes.txt beside the first shard, if there is one. URLs are opened
+    as webdataset opens them; nobody notices when there is something else at one, so new data needs a new URL.
     """
 
     def __init__(self, pattern: str, classes: Sequence[str] | None = None):

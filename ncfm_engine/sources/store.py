@@ -145,17 +145,12 @@ def map_shards(
     shards: dict[str, list[int]],
 ) -> Source:
     """The images in the files of `folder`, measured."""
-    parts, paths = (
-        [],
-        {part: [shard_path(folder, part, n) for n in range(len(shards[part]))] for part in PARTS},
-    )
-    scattered = (
-        sum(path.stat().st_size for found in paths.values() for path in found if path.exists()) > MEMORY / 2
-    )
+    parts = []
+    scattered = sum(map(sum, shards.values())) * math.prod(shape) > MEMORY / 2
     for part in PARTS:
         tensors = [
-            _tensors(path, count, shape, scattered)
-            for path, count in zip(paths[part], shards[part], strict=True)
+            _tensors(shard_path(folder, part, number), count, shape, scattered)
+            for number, count in enumerate(shards[part])
         ]
         images = [found["images"] for found in tensors]
         targets = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts[part]))
