@@ -87,6 +87,7 @@ class PretrainConfig(_Config):
 
 
 DISCREPANCIES = ("ncfd", "cfd", "mmd", "dm", "mse")
+INITIALISATIONS = ("real", "herding", "clusters", "noise")
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,15 @@ class DistillConfig(_Config):
     weight: float = 300.0  # of the discrepancy, per class
     calibration: float = 1.0  # weight of the cross-entropy under a trained network, per class
     factor: int = 2  # each packed image holds factor x factor tiles
-    initialisation: str = "real"  # or "noise"
+    initialisation: str = "real"  # random real images; typical ones by "herding", "clusters"; or "noise"
+    nested: bool = False  # images[:k] is matched too, with another k at every step: prefixes are good sets
+    quantised: float = 0.0  # share of the steps, the last ones, that see the images rounded to bytes
+    ema: float = 0.0  # decay per step of the images' moving average, which is then the result
     learning_rate: float = 0.01  # AdamW on pixels in [0, 1]
     schedule: str = "constant"  # of that rate; "cosine", down to zero; "plateau", halved at a standstill
     sampler_learning_rate: float = 1e-3  # SGD ascent on psi
     sampler_momentum: float = 0.5
+    sampler_steps: int = 1  # of psi for each step of the images
     augment: str = "color_crop_cutout"
     augment_shared: bool = True  # one draw per step for real and synthetic images alike, or one per image
     precision: str = "float32"  # of the networks; or "bfloat16" where the device is faster so
@@ -120,13 +125,14 @@ class DistillConfig(_Config):
         self._known("discrepancy", "discrepancy", DISCREPANCIES)
         self._known("real features", "real_features", ("fresh", "bank"))
         self._known("schedule", "schedule", ("constant", "cosine", "plateau"))
-        self._known("initialisation", "initialisation", ("real", "noise"))
+        self._known("initialisation", "initialisation", INITIALISATIONS)
         self._known("precision", "precision", ("float32", "bfloat16"))
         self._within(1, math.inf, "real_batch", "frequencies", "factor", "checkpoint_every")
-        self._within(1, math.inf, "bank_size", "bank_refresh")
+        self._within(1, math.inf, "bank_size", "bank_refresh", "sampler_steps")
         self._within(0, math.inf, "iterations", "weight", "calibration")
         self._within(0, math.inf, "learning_rate", "sampler_learning_rate")
-        self._within(0, 1, "alpha")
+        self._within(0, 1, "alpha", "quantised")
+        self._require(0 <= self.ema < 1, "ema", "must be 0 or more and below 1")
         self._require(0 <= self.sampler_momentum < 1, "sampler_momentum", "must be 0 or more and below 1")
 
 

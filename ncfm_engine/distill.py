@@ -5,7 +5,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from distilled_data.format import write_file
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, under
 from .config import DistillConfig
 from .initial import initial_images
-from .matching import MatchingStep, StepLosses
+from .matching import MatchingStep
 from .memory import Layout, is_out_of_memory
 from .pretrain import FeaturePool
 from .ranks import Ranks
@@ -83,7 +83,8 @@ def distill(
         part=part,
         compile=compile,
     )
-    images = initial_images(config, source, ipc=ipc, seed=seed)[:, part].contiguous().to(device)
+    images = initial_images(config, source, pool, ipc=ipc, seed=seed, device=device)
+    images = images[:, part].contiguous().to(device)
     match = _Match(config, game, images, ranks, folder, dict(identity or {}))
     if folder and resume and (checkpoint := resumable(folder, match.identity, config.iterations)):
         match.load(checkpoint)
@@ -109,7 +110,7 @@ def distill(
             match.save()
         if asked and not last:
             raise Stopped(f"distil, step {match.step} of {config.iterations}")
-    return Distilled(ranks.whole(images.detach(), 1, source.num_classes), match.step, match.seconds)
+    return Distilled(ranks.whole(match.result, 1, source.num_classes), match.step, match.seconds)
 
 
 def resumable(folder: Path, identity: Mapping[str, Any], iterations: int) -> Checkpoint | None:
@@ -139,6 +140,7 @@ class _Match:
     ):
         self.config, self.game, self.ranks, self.folder, self.identity = config, game, ranks, folder, identity
         self.images = images
+        self.average = images.clone() if config.ema else None
         self.classes = game.num_classes
         self.descent = torch.optim.AdamW([images], config.learning_rate, weight_decay=0.0)
         self.players = list(game.sampler.parameters())
@@ -161,31 +163,53 @@ class _Match:
     def seconds(self) -> float:
         return time.monotonic() - self._start
 
+    @property
+    def result(self) -> Tensor:
+        """The images, or their moving average, of the classes of this process."""
+        return self.images.detach() if self.average is None else self.average
+
     def play(self) -> None:
-        """One step of both players."""
+        """One step of the images; one or more of psi."""
         if self.config.schedule == "cosine":
             rate = (
                 self.config.learning_rate * (1 + math.cos(math.pi * self.step / self.config.iterations)) / 2
             )
             self.descent.param_groups[0]["lr"] = rate
-        losses = self._gradients()
+        seen = self._seen()
+        for turn in range(1, self.config.sampler_steps if self.ascent else 0):
+            self._gradients(lambda turn=turn: self.game.ascend(seen, self.step, turn))
+            self._ascend()
+        losses = self._gradients(lambda: self.game.backward(seen, self.step))
+        self.images.grad = seen.grad
         self.descent.step()
-        if self.ascent:
-            self.ranks.add(*(player.grad for player in self.players if player.grad is not None))
-            self.ascent.step()
+        self._ascend()
         with torch.no_grad():
             self.images.clamp_(0, 1)
+            if self.average is not None:
+                self.average.lerp_(self.images, 1 - self.config.ema)
         self._pending.append(
             torch.stack([losses.discrepancy, losses.calibration, losses.amplitude, losses.phase])
         )
         self.step += 1
 
-    def _gradients(self) -> StepLosses:
+    def _seen(self) -> Tensor:
+        """What the networks look at; rounded, its gradient is taken for that of the images."""
+        if self.step < round((1 - self.config.quantised) * self.config.iterations):
+            return self.images
+        return (self.images.detach() * 255).round() / 255
+
+    def _ascend(self) -> None:
+        if self.ascent:
+            self.ranks.add(*(player.grad for player in self.players if player.grad is not None))
+            self.ascent.step()
+
+    def _gradients(self, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns, which sets the gradients; in smaller chunks if memory runs out."""
         while True:
             for player in self.players:
                 player.grad = None
             try:
-                return self.game.backward(self.images, self.step)
+                return compute()
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -234,16 +258,19 @@ class _Match:
         No process goes on before it is written: a stop ends all of them, and the last would be cut off.
         """
         pending = self._finite()
-        whole = [self.ranks.whole(tensor, 1, self.classes) for tensor in (self.images, *self._moments())]
-        for number, image in enumerate(whole[0].isfinite().flatten(2).all(2).all(0).tolist()):
+        first, second = self._moments()
+        tensors = {"images": self.images, "first moment": first, "second moment": second}
+        if self.average is not None:
+            tensors["average"] = self.average
+        whole = {name: self.ranks.whole(tensor, 1, self.classes) for name, tensor in tensors.items()}
+        for number, image in enumerate(whole["images"].isfinite().flatten(2).all(2).all(0).tolist()):
             if not image:
                 raise _divergence(f"an image of class {number}", self.step)
         if self.folder and self.ranks.rank == 0:
             self._write(self.folder / CHECKPOINT_FILE, whole, pending)
         self.ranks.barrier()
 
-    def _write(self, path: Path, whole: list[Tensor], pending: Tensor) -> None:
-        tensors = dict(zip(("images", "first moment", "second moment"), whole, strict=True))
+    def _write(self, path: Path, tensors: dict[str, Tensor], pending: Tensor) -> None:
         tensors |= {f"sampler/{name}": value for name, value in self.game.sampler.state_dict().items()}
         if self.ascent:
             state = self.ascent.state_dict()["state"]
@@ -262,6 +289,8 @@ class _Match:
         part = self.game.classes
         self.step, self._start = progress["step"], time.monotonic() - progress["seconds"]
         self.images.copy_(tensors["images"][:, part])
+        if self.average is not None:
+            self.average.copy_(tensors["average"][:, part])
         state = self.descent.state_dict()
         state["state"] = {
             0: {

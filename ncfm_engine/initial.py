@@ -4,15 +4,26 @@ import torch
 from torch import Tensor
 
 from distilled_data import UsageError
-from distilled_data.randomness import generator_at
+from distilled_data.randomness import generator_at, seed_at
 
 from .config import DistillConfig
+from .features import FrozenNetwork
+from .pretrain import FeaturePool
 from .sampling import ClassSampler
+from .selection import clusters, herding
 from .sources import Source
 
+BATCH = 256  # real images that pass the network at once
 
-def initial_images(config: DistillConfig, source: Source, *, ipc: int, seed: int) -> Tensor:
-    """Packed images [ipc, C, channels, H, W] in [0, 1]: real images shrunk into the tiles, or noise."""
+
+def initial_images(
+    config: DistillConfig, source: Source, pool: FeaturePool, *, ipc: int, seed: int, device: str = "cpu"
+) -> Tensor:
+    """Packed images [ipc, C, channels, H, W] in [0, 1]: real images shrunk into the tiles, or noise.
+
+    Typical ones are chosen by the features of one trained network of `pool`, which `seed` picks, and fill the
+    ranks in the order of the choice.
+    """
     check_packing(config, source, ipc)
     height, width, factor = source.height, source.width, config.factor
     generator = generator_at(seed, "initial images")
@@ -20,13 +31,39 @@ def initial_images(config: DistillConfig, source: Source, *, ipc: int, seed: int
     if config.initialisation == "noise":
         return torch.rand(shape, generator=generator)
     # A class with fewer than ipc * factor**2 images gives some of them twice.
-    index = ClassSampler(source.train).draw(ipc * factor**2, generator)
+    if config.initialisation == "real":
+        index = ClassSampler(source.train).draw(ipc * factor**2, generator)
+    else:
+        index = _typical(config, source, pool, ipc * factor**2, seed, device)
     tiles = source.train.images[index.T.flatten()].float() / 255
     tiles = torch.nn.functional.interpolate(
         tiles, size=(height // factor, width // factor), mode="bilinear", antialias=True
     )
     grid = tiles.view(ipc, factor, factor, *shape[1:3], height // factor, width // factor)
     return grid.permute(0, 3, 4, 1, 5, 2, 6).reshape(shape).clamp(0, 1)
+
+
+def _typical(
+    config: DistillConfig, source: Source, pool: FeaturePool, count: int, seed: int, device: str
+) -> Tensor:
+    """Rows of the training images, int64 [C, count]."""
+    network = FrozenNetwork(pool, device, precision=config.precision)
+    network.load(seed_at(seed, "choosing network") % len(pool), 1.0)
+    mean = torch.tensor(source.mean, device=device).view(-1, 1, 1)
+    std = torch.tensor(source.std, device=device).view(-1, 1, 1)
+    counts, rows, first = source.train.counts.tolist(), [], 0
+    for label, size in enumerate(counts):
+        with torch.no_grad():
+            parts = torch.arange(first, first + size).split(BATCH)
+            batches = (source.train.images.index_select(0, part).to(device) for part in parts)
+            features = torch.cat([network.features((b.float() / 255 - mean) / std).cpu() for b in batches])
+        if config.initialisation == "herding":
+            chosen = herding(features, count)
+        else:
+            chosen = clusters(features, count, seed_at(seed, "clusters", label))
+        rows.append(chosen + first)
+        first += size
+    return torch.stack(rows)
 
 
 def check_packing(config: DistillConfig, source: Source, ipc: int) -> None:

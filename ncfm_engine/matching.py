@@ -95,6 +95,21 @@ class MatchingStep:
         with _rounded_products(self.config.precision == "bfloat16"):
             return self._backward(images, step)
 
+    def ascend(self, images: Tensor, step: int, turn: int) -> None:
+        """Set the gradients of psi alone, at frequencies of this turn's own; the images hold still."""
+        with _rounded_products(self.config.precision == "bfloat16"):
+            entry = self.real.prepare(step)
+            frequencies = self.sampler(generator_at(self.seed, "frequencies", step, turn, device=self.device))
+            leaf = frequencies.detach().requires_grad_()
+            for first in range(0, len(self.part), self.layout.classes):
+                classes = slice(first, first + self.layout.classes)
+                with torch.no_grad():
+                    views = self._views(images[:, classes], step, entry.number, classes)
+                    synthetic = self.blended.features(views).unflatten(0, (images[:, classes].shape[1], -1))
+                rows = self._compare(self.real.features(entry, classes), synthetic, leaf, step)
+                (self.config.weight * rows[0].sum()).backward()
+            frequencies.backward(leaf.grad)
+
     def _backward(self, images: Tensor, step: int) -> StepLosses:
         entry = self.real.prepare(step)
         if self.config.calibration:
@@ -134,12 +149,11 @@ class MatchingStep:
     ) -> Tensor:
         """Gradients of some classes, images [ipc, c, channels, H, W]: what `StepLosses` holds, as [4, c]."""
         count = part.shape[1]
-        views = decode(part.transpose(0, 1).flatten(0, 1), self.config.factor).flatten(0, 1)
-        views = self._augment(self.normalise(views), step, entry, classes)
+        views = self._views(part, step, entry, classes)
         # Each term frees its network's activations before the other begins; they meet at the views.
         seen = views.detach().requires_grad_()
         features = self.blended.features(seen).unflatten(0, (count, -1))
-        rows = self._compare(real, features, frequencies)
+        rows = self._compare(real, features, frequencies, step)
         (self.config.weight * rows[0].sum()).backward()
         calibration = torch.zeros_like(rows[0])
         if self.config.calibration:
@@ -150,16 +164,38 @@ class MatchingStep:
         views.backward(seen.grad)
         return torch.stack([rows[0], calibration, *rows[1:]]).detach()
 
+    def _views(self, part: Tensor, step: int, entry: int, classes: slice) -> Tensor:
+        """What the networks see of images [ipc, c, channels, H, W]: [c * ipc * factor**2, channels, H, W]."""
+        views = decode(part.transpose(0, 1).flatten(0, 1), self.config.factor).flatten(0, 1)
+        return self._augment(self.normalise(views), step, entry, classes)
+
     def _compare(
-        self, real: Tensor, synthetic: Tensor, frequencies: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Discrepancy, amplitude and phase of each class: [c] each."""
+        self, real: Tensor, synthetic: Tensor, frequencies: Tensor | None, step: int
+    ) -> tuple[Tensor, ...]:
+        """Discrepancy, amplitude and phase of each class, [c] each: means over all images and the prefix."""
+        parts = [synthetic]
+        if (length := self._prefix(synthetic.shape[1], step)) is not None:
+            parts.append(synthetic[:, :length])
         if frequencies is None:
-            value = PLAIN[self.config.discrepancy](real, synthetic)
-            return value, torch.zeros_like(value), torch.zeros_like(value)
-        functions = [characteristic_function(features, frequencies) for features in (real, synthetic)]
-        amplitude, phase = amplitude_and_phase(*functions)
-        return weigh(amplitude, phase, self.config.alpha), amplitude.mean(1), phase.mean(1)
+            values = [PLAIN[self.config.discrepancy](real, part) for part in parts]
+            rows = [(value, torch.zeros_like(value), torch.zeros_like(value)) for value in values]
+        else:
+            function, rows = characteristic_function(real, frequencies), []
+            for part in parts:
+                amplitude, phase = amplitude_and_phase(function, characteristic_function(part, frequencies))
+                rows.append((weigh(amplitude, phase, self.config.alpha), amplitude.mean(1), phase.mean(1)))
+        return tuple(torch.stack(values).mean(0) for values in zip(*rows, strict=True))
+
+    def _prefix(self, views: int, step: int) -> int | None:
+        """Number of views of the first k images per class that the step matches too, with every scale of k
+        as likely; None where nothing is nested.
+        """
+        each = self.config.factor**2
+        ipc = views // each
+        if not self.config.nested or ipc == 1:
+            return None
+        share = torch.rand((), generator=generator_at(self.seed, "prefix", step)).item()
+        return int(ipc**share) * each
 
     def _augment(self, views: Tensor, step: int, entry: int, classes: slice) -> Tensor:
         """As the real images of the entry, or with numbers of each view's own."""

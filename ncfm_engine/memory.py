@@ -123,7 +123,8 @@ class Footprint:
         views, real, frequencies = self.views_per_class, self.real_per_class, self.frequencies
         network = views * (self.saved + self.adjacent + (0 if self.cpu else self.largest))
         # features of real images; the angle of both kinds, its cosine and its sine
-        waves = 4 * real * self.dim + 12 * (real + views) * frequencies
+        parts = views * (2 if self.config.nested else 1)
+        waves = 4 * real * self.dim + 12 * (real + parts) * frequencies
         if self.config.discrepancy == "mmd":  # kernels between all pairs, and their exponentials
             waves += 16 * (real + views) ** 2
         return network + waves + 4 * views * (6 * self.pixels + 3 * self.dim)

@@ -136,7 +136,7 @@ def identity(plan: Plan, source: Source) -> dict[str, Any]:
     """
     content = flatten(dataclasses.asdict(plan.recipe))
     free = {"distill.checkpoint_every", "pretrain.at_once"}
-    if plan.recipe.distill.schedule == "constant":
+    if plan.recipe.distill.schedule == "constant" and not plan.recipe.distill.quantised:
         free.add("distill.iterations")
     kept = {
         name: value

@@ -26,7 +26,7 @@ def pool_there(pool):
 def game(
     digits, pool: FeaturePool, device: str, config=SMALL, **options
 ) -> tuple[MatchingStep, torch.Tensor]:
-    images = initial_images(config, digits, ipc=10, seed=0).to(device)
+    images = initial_images(config, digits, pool, ipc=10, seed=0).to(device)
     return MatchingStep(config, digits, pool, ipc=10, seed=0, device=device, **options), images
 
 

@@ -47,9 +47,9 @@ def test_images_stay_pixels_and_are_stored_as_bytes(play):
     assert (stored / 255 - result.images).abs().max() <= 0.5 / 255 + 1e-6
 
 
-def test_one_iteration_moves_a_pixel_by_the_learning_rate_whatever_the_number_of_classes(play, digits):
+def test_one_iteration_moves_a_pixel_by_the_learning_rate_whatever_the_number_of_classes(play, digits, pool):
     # A reference that steps its optimiser once per class moves it by sqrt(classes) times that.
-    start = initial_images(CONFIG, digits, ipc=2, seed=0)
+    start = initial_images(CONFIG, digits, pool, ipc=2, seed=0)
     moved = (play(dataclasses.replace(CONFIG, iterations=1)).images - start).abs().max()
     assert moved == pytest.approx(CONFIG.learning_rate, rel=1e-3)
 
@@ -93,16 +93,16 @@ def test_a_plateau_halves_the_learning_rate(play, tmp_path, monkeypatch):
     assert {round(1e-6 / rate) for rate in rates} <= {1, 2, 4, 8, 16}
 
 
-def test_images_start_as_real_images_of_their_class(digits):
-    start = (initial_images(CONFIG, digits, ipc=3, seed=0) * 255).round().to(torch.uint8)
+def test_images_start_as_real_images_of_their_class(digits, pool):
+    start = (initial_images(CONFIG, digits, pool, ipc=3, seed=0) * 255).round().to(torch.uint8)
     for label in range(10):
         real = digits.train.images[digits.train.targets == label]
         for image in start[:, label]:
             assert (image == real).flatten(1).all(1).any()
 
 
-def test_packed_images_start_as_shrunk_real_images_one_per_tile(digits):
-    start = initial_images(dataclasses.replace(CONFIG, factor=2), digits, ipc=2, seed=0)
+def test_packed_images_start_as_shrunk_real_images_one_per_tile(digits, pool):
+    start = initial_images(dataclasses.replace(CONFIG, factor=2), digits, pool, ipc=2, seed=0)
     real = torch.nn.functional.interpolate(
         digits.train.images.float() / 255, size=(4, 4), mode="bilinear", antialias=True
     )
@@ -115,20 +115,85 @@ def test_packed_images_start_as_shrunk_real_images_one_per_tile(digits):
         assert max(nearest) < 1e-6
 
 
-def test_images_can_start_as_noise(digits):
-    noise = initial_images(dataclasses.replace(CONFIG, initialisation="noise"), digits, ipc=2, seed=0)
+def test_images_can_start_as_noise(digits, pool):
+    noise = initial_images(dataclasses.replace(CONFIG, initialisation="noise"), digits, pool, ipc=2, seed=0)
     assert noise.shape == (2, 10, 1, 8, 8)
     assert abs(noise.mean() - 0.5) < 0.05
 
 
-def test_a_factor_that_does_not_divide_the_image_is_refused(digits):
+@pytest.mark.parametrize("kind", ["herding", "clusters"])
+def test_images_can_start_as_typical_ones_of_their_class(digits, pool, kind):
+    def start(seed=0, ipc=3):
+        config = dataclasses.replace(CONFIG, initialisation=kind)
+        return initial_images(config, digits, pool, ipc=ipc, seed=seed)
+
+    chosen = (start() * 255).round().to(torch.uint8)
+    for label in range(10):
+        real = digits.train.images[digits.train.targets == label]
+        assert all((image == real).flatten(1).all(1).any() for image in chosen[:, label])
+    assert torch.equal(start(), start())
+    # With all images of a class their mean would be met: a few of them come nearer than a random draw.
+    means = torch.stack([digits.train.images[digits.train.targets == k].float().mean(0) for k in range(10)])
+    far = {
+        name: (images.mean(0) - means / 255).norm().item()
+        for name, images in {
+            "chosen": start(),
+            "random": initial_images(CONFIG, digits, pool, ipc=3, seed=0),
+        }.items()
+    }
+    assert far["chosen"] < far["random"]
+
+
+def test_the_result_of_an_average_lags_behind_the_images(play):
+    moved = {
+        decay: play(dataclasses.replace(CONFIG, ema=decay)).images
+        - play(dataclasses.replace(CONFIG, iterations=0)).images
+        for decay in (0.0, 0.5, 0.99)
+    }
+    lengths = [difference.norm().item() for difference in moved.values()]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[2] < 0.15 * lengths[0]
+
+
+def test_an_average_does_not_change_the_game(play, tmp_path):
+    for name, decay in (("without", 0.0), ("with", 0.9)):
+        play(dataclasses.replace(CONFIG, ema=decay), folder=tmp_path / name)
+    losses = [[row["discrepancy"] for row in metrics(tmp_path / name)] for name in ("without", "with")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(("share", "rounded"), [(0.0, []), (0.25, [9, 10, 11]), (1.0, list(range(12)))])
+def test_the_last_steps_see_the_images_as_bytes(play, monkeypatch, share, rounded):
+    seen, real = [], module.MatchingStep.backward
+
+    def look(self, images, step):
+        seen.append(torch.equal((images * 255).round() / 255, images.detach()))
+        return real(self, images, step)
+
+    monkeypatch.setattr(module.MatchingStep, "backward", look)
+    play(dataclasses.replace(CONFIG, quantised=share))
+    assert [step for step in range(1, 12) if seen[step]] == [step for step in rounded if step]
+
+
+def test_more_steps_of_the_sampling_network_raise_the_discrepancy_more(play, tmp_path):
+    still = dataclasses.replace(
+        CONFIG, learning_rate=0.0, calibration=0.0, sampler_learning_rate=1e-3, iterations=10
+    )
+    values = {}
+    for steps in (1, 5):
+        play(dataclasses.replace(still, sampler_steps=steps), folder=tmp_path / str(steps))
+        values[steps] = metrics(tmp_path / str(steps))[-1]["discrepancy"]
+    assert values[5] > 1.02 * values[1]
+
+
+def test_a_factor_that_does_not_divide_the_image_is_refused(digits, pool):
     with pytest.raises(UsageError, match="factor 3 does not divide the image size 8x8"):
-        initial_images(dataclasses.replace(CONFIG, factor=3), digits, ipc=1, seed=0)
+        initial_images(dataclasses.replace(CONFIG, factor=3), digits, pool, ipc=1, seed=0)
 
 
-def test_an_ipc_above_the_smallest_class_is_refused(digits):
+def test_an_ipc_above_the_smallest_class_is_refused(digits, pool):
     with pytest.raises(UsageError, match="ipc=2000 is more than the 1"):
-        initial_images(CONFIG, digits, ipc=2000, seed=0)
+        initial_images(CONFIG, digits, pool, ipc=2000, seed=0)
 
 
 def test_metrics_have_a_row_per_interval_and_one_for_the_last_step(play, tmp_path):
@@ -145,6 +210,7 @@ CHANGES = [
     {"schedule": "plateau"},
     {"schedule": "cosine"},
     {"discrepancy": "mmd"},
+    {"ema": 0.9, "quantised": 0.5, "sampler_steps": 3, "nested": True},
 ]
 
 

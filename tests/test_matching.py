@@ -17,7 +17,7 @@ SMALL = DistillConfig(real_batch=30, real_features="fresh", frequencies=64, fact
 
 
 def game(digits, pool, config=SMALL, **options) -> tuple[MatchingStep, torch.Tensor]:
-    images = initial_images(config, digits, ipc=2, seed=0)
+    images = initial_images(config, digits, pool, ipc=2, seed=0)
     return MatchingStep(config, digits, pool, ipc=2, seed=0, device="cpu", **options), images
 
 
@@ -125,6 +125,53 @@ def test_a_bank_started_in_the_middle_is_the_one_that_was_there(digits, pool):
     for number in range(8):
         expected = whole.backward(images, number).discrepancy
     assert torch.equal(resumed.backward(images, 7).discrepancy, expected)
+
+
+def test_psi_alone_ascends_without_touching_the_images(digits, pool):
+    step, images = game(digits, pool)
+    before = step.backward(images, 0).discrepancy.mean()
+    gradient, held = images.grad.clone(), images.clone()
+    step.sampler.zero_grad()
+    step.ascend(images, 0, 1)
+    assert torch.equal(images.grad, gradient)
+    assert torch.equal(images, held)
+    torch.optim.SGD(step.sampler.parameters(), 1e-3, maximize=True).step()
+    assert step.backward(images, 0).discrepancy.mean() > before
+
+
+def test_a_turn_of_psi_has_frequencies_of_its_own(digits, pool):
+    step, images = game(digits, pool)
+    gradients = []
+    for turn in (1, 2):
+        step.sampler.zero_grad()
+        step.ascend(images, 0, turn)
+        gradients.append(next(step.sampler.parameters()).grad.clone())
+    assert not torch.allclose(*gradients)
+
+
+@pytest.mark.parametrize("discrepancy", ["cfd", "mmd"])
+def test_a_nested_step_matches_a_prefix_and_the_whole(digits, pool, discrepancy):
+    config = dataclasses.replace(SMALL, calibration=0, discrepancy=discrepancy, nested=True)
+    images = initial_images(config, digits, pool, ipc=6, seed=0)
+    options = {"ipc": 6, "seed": 0, "device": "cpu"}
+    nested = MatchingStep(config, digits, pool, **options)
+    plain = MatchingStep(dataclasses.replace(config, nested=False), digits, pool, **options)
+    number = next(n for n in range(99) if nested._prefix(6, n) == 2)
+    whole, prefix = (plain.backward(part.clone(), number).discrepancy for part in (images, images[:2]))
+    found = nested.backward(images, number).discrepancy
+    assert torch.allclose(found, (whole + prefix) / 2, rtol=1e-5)
+
+
+def test_every_scale_of_prefix_is_as_likely(digits, pool):
+    step, _ = game(digits, pool, dataclasses.replace(SMALL, nested=True, factor=2))
+    drawn = torch.tensor([step._prefix(50 * 4, number) for number in range(4000)])
+    assert set((drawn % 4).tolist()) == {0}
+    assert (drawn // 4).min() == 1
+    assert 40 <= (drawn // 4).max() < 50
+    for low, high in ((1, 2), (7, 14), (20, 40)):  # P(low <= k < high) = log(high / low) / log(50)
+        share = ((drawn // 4 >= low) & (drawn // 4 < high)).double().mean().item()
+        assert share == pytest.approx(0.1772, abs=0.03)
+    assert step._prefix(4, 0) is None
 
 
 def test_bfloat16_rounds_and_changes_nothing_else(digits, pool):

@@ -22,7 +22,7 @@ def count(digits, pool, config=BASE, ipc=10, device="cpu") -> Footprint:
 def measured(digits, pool, config, ipc, layout) -> int:
     """Bytes that the tensors of one step take at their peak, as the allocator saw them."""
     step = MatchingStep(config, digits, pool, ipc=ipc, seed=0, device="cpu", layout=layout)
-    images = initial_images(config, digits, ipc=ipc, seed=0)
+    images = initial_images(config, digits, pool, ipc=ipc, seed=0)
     step.backward(images, 0)  # what is made once is made here; a bank is refreshed in the next step
     images.grad = None
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:

@@ -44,7 +44,7 @@ class Engine(Contender):
             part=part,
             **setup.options,
         )
-        images = initial_images(config, source, ipc=recipe.ipc, seed=recipe.seed)[:, part]
+        images = initial_images(config, source, pool, ipc=recipe.ipc, seed=recipe.seed)[:, part]
         self.images = images.contiguous().to(device).requires_grad_()
         self.optimisers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW([self.images], config.learning_rate, weight_decay=0.0)

@@ -49,7 +49,7 @@ class Loop(Contender):
         self.mean = torch.tensor(source.mean, device=device).view(-1, 1, 1)
         self.std = torch.tensor(source.std, device=device).view(-1, 1, 1)
         self.blended, self.trained = (FlatNetwork(self.pool.template, device) for _ in range(2))
-        packed = initial_images(config, source, ipc=recipe.ipc, seed=recipe.seed).to(device)
+        packed = initial_images(config, source, self.pool, ipc=recipe.ipc, seed=recipe.seed).to(device)
         self.images = [part.clone().requires_grad_() for part in packed.unbind(1)]
         self.optimisers = [
             torch.optim.AdamW([part], config.learning_rate, weight_decay=0) for part in self.images

@@ -1,0 +1,53 @@
+"""Which real images stand for a class."""
+
+import pytest
+import torch
+
+from distilled_data.randomness import generator_at
+from ncfm_engine.selection import clusters, herding
+
+
+@pytest.fixture
+def features():
+    """Three groups of 30, 20 and 10 points around corners of a cube, far apart."""
+    centres = torch.eye(4)[:3].repeat_interleave(torch.tensor([30, 20, 10]), 0)
+    return centres + 0.05 * torch.randn(60, 4, generator=generator_at(7))
+
+
+def test_herding_follows_the_mean_better_than_random_images_at_every_length(features):
+    mean, chosen = features.mean(0), herding(features, 20)
+    assert len(set(chosen.tolist())) == 20
+    for length in range(1, 21):
+        draws = [torch.randperm(60, generator=generator_at(n))[:length] for n in range(200)]
+        random = torch.stack([(features[rows].mean(0) - mean).norm() for rows in draws])
+        assert (features[chosen[:length]].mean(0) - mean).norm() <= random.quantile(0.1)
+
+
+def test_a_prefix_of_a_herd_is_the_shorter_herd(features):
+    assert torch.equal(herding(features, 20)[:7], herding(features, 7))
+
+
+def test_the_first_of_a_herd_is_the_point_nearest_to_the_mean(features):
+    distance = (features - features.mean(0)).norm(dim=1)
+    assert herding(features, 1).item() == distance.argmin()
+
+
+def test_clusters_give_one_point_of_each_group_the_largest_first(features):
+    chosen = clusters(features, 3, seed=0)
+    assert [0 <= chosen[0] < 30, 30 <= chosen[1] < 50, 50 <= chosen[2] < 60] == [True] * 3
+    for row, group in zip(chosen.tolist(), (slice(0, 30), slice(30, 50), slice(50, 60)), strict=True):
+        distance = (features[group] - features[group].mean(0)).norm(dim=1)
+        assert row == group.start + distance.argmin()
+    assert torch.equal(clusters(features, 3, seed=0), chosen)
+
+
+@pytest.mark.parametrize("choose", [herding, lambda features, count: clusters(features, count, 0)])
+def test_a_class_with_fewer_images_gives_each_of_them_before_any_one_twice(features, choose):
+    chosen = choose(features[:5], 12)
+    assert sorted(chosen[:5].tolist()) == [0, 1, 2, 3, 4]
+    assert torch.equal(chosen[5:10], chosen[:5])
+
+
+def test_equal_images_are_one_cluster(features):
+    same = features[:1].repeat(6, 1)
+    assert clusters(same, 4, seed=0).tolist() == [0, 0, 0, 0]
