@@ -206,6 +206,7 @@ class Operation(NamedTuple):
 
 
 OPERATIONS = {
+    "none": Operation(lambda images: images, uniforms=0),
     "color": Operation(color, 3),
     "crop": Operation(crop, 2),
     "cutout": Operation(cutout, 2),

@@ -3,11 +3,9 @@
 import dataclasses
 import json
 import platform
-import resource
 import shlex
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from distilled_data.format import (
 from distilled_data.manifest import verify_folder, write_manifest
 
 from .config import Recipe
+from .costs import COSTS_FILE, Costs
 from .distill import METRICS_FILE, Distilled, distill, resumable
 from .evaluate import evaluate, forget_progress, settings_hash
 from .initial import check_packing
@@ -54,7 +53,7 @@ class Outcome:
     """What a run came to."""
 
     rows: list[dict[str, Any]]
-    seconds: dict[str, float]  # per stage
+    stages: dict[str, dict[str, Any]]  # as `Costs` has them
 
 
 def open_source(plan: Plan, **options: Any) -> Source:
@@ -73,71 +72,72 @@ def run(plan: Plan, report: Report = silent) -> Outcome | None:
     others return None. Raises `Stopped` when the time budget is spent or SIGTERM arrived, and the errors of
     its stages; whatever was finished before (networks, checkpoint, artifact) stays.
     """
-    seconds: dict[str, float] = {}
     with StopRequest(plan.time_budget) as stop, join(plan.device) as ranks:
         check_output(plan)
         ranks.barrier()  # nobody writes before all have looked
-        rows = _stages(plan, ranks, stop, report if ranks.rank == 0 else silent, seconds)
-    return None if rows is None else Outcome(rows, seconds)
+        path = plan.run_folder / COSTS_FILE if ranks.rank == 0 else None
+        costs = Costs(path, plan.device, plan.resume)
+        rows = _stages(plan, ranks, stop, report if ranks.rank == 0 else silent, costs)
+    return None if rows is None else Outcome(rows, costs.stages)
 
 
 def _stages(
-    plan: Plan, ranks: Ranks, stop: StopRequest, report: Report, seconds: dict[str, float]
+    plan: Plan, ranks: Ranks, stop: StopRequest, report: Report, costs: Costs
 ) -> list[dict[str, Any]] | None:
-    recipe, start = plan.recipe, time.monotonic()
-    source = open_source(plan, ranks=ranks, stop=stop, report=report)
-    layout, key = layout_of(plan, source, ranks), identity(plan, source)
-    check_packing(recipe.distill, source, recipe.ipc)
-    if plan.resume:
-        resumable(plan.run_folder, key, recipe.distill.iterations)  # refused now, not after pretraining
-    if ranks.rank == 0:
-        remove_leftovers(plan)
-    start = _lap(seconds, "loading", start)
-    pool = _pool(plan, source, ranks, stop, report)
-    start = _lap(seconds, "pretraining", start)
-    distilled = distill(
-        recipe.distill,
-        source,
-        pool,
-        ipc=recipe.ipc,
-        seed=recipe.seed,
-        device=plan.device,
-        folder=plan.run_folder,
-        identity=key,
-        resume=plan.resume,
-        stop=stop,
-        layout=layout,
-        compile=compiles(plan),
-        ranks=ranks,
-        report=report,
-    )
-    start = _lap(seconds, "distilling", start)
+    recipe = plan.recipe
+    with costs.stage("loading"):
+        source = open_source(plan, ranks=ranks, stop=stop, report=report)
+        layout, key = layout_of(plan, source, ranks), identity(plan, source)
+        check_packing(recipe.distill, source, recipe.ipc)
+        if plan.resume:
+            resumable(plan.run_folder, key, recipe.distill.iterations)  # refused now, not after pretraining
+        if ranks.rank == 0:
+            remove_leftovers(plan)
+    with costs.stage("pretraining"):
+        pool = _pool(plan, source, ranks, stop, report)
+    with costs.stage("distilling"):
+        distilled = distill(
+            recipe.distill,
+            source,
+            pool,
+            ipc=recipe.ipc,
+            seed=recipe.seed,
+            device=plan.device,
+            folder=plan.run_folder,
+            identity=key,
+            resume=plan.resume,
+            stop=stop,
+            layout=layout,
+            compile=compiles(plan),
+            ranks=ranks,
+            report=report,
+        )
     if ranks.rank:
         return None
-    artifact = make_artifact(plan, source, pool, distilled)
-    if plan.resume and (rows := _recorded(plan, artifact)):
-        return rows
-    clear_output(plan)
-    write_artifact(plan.output / ARTIFACT_FILE, artifact)
-    write_manifest(plan.output)
-    plot_losses(plan.run_folder / METRICS_FILE, plan.run_folder / LOSS_PLOT_FILE)
-    start = _lap(seconds, "labelling", start)
-    rows = evaluate(
-        DistilledDataset.from_folder(plan.output),
-        source,
-        recipe.evaluate,
-        recipe.network,
-        seed=recipe.seed,
-        device=plan.device,
-        pool=pool,
-        folder=plan.run_folder,
-        resume=plan.resume,
-        stop=stop,
-        report=report,
-    )
-    _lap(seconds, "evaluating", start)
+    with costs.stage("labelling"):
+        artifact = make_artifact(plan, source, pool, distilled)
+        if plan.resume and (rows := _recorded(plan, artifact)):
+            return rows
+        clear_output(plan)
+        write_artifact(plan.output / ARTIFACT_FILE, artifact)
+        write_manifest(plan.output)
+        plot_losses(plan.run_folder / METRICS_FILE, plan.run_folder / LOSS_PLOT_FILE)
+    with costs.stage("evaluating"):
+        rows = evaluate(
+            DistilledDataset.from_folder(plan.output),
+            source,
+            recipe.evaluate,
+            recipe.network,
+            seed=recipe.seed,
+            device=plan.device,
+            pool=pool,
+            folder=plan.run_folder,
+            resume=plan.resume,
+            stop=stop,
+            report=report,
+        )
     record_results(plan.output, rows, plan.device)
-    write_results(plan.run_folder / RESULTS_FILE, rows, plan.device, seconds)
+    write_results(plan.run_folder / RESULTS_FILE, rows, plan.device, costs.stages)
     forget_progress(plan.run_folder)
     return rows
 
@@ -307,15 +307,13 @@ def record_results(folder: Path, rows: list[dict[str, Any]], device: str) -> Non
     write_manifest(folder)
 
 
-def write_results(path: Path, rows: list[dict[str, Any]], device: str, seconds: dict[str, float]) -> None:
-    """Merge rows into `results.json`, each with where and by what command it was measured.
-
-    `seconds` is the time of each stage of the run that measured them.
-    """
+def write_results(
+    path: Path, rows: list[dict[str, Any]], device: str, stages: dict[str, dict[str, Any]]
+) -> None:
+    """Merge rows into `results.json`, each with where, by what command and at what costs it was measured."""
     origin = {**provenance(device), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
     known = json.loads(path.read_text())["rows"] if path.exists() else []
-    cost = {"stages": seconds, "peak_memory_mib": peak_memory_mib()}
-    merged = _merged(known, [row | origin | cost for row in rows])
+    merged = _merged(known, [row | origin | {"stages": stages} for row in rows])
     write_file(path, json.dumps({"rows": merged}, indent=1).encode() + b"\n")
 
 
@@ -323,12 +321,6 @@ def _merged(known: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> t
     setting = ("content_hash", "ipc", "network", "protocol", "labels", "split", "settings")
     rows = {tuple(row.get(name) for name in setting): row for row in [*known, *new]}
     return tuple(rows.values())
-
-
-def peak_memory_mib() -> int:
-    """The most main memory that this process has held so far."""
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
 
 
 def provenance(device: str) -> dict[str, Any]:
@@ -360,9 +352,3 @@ def _code_revision() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _lap(seconds: dict[str, float], name: str, start: float) -> float:
-    now = time.monotonic()
-    seconds[name] = round(now - start, 1)
-    return now

@@ -17,10 +17,11 @@ from distilled_data.format import FOLDER_FILES, MANIFEST_FILE, PARQUET_FILE, PRE
 
 from .checkpoint import previous_of
 from .config import Recipe, flatten
+from .costs import COSTS_FILE
 from .distill import CHECKPOINT_FILE, METRICS_FILE
-from .evaluate import CHECKS
 from .initial import check_packing
 from .memory import Footprint, Layout, choose_layout
+from .operations import operations, passes
 from .presets import find_preset
 from .pretrain import build
 from .ranks import Ranks
@@ -162,7 +163,11 @@ def check_output(plan: Plan) -> None:
     if plan.overwrite or not held:
         return
     checkpoint = plan.run_folder / CHECKPOINT_FILE
-    begun = {METRICS_FILE, LOSS_PLOT_FILE}  # what a run that was killed before its first checkpoint leaves
+    begun = {
+        METRICS_FILE,
+        LOSS_PLOT_FILE,
+        COSTS_FILE,
+    }  # what a run that was killed before its first checkpoint leaves
     ours = (
         checkpoint.exists()
         or previous_of(checkpoint).exists()
@@ -234,7 +239,7 @@ def describe(plan: Plan, source: Source) -> str:
     counts, layout = footprint(plan, source), layout_of(plan, source)
     real = min(config.real_batch, int(source.train.counts.min()))
     views = recipe.ipc * config.factor**2
-    times = estimate_seconds(plan, source)
+    times, counted = estimate_seconds(plan, source), operations(recipe, source)
     shape = [recipe.ipc, source.num_classes, source.channels, source.height, source.width]
     files = [plan.output / name for name in FOLDER_FILES]
     files += [plan.run_folder / n for n in (METRICS_FILE, CHECKPOINT_FILE, LOSS_PLOT_FILE, RESULTS_FILE)]
@@ -248,6 +253,7 @@ def describe(plan: Plan, source: Source) -> str:
         f"{config.frequencies} frequencies, {layout.classes} classes and {layout.images} real images at once",
         f"steps        {config.iterations}",
         f"memory       about {counts.total(layout) / 2**20:.0f} MiB on {plan.device}, besides torch itself",
+        "operations   " + ", ".join(f"{name} {count / 1e12:.3g} TFLOP" for name, count in counted.items()),
         "time         about " + ", ".join(f"{name} {_duration(s)}" for name, s in times.items()),
         "writes       " + "\n             ".join(str(path) for path in files),
     ]
@@ -255,21 +261,13 @@ def describe(plan: Plan, source: Source) -> str:
 
 
 def estimate_seconds(plan: Plan, source: Source) -> dict[str, float]:
-    """Seconds per stage, from the measured cost of one forward and backward pass of this network here."""
-    recipe, config, evaluate = plan.recipe, plan.recipe.distill, plan.recipe.evaluate
+    """Seconds per stage, from the measured cost of one forward and backward pass of this network here.
+
+    The products with the frequencies are left out.
+    """
     forward, both = _probe(plan, source)
-    real = min(config.real_batch, int(source.train.counts.min())) * source.num_classes
-    views = recipe.ipc * config.factor**2 * source.num_classes
-    networks = 2 if config.calibration else 1
-    kinds = evaluate.repeats * len(evaluate.labels)
-    trained = 2 * kinds * evaluate.epochs * views
-    trained += evaluate.full_repeats * evaluate.full_epochs * len(source.train)
-    tested = (kinds * (CHECKS + 1) + evaluate.full_repeats) * len(source.test)
-    return {
-        "pretraining": recipe.pretrain.networks * recipe.pretrain.epochs * len(source.train) * both,
-        "distilling": config.iterations * (real * forward + networks * views * both),
-        "evaluating": trained * both + tested * forward,
-    }
+    stages = passes(plan.recipe, source).items()
+    return {name: stage.forward * forward + (stage.returned + stage.trained) * both for name, stage in stages}
 
 
 def _probe(plan: Plan, source: Source, images: int = 256) -> tuple[float, float]:

@@ -38,6 +38,25 @@ _TINY = _SMALL_IMAGES | {
 _IMAGENET = _SMALL_IMAGES | {"network.depth": 5, "distill.learning_rate": _TEN}
 _NO_FLIP = {"evaluate.augment": "color_crop|scale|rotate"}  # a mirrored digit is another sign, or none
 _SUBSETS = ("nette", "woof", "fruit", "meow", "squawk", "yellow")
+_SMALL = {
+    "network.width": 32,
+    "pretrain.networks": 4,
+    "pretrain.epochs": 8,
+    "pretrain.learning_rate": 0.05,
+    "pretrain.cutmix": 0.0,
+    "distill.real_batch": 256,
+    "distill.learning_rate": 0.02,
+    "distill.schedule": "cosine",
+    "distill.checkpoint_every": 50,
+    "evaluate.labels": ("hard",),
+    "evaluate.repeats": 3,
+    "evaluate.full_epochs": 8,
+    "evaluate.full_repeats": 1,
+}
+_STEPS = {
+    1: {"distill.iterations": 300, "evaluate.epochs": 500},
+    10: {"distill.iterations": 150, "evaluate.epochs": 100},
+}
 
 PRESETS: dict[str, Preset] = {
     "digits": Preset(
@@ -83,6 +102,10 @@ PRESETS: dict[str, Preset] = {
             "evaluate.full_repeats": 1,
         },
     ),
+    # The campaign of tools/reproduce.py at a size for CPUs.
+    **{
+        f"cifar10-small-ipc{ipc}": Preset("cifar10", ipc, _SMALL | changes) for ipc, changes in _STEPS.items()
+    },
     # No result is published for these three; they have the settings of CIFAR-10.
     "mnist": Preset("mnist", 10, _SMALL_IMAGES | {"distill.learning_rate": _TEN} | _NO_FLIP),
     "fashion_mnist": Preset("fashion_mnist", 10, _SMALL_IMAGES | {"distill.learning_rate": _TEN}),

@@ -65,8 +65,8 @@ def plot_losses(metrics: Path, path: Path) -> None:
     _write(figure, path)
 
 
-def plot_variants(curves: dict[str, list[list[dict]]], path: Path) -> None:
-    """Draw loss curves as a PNG: for each variant the rows of `metrics.jsonl` of several seeds.
+def plot_variants(curves: dict[str, list[dict[str, list[float]]]], path: Path) -> None:
+    """Draw loss curves as a PNG: for each variant the columns of `metrics.jsonl` of several seeds.
 
     Discrepancies of different kinds have different units, so each is drawn relative to its first row.
     """
@@ -74,13 +74,13 @@ def plot_variants(curves: dict[str, list[list[dict]]], path: Path) -> None:
     figure, axes = _figure(titles, width=14)
     for axis, name in zip(axes, ("discrepancy", "amplitude", "phase"), strict=True):
         for color, (variant, seeds) in enumerate(curves.items()):
-            for number, rows in enumerate(seeds):
-                values = [row[name] for row in rows]
+            for number, columns in enumerate(seeds):
+                values = columns[name]
                 if not any(values):  # a discrepancy without frequencies has no amplitude and no phase
                     continue
                 scale = values[0] if name == "discrepancy" else 1.0
                 axis.plot(
-                    [row["step"] for row in rows],
+                    columns["step"],
                     [value / scale for value in values],
                     color=f"C{color % 10}",
                     linewidth=1.0,

@@ -100,6 +100,7 @@ DEFINITIONS = {
     "crop": crop,
     "cutout": cutout,
     "flip": flip,
+    "none": lambda image: image,
     "rotate": rotate,
     "scale": scale,
 }

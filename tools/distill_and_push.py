@@ -27,7 +27,7 @@ from command_line import (
 
 from hub import check_access, complete_folder, push_folder
 from ncfm_engine.cache import cache_folder
-from ncfm_engine.pipeline import open_source, peak_memory_mib, run
+from ncfm_engine.pipeline import open_source, run
 from ncfm_engine.plan import check_output, describe, make_plan
 from ncfm_engine.report import Bars
 
@@ -103,8 +103,8 @@ def main(arguments: argparse.Namespace) -> None:
         return
     complete_folder(plan.output)
     print(table(outcome.rows))
-    times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items())
-    print(f"{times}; peak memory {peak_memory_mib()} MiB")
+    print(", ".join(f"{name} {cost['seconds']:.0f} s" for name, cost in outcome.stages.items()), end="; ")
+    print(f"peak memory {max(cost['peak_memory_mib'] for cost in outcome.stages.values())} MiB")
     print(f"artifact in {plan.output}, metrics and plots in {os.path.relpath(plan.run_folder)}")
     if arguments.repo:
         print(f"publishing; should it fail, go on with: {push_command(plan.output, arguments)}")

@@ -8,13 +8,13 @@ The rows are added to the artifact's metadata and card, and written to results.j
 """
 
 import argparse
-import time
 from pathlib import Path
 
 from command_line import add_source_flags, duration, reading, run_command, settings, table
 
 from hub import complete_folder
 from ncfm_engine.cache import cache_folder
+from ncfm_engine.costs import Costs
 from ncfm_engine.pipeline import evaluate_folder, write_results
 from ncfm_engine.plan import RESULTS_FILE, resolve_device, run_folder_of
 from ncfm_engine.report import Bars
@@ -45,8 +45,9 @@ def main(arguments: argparse.Namespace) -> None:
     for field, value in (("network.name", arguments.network), ("evaluate.repeats", arguments.seeds)):
         if value is not None:
             changes[field] = value
-    device, start = resolve_device(arguments.device), time.monotonic()
-    with Bars() as bars, StopRequest(arguments.time_budget) as stop:
+    device = resolve_device(arguments.device)
+    costs = Costs(None, device, resume=False)
+    with Bars() as bars, StopRequest(arguments.time_budget) as stop, costs.stage("evaluating"):
         rows = evaluate_folder(
             arguments.folder,
             changes=changes,
@@ -60,8 +61,7 @@ def main(arguments: argparse.Namespace) -> None:
             report=bars,
         )
     complete_folder(arguments.folder)
-    seconds = {"evaluating": round(time.monotonic() - start, 1)}
-    write_results(run_folder_of(arguments.folder) / RESULTS_FILE, rows, device, seconds)
+    write_results(run_folder_of(arguments.folder) / RESULTS_FILE, rows, device, costs.stages)
     print(table(rows))
 
 

@@ -1,0 +1,64 @@
+"""What every stage of a run took, over all the pieces that it was done in."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distilled_data.format import write_file
+
+COSTS_FILE = "costs.json"  # of the run folder
+
+
+class Costs:
+    """`stages` is {name: {"seconds", "peak_memory_mib", "peak_gpu_mib"}}, kept in `path` if there is one.
+
+    Seconds are added up over the pieces, peaks are the largest of them; the last is None without a GPU.
+    What a killed process had spent on its last stage is not counted.
+    """
+
+    def __init__(self, path: Path | None, device: str, resume: bool):
+        self.path, self._gpu = path, torch.device(device).type == "cuda" and torch.device(device)
+        self.stages: dict[str, dict[str, Any]] = {}
+        if path and resume and path.exists():
+            self.stages = json.loads(path.read_text())
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count what is done inside as a piece of this stage, however it ends."""
+        _reset_peak()
+        if self._gpu:
+            torch.cuda.reset_peak_memory_stats(self._gpu)
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            gpu = torch.cuda.max_memory_allocated(self._gpu) // 2**20 if self._gpu else None
+            self._add(name, time.monotonic() - start, peak_memory_mib(), gpu)
+
+    def _add(self, name: str, seconds: float, memory: int, gpu: int | None) -> None:
+        before = self.stages.get(name, {"seconds": 0.0, "peak_memory_mib": 0, "peak_gpu_mib": gpu})
+        self.stages[name] = {
+            "seconds": round(before["seconds"] + seconds, 1),
+            "peak_memory_mib": max(before["peak_memory_mib"], memory),
+            "peak_gpu_mib": gpu if gpu is None else max(before["peak_gpu_mib"] or 0, gpu),
+        }
+        if self.path and self.path.parent.is_dir():
+            write_file(self.path, json.dumps(self.stages, indent=1).encode() + b"\n")
+
+
+def peak_memory_mib() -> int:
+    """The most main memory that this process has held: since a stage began on Linux, elsewhere so far."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
+
+
+def _reset_peak() -> None:
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size

@@ -1,0 +1,88 @@
+"""The arithmetic of a run, counted before it is made: two operations for each multiply-add."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from .config import NetworkConfig, Recipe
+from .evaluate import CHECKS
+from .pretrain import build
+from .sources import Source
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Images that go through the networks of a stage, and other operations."""
+
+    forward: float = 0.0  # only
+    returned: float = 0.0  # forward, and back to the pixels
+    trained: float = 0.0  # forward, and back to the weights
+    products: float = 0.0  # floating-point operations besides the networks'
+
+
+def passes(recipe: Recipe, source: Source) -> dict[str, Passes]:
+    """What each stage does, labelling aside."""
+    return {
+        "pretraining": Passes(trained=recipe.pretrain.networks * recipe.pretrain.epochs * len(source.train)),
+        "distilling": _distilling(recipe, source),
+        "evaluating": _evaluating(recipe, source),
+    }
+
+
+def _distilling(recipe: Recipe, source: Source) -> Passes:
+    config, classes = recipe.distill, source.num_classes
+    real = min(config.real_batch, int(source.train.counts.min())) * classes
+    looks = config.iterations
+    if config.real_features == "bank":
+        looks = config.iterations / config.bank_refresh + config.bank_size - 1
+    views = recipe.ipc * config.factor**2 * classes
+    networks = 2 if config.calibration else 1
+    turns = config.iterations * (config.sampler_steps if config.discrepancy == "ncfd" else 1)
+    products = 0.0
+    if config.discrepancy in ("ncfd", "cfd"):
+        dim = _dim(recipe.network, source)
+        angles = 2 * dim * config.frequencies * config.iterations  # of one image
+        # Forward for both kinds; backward into the synthetic features, and for psi into the frequencies.
+        products = angles * (real + views) + angles * views
+        if config.discrepancy == "ncfd":
+            products += angles * (real + views) * (2 * turns / config.iterations - 1)
+    return Passes(looks * real, config.iterations * networks * views, products=products)
+
+
+def _evaluating(recipe: Recipe, source: Source) -> Passes:
+    config = recipe.evaluate
+    views = recipe.ipc * recipe.distill.factor**2 * source.num_classes
+    kinds = config.repeats * len(config.labels)
+    trained = 2 * kinds * config.epochs * views  # of distilled and of random images
+    trained += config.full_repeats * config.full_epochs * len(source.train)
+    tests = kinds * (CHECKS + 1) + config.full_repeats
+    return Passes(tests * len(source.test), trained=trained)
+
+
+def operations(recipe: Recipe, source: Source) -> dict[str, float]:
+    """Floating-point operations of convolutions and matrix products in each stage."""
+    forward, returned, trained = _of_one_image(recipe.network, source)
+    return {
+        name: stage.forward * forward + stage.returned * returned + stage.trained * trained + stage.products
+        for name, stage in passes(recipe, source).items()
+    }
+
+
+def _of_one_image(network: NetworkConfig, source: Source) -> list[float]:
+    """Of a forward pass, one that goes back to the pixels, and one that goes back to the weights."""
+    counted = []
+    for pixels, weights in ((False, False), (True, False), (False, True)):
+        model = build(network, source, 0).requires_grad_(weights)
+        image = torch.zeros(1, source.channels, source.height, source.width, requires_grad=pixels)
+        with FlopCounterMode(display=False) as counter:
+            logits = model(image)
+            if pixels or weights:
+                logits.sum().backward()
+        counted.append(counter.get_total_flops())
+    return counted
+
+
+def _dim(network: NetworkConfig, source: Source) -> int:
+    image = torch.zeros(1, source.channels, source.height, source.width)
+    return build(network, source, 0).features(image).numel()  # type: ignore[operator]

@@ -1,0 +1,145 @@
+"""Studies: every variant measured, nothing made twice, whatever the moment it was stopped at."""
+
+import json
+
+import pytest
+from commands import TINY
+
+from ncfm_engine.config import Recipe
+from tools.reproduction.studies import NAMES, study
+
+SMALL = [*TINY, "distill.iterations=4", "pretrain.epochs=1"]
+
+
+def findings(path) -> dict[str, dict]:
+    return {row["variant"]: row for row in json.loads(path.read_text())["findings"]}
+
+
+@pytest.mark.parametrize("ipc", [1, 10, 50])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_variant_is_a_recipe(name, ipc):
+    base = Recipe().replace({"ipc": ipc})
+    for variant in study(name, ipc).values():
+        assert (variant.prefix or 1) <= base.replace(dict(variant.changes)).ipc
+
+
+def test_no_two_variants_of_a_study_are_the_same():
+    for name in NAMES:
+        variants = study(name, 50).values()
+        kinds = [(sorted(v.changes.items()), v.images, v.prefix) for v in variants]
+        assert all(kinds.count(kind) == 1 for kind in kinds)
+
+
+def test_a_study_that_is_stopped_again_and_again_finds_what_one_run_finds(here, tmp_path):
+    flags = (
+        "ablate.py",
+        "--study",
+        "claims",
+        "--ipc",
+        "1",
+        "--seeds",
+        "2",
+        "--only",
+        "preset",
+        "--only",
+        "alpha 0",
+    )
+    whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
+    assert here(*flags, "--output", str(whole), "--work", "whole", settings=SMALL)[0] == 0
+    statuses = []
+    while not statuses or statuses[-1] == 75:
+        budget = f"{0.05 * (len(statuses) + 1):.2f}s"
+        arguments = ("--output", str(parts), "--work", "parts", "--time-budget", budget)
+        statuses.append(here(*flags, *arguments, settings=SMALL)[0])
+    assert statuses[-1] == 0
+    assert len(statuses) > 2
+    found = [findings(path) for path in (whole, parts)]
+    assert [row.pop("seconds") for rows in found for row in rows.values()]
+    for rows in found:
+        for run in (run for row in rows.values() for run in row["runs"]):
+            del run["seconds"]
+    assert found[0] == found[1]
+    assert {row["n"] for row in found[0].values()} == {2}
+
+
+def test_more_seeds_add_runs_and_keep_those_that_are_there(here, tmp_path):
+    flags = ("ablate.py", "--ipc", "1", "--only", "the preset", "--output", "rows.json")
+    assert here(*flags, "--seeds", "1", settings=SMALL)[0] == 0
+    first = findings(tmp_path / "rows.json")["the preset"]["runs"]
+    assert here(*flags, "--seeds", "2", settings=SMALL)[0] == 0
+    runs = findings(tmp_path / "rows.json")["the preset"]["runs"]
+    assert runs[:1] == first
+    assert len(runs) == 2
+    assert runs[0]["curve"] != runs[1]["curve"]
+
+
+def test_findings_of_other_settings_are_not_mixed(here, tmp_path):
+    flags = (
+        "ablate.py",
+        "--ipc",
+        "1",
+        "--only",
+        "random real images",
+        "--seeds",
+        "1",
+        "--output",
+        "rows.json",
+    )
+    assert here(*flags, settings=SMALL)[0] == 0
+    before = (tmp_path / "rows.json").read_bytes()
+    status, _, error = here(*flags, settings=[*SMALL, "distill.alpha=0.4"])
+    assert status == 2
+    assert "settings.distill.alpha is 0.5 there and 0.4 here" in " ".join(error.split())
+    assert (tmp_path / "rows.json").read_bytes() == before
+
+
+def test_labels_and_rounding_are_measured_on_the_images_that_are_there(here, tmp_path):
+    flags = ("ablate.py", "--ipc", "1", "--seeds", "1", "--output", "rows.json", "--work", "work")
+    chosen = ("--only", "the preset", "--only", "before rounding", "--only", "soft labels, temperature 4")
+    assert here(*flags, *chosen, settings=SMALL)[0] == 0
+    rows = findings(tmp_path / "rows.json")
+    assert len(rows) == 4
+    assert len(list((tmp_path / "work").iterdir())) == 1  # distilled once
+    assert len({rows[name]["runs"][0]["seconds"] for name in rows if "random" not in name}) == 1
+
+
+def test_a_nested_study_compares_prefixes_with_sets_of_their_own(here, tmp_path):
+    flags = (
+        "ablate.py",
+        "--study",
+        "nested",
+        "--ipc",
+        "2",
+        "--seeds",
+        "1",
+        "--output",
+        "rows.json",
+        "--work",
+        "w",
+    )
+    assert here(*flags, settings=SMALL)[0] == 0
+    rows = findings(tmp_path / "rows.json")
+    assert list(rows) == [
+        f"{k}: {kind}"
+        for k in (1, 2)
+        for kind in ("alone", "first of 2, nested", "first of 2", "random real images")
+    ]
+    assert rows["2: alone"]["runs"] == rows["2: first of 2"]["runs"]
+    assert rows["1: first of 2"]["runs"][0]["curve"] == rows["2: first of 2"]["runs"][0]["curve"]
+
+
+def test_the_losses_of_a_study_are_drawn(here, tmp_path):
+    flags = (
+        "ablate.py",
+        "--study",
+        "claims",
+        "--ipc",
+        "1",
+        "--seeds",
+        "1",
+        "--output",
+        "rows.json",
+        "--plot",
+    )
+    assert here(*flags, "--only", "the preset", settings=SMALL)[0] == 0
+    assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")

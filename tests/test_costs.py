@@ -1,0 +1,47 @@
+"""What a run took, over all its pieces."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from ncfm_engine.costs import Costs
+
+
+def test_pieces_of_a_stage_add_up_and_peaks_are_the_largest(tmp_path):
+    path = tmp_path / "costs.json"
+    with Costs(path, "cpu", resume=False).stage("big"):
+        torch.ones(200 * 2**20, dtype=torch.uint8)
+    costs = Costs(path, "cpu", resume=True)
+    with costs.stage("small"):
+        time.sleep(0.3)
+    with costs.stage("small"):
+        time.sleep(0.3)
+    stages = json.loads(path.read_text())
+    assert stages == costs.stages
+    assert 0.6 <= stages["small"]["seconds"] < 2
+    assert stages["big"]["peak_memory_mib"] >= stages["small"]["peak_memory_mib"] + 150
+    assert stages["big"]["peak_gpu_mib"] is None
+
+
+def test_a_stage_that_fails_is_counted(tmp_path):
+    costs = Costs(tmp_path / "costs.json", "cpu", resume=False)
+    with pytest.raises(KeyError), costs.stage("bad"):
+        raise KeyError
+    assert set(json.loads((tmp_path / "costs.json").read_text())) == {"bad"}
+
+
+def test_a_run_that_starts_anew_forgets_the_one_before(tmp_path):
+    path = tmp_path / "costs.json"
+    with Costs(path, "cpu", resume=False).stage("old"):
+        pass
+    with Costs(path, "cpu", resume=False).stage("new"):
+        pass
+    assert set(json.loads(path.read_text())) == {"new"}
+
+
+def test_nothing_is_written_where_no_run_has_begun(tmp_path):
+    with Costs(tmp_path / "absent" / "costs.json", "cpu", resume=False).stage("loading"):
+        pass
+    assert not any(tmp_path.iterdir())

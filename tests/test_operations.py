@@ -1,0 +1,71 @@
+"""The arithmetic of a run, counted beforehand."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ncfm_engine.config import Recipe
+from ncfm_engine.initial import initial_images
+from ncfm_engine.matching import MatchingStep
+from ncfm_engine.operations import operations, passes
+
+BASE = Recipe().replace(
+    {
+        "ipc": 2,
+        "network.width": 8,
+        "network.depth": 2,
+        "distill.real_batch": 30,
+        "distill.frequencies": 512,
+        "distill.factor": 1,
+        "distill.iterations": 20,
+        "distill.real_features": "fresh",
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"distill.discrepancy": "cfd"},
+        {"distill.discrepancy": "dm"},
+        {"distill.calibration": 0.0},
+        {"distill.real_features": "bank", "distill.bank_size": 3, "distill.bank_refresh": 2},
+    ],
+    ids=str,
+)
+def test_the_operations_of_distilling_are_those_of_its_steps(digits, pool, change):
+    recipe = BASE.replace(change)
+    config = recipe.distill
+    step = MatchingStep(config, digits, pool, ipc=2, seed=0, device="cpu")
+    images = initial_images(config, digits, pool, ipc=2, seed=0)
+    with FlopCounterMode(display=False) as counter:
+        for number in range(config.iterations):
+            step.backward(images, number)
+    # psi's own products, and those of the linear classifier of images that need no logits, are small
+    assert operations(recipe, digits)["distilling"] == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_turns_of_psi_are_counted(digits):
+    once, thrice = (operations(BASE.replace({"distill.sampler_steps": n}), digits) for n in (1, 3))
+    assert thrice["distilling"] > 1.5 * once["distilling"]
+    fixed = BASE.replace({"distill.discrepancy": "cfd", "distill.sampler_steps": 3})
+    assert operations(fixed, digits)["distilling"] < once["distilling"]
+
+
+def test_pretraining_passes_over_all_images_with_every_network(digits):
+    recipe = dataclasses.replace(BASE, pretrain=dataclasses.replace(BASE.pretrain, networks=3, epochs=5))
+    assert passes(recipe, digits)["pretraining"].trained == 3 * 5 * len(digits.train)
+    larger = recipe.replace({"network.width": 32})
+    assert operations(larger, digits)["pretraining"] > 4 * operations(recipe, digits)["pretraining"]
+
+
+def test_evaluating_counts_distilled_random_and_all_images(digits):
+    recipe = BASE.replace(
+        {"evaluate.epochs": 7, "evaluate.repeats": 2, "evaluate.full_epochs": 3, "evaluate.full_repeats": 1}
+    )
+    stage = passes(recipe, digits)["evaluating"]  # two label kinds
+    assert stage.trained == 2 * 2 * 2 * 7 * 20 + 3 * len(digits.train)
+    assert torch.tensor(stage.forward).remainder(len(digits.test)) == 0

@@ -1,0 +1,104 @@
+"""What a study found, in a JSON file with a line for each variant, and as a table."""
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distilled_data import UsageError
+from distilled_data.format import write_file
+from ncfm_engine.config import Recipe, flatten
+
+DIGITS = 4  # significant ones, of the points of a curve
+COLUMNS = ("step", "discrepancy", "calibration", "amplitude", "phase")
+
+
+@dataclass
+class Finding:
+    """`runs` are those of seeds 0, 1, ...; each is what `Laboratory.run` returns."""
+
+    variant: str
+    changes: dict[str, str]
+    runs: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def values(self) -> list[float]:
+        """Accuracies in percent."""
+        return [run["accuracy"] for run in self.runs]
+
+    @property
+    def curves(self) -> list[dict[str, list[float]]]:
+        """Of each run that distilled."""
+        return [run["curve"] for run in self.runs if run.get("curve")]
+
+    @property
+    def seconds(self) -> float:
+        """Of one distillation, the median; 0 where none was made."""
+        return statistics.median(run.get("seconds", 0.0) for run in self.runs)
+
+    def row(self) -> dict[str, Any]:
+        return {
+            "variant": self.variant,
+            "changes": self.changes,
+            "n": len(self.runs),
+            "mean": round(statistics.fmean(self.values), 2),
+            "std": round(statistics.stdev(self.values), 2) if len(self.runs) > 1 else None,
+            "seconds": self.seconds,
+            "runs": self.runs,
+        }
+
+
+def curve(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Rows of `metrics.jsonl` as columns, rounded."""
+    return {name: [float(f"{row[name]:.{DIGITS}g}") for row in rows] for name in COLUMNS} if rows else {}
+
+
+def read(path: Path, head: Mapping[str, Any]) -> dict[str, Finding]:
+    """The findings that lie at `path`, by variant. Raises `UsageError` for those of another study."""
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text())
+    there, here = (flatten(dict(part) | {"settings": _settings(part)}) for part in (content, head))
+    for name in flatten(dict(head) | {"settings": _settings(head)}):
+        if there.get(name) != here[name]:
+            raise UsageError(
+                f"{path} holds findings of another study: {name} is {there.get(name)!r} there and "
+                f"{here[name]!r} here. Choose another --output, or remove that file."
+            )
+    return {
+        row["variant"]: Finding(row["variant"], row["changes"], row["runs"]) for row in content["findings"]
+    }
+
+
+def write(path: Path, head: Mapping[str, Any], findings: Sequence[Finding]) -> None:
+    """A line for each finding."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
+    rows = ",\n".join("  " + json.dumps(finding.row()) for finding in findings)
+    text = "{\n" + ",\n".join([*lines, f' "findings": [\n{rows}\n ]']) + "\n}\n"
+    write_file(path, text.encode())
+
+
+def _settings(head: Mapping[str, Any]) -> dict[str, Any]:
+    """As this version writes them: fields that are new since have their defaults."""
+    return dataclasses.asdict(Recipe.from_dict(head["settings"]))
+
+
+def line(finding: Finding) -> str:
+    """As it is shown on the screen."""
+    row = finding.row()
+    spread = "" if row["std"] is None else f" ± {row['std']:.1f}"
+    return f"{finding.variant:52} {row['mean']:5.1f}{spread:6}  n={row['n']}  {row['seconds']:7.1f} s"
+
+
+def difference(finding: Finding, base: Finding) -> tuple[float, float | None]:
+    """How much higher the mean is than that of `base`, and the standard error of that."""
+    a, b = finding.values, base.values
+    gain = statistics.fmean(a) - statistics.fmean(b)
+    if min(len(a), len(b)) < 2:
+        return gain, None
+    return gain, math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))
