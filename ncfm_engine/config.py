@@ -176,6 +176,11 @@ class EvaluateConfig(_Config):
                 raise UnknownNameError("label kind", name, ("hard", "soft"))
         self._require(0 < len(set(self.labels)) == len(self.labels), "labels", "must be hard, soft or both")
 
+    @property
+    def augmented(self) -> bool:
+        """Whether networks are trained on anything but the images themselves."""
+        return self.augment != "none" or self.cutmix > 0
+
 
 @dataclass(frozen=True)
 class Recipe(_Config):

@@ -106,7 +106,7 @@ def _row(
         "dataset": source.name,
         "ipc": dataset.ipc,
         "network": trainings.network.name,
-        "protocol": "ncfm",
+        "protocol": "ncfm" if config.augmented else "ncfm without augmentation",
         "labels": labels,
         "epochs": config.epochs,
         "split": source.split,

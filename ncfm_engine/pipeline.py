@@ -311,7 +311,9 @@ def write_results(
     path: Path, rows: list[dict[str, Any]], device: str, stages: dict[str, dict[str, Any]]
 ) -> None:
     """Merge rows into `results.json`, each with where, by what command and at what costs it was measured."""
-    origin = {**provenance(device), "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
+    # Where things lie on this machine is nobody's business.
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
+    origin = {**provenance(device), "command": shlex.join([Path(sys.argv[0]).name, *words[1:]])}
     known = json.loads(path.read_text())["rows"] if path.exists() else []
     merged = _merged(known, [row | origin | {"stages": stages} for row in rows])
     write_file(path, json.dumps({"rows": merged}, indent=1).encode() + b"\n")

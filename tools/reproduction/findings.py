@@ -12,6 +12,10 @@ from typing import Any
 from distilled_data import UsageError
 from distilled_data.format import write_file
 from ncfm_engine.config import Recipe, flatten
+from ncfm_engine.presets import PRESETS
+
+from .studies import PRESET
+from .tables import TABLES
 
 DIGITS = 4  # significant ones, of the points of a curve
 COLUMNS = ("step", "discrepancy", "calibration", "amplitude", "phase")
@@ -102,3 +106,75 @@ def difference(finding: Finding, base: Finding) -> tuple[float, float | None]:
     if min(len(a), len(b)) < 2:
         return gain, None
     return gain, math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))
+
+
+def markdown(files: Sequence[Path]) -> str:
+    """The findings of one study as a table, with columns for each of its files (images per class)."""
+    contents = [json.loads(path.read_text()) for path in files]
+    contents.sort(key=lambda content: content["ipc"])
+    if contents[0]["study"] == "nested":
+        return "\n\n".join(_nested(content) for content in contents) + "\n"
+    found = [{row["variant"]: row for row in content["findings"]} for content in contents]
+    names = list(dict.fromkeys(name for rows in found for name in rows))
+    head, rule = ["change"], "|---"
+    for content in contents:
+        ipc = content["ipc"]
+        head += [f"{ipc} per class", "n", "against the preset", "kept"]
+        rule += "|---" * 4
+    lines = [f"| {' | '.join(head)} |", f"{rule}|"]
+    for name in names:
+        cells = [name]
+        for content, rows in zip(contents, found, strict=True):
+            cells += _cells(rows.get(name), rows.get(PRESET), content)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: dict[str, Any] | None, base: dict[str, Any] | None, content: Mapping[str, Any]) -> list[str]:
+    if row is None:
+        return ["-"] * 4
+    against = ""
+    if base and row is not base:
+        gain, error = difference(_finding(row), _finding(base))
+        against = f"{gain:+.1f}" if error is None else f"{gain:+.1f} ± {error:.1f}"
+    kept = ""
+    if row["changes"] and row["runs"] and "curve" in row["runs"][0]:
+        kept = "yes" if is_kept(row["changes"], content["preset"]) else "no"
+    return [_score(row), str(row["n"]), against, kept]
+
+
+def is_kept(changes: Mapping[str, str], preset: str) -> bool:
+    """Whether the set that was made with this preset in the end has these settings."""
+    rows = [row for table in TABLES.values() for row in table if row.preset == preset]
+    recipe = PRESETS[preset].recipe().replace(dict(rows[0].changes) if rows else {})
+    return recipe.replace(dict(changes)) == recipe
+
+
+def _nested(content: Mapping[str, Any]) -> str:
+    rows = {row["variant"]: row for row in content["findings"]}
+    lengths = list(dict.fromkeys(name.split(": ")[0] for name in rows))
+    ipc = content["ipc"]
+    kinds = ["alone", f"first of {ipc}, nested", f"first of {ipc}", "random real images"]
+    titles = [
+        "distilled for this number alone",
+        f"first of a nested set of {ipc}",
+        f"first of a set of {ipc}",
+    ]
+    lines = [
+        f"| images per class, {content['dataset']} | " + " | ".join([*titles, kinds[-1], "n"]) + " |",
+        "|---" * 6 + "|",
+    ]
+    for length in lengths:
+        found = [rows.get(f"{length}: {kind}") for kind in kinds]
+        counts = {row["n"] for row in found if row}
+        cells = [_score(row) if row else "-" for row in found]
+        lines.append(" | ".join([f"| {length}", *cells, f"{'/'.join(map(str, sorted(counts)))} |"]))
+    return "\n".join(lines)
+
+
+def _finding(row: Mapping[str, Any]) -> Finding:
+    return Finding(row["variant"], row["changes"], row["runs"])
+
+
+def _score(row: Mapping[str, Any]) -> str:
+    return f"{row['mean']:.1f}" + ("" if row["std"] is None else f" ± {row['std']:.1f}")

@@ -1,0 +1,126 @@
+"""Make the sets of a table from the real images, evaluate them in every way, and write down all of it.
+
+  python tools/reproduce.py digits
+  python tools/reproduce.py small --data DIR --row cifar10-ipc10
+  python tools/reproduce.py published --source cifar100=folder:DIR --data DIR --time-budget 9m
+  python tools/reproduce.py published --dry-run --data DIR
+  python tools/reproduce.py --readme
+
+Every stage can be broken off; the same command goes on with it. What tells most comes first: the sets with
+their accuracy on the network they were made with, then the other architectures. Artifacts up to 2 MB, cards,
+curves, a summary and its table are written to --results.
+"""
+
+import argparse
+from pathlib import Path
+
+from command_line import duration, run_command, settings
+
+from distilled_data import UnknownNameError, UsageError
+from ncfm_engine.cache import cache_folder
+from ncfm_engine.operations import operations
+from ncfm_engine.pipeline import open_source
+from ncfm_engine.report import Bars
+from ncfm_engine.stop import StopRequest
+from tools.reproduction.campaign import TABLE_FILE, Campaign
+from tools.reproduction.readme import update
+from tools.reproduction.tables import TABLES
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("table", nargs="?", metavar="TABLE", help=", ".join(TABLES))
+    add(
+        "--row", action="append", default=[], metavar="NAME", help="only this set (default: all of the table)"
+    )
+    add("--data", type=Path, help="folder with the files of the named datasets")
+    add(
+        "--source",
+        action="append",
+        default=[],
+        metavar="DATASET=SPEC",
+        help="where the images of a dataset are, for instance cifar100=folder:DIR",
+    )
+    add(
+        "--time-budget", type=duration, metavar="9m", help="stop after this time; go on with the same command"
+    )
+    add("--device", default="auto", help="auto, cpu, cuda (default: auto)")
+    add(
+        "--compile",
+        choices=["auto", "on", "off"],
+        default="auto",
+        help="torch.compile (default: in long runs)",
+    )
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a setting for all sets")
+    add("--work", type=Path, default=Path("reproduced"), help="where everything lies (default: reproduced)")
+    add("--results", type=Path, help="what is worth committing (default: tools/results)")
+    add("--dry-run", action="store_true", help="count operations, and estimate hours from them")
+    add("--rate", type=float, default=40.0, help="TFLOP/s that a device sustains, to estimate (default: 40)")
+    add("--readme", action="store_true", help="only make tables and the parts of the README from the results")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    if arguments.readme:
+        for path in update(ROOT):
+            print(path.relative_to(ROOT))
+        return
+    chosen = chosen_rows(arguments.table, arguments.row)
+    results = (arguments.results or ROOT / "tools" / "results") / arguments.table
+    campaign = Campaign(
+        TABLES[arguments.table],
+        chosen,
+        arguments.work / arguments.table,
+        results,
+        sources=settings(arguments.source),
+        changes=settings(arguments.set),
+        options={
+            "cache": cache_folder(),
+            "device": arguments.device,
+            "reading": {"data": arguments.data},
+            "compile": arguments.compile,
+        },
+    )
+    if arguments.dry_run:
+        estimate(campaign, arguments.rate)
+        return
+
+    with StopRequest(arguments.time_budget) as stop, Bars() as bars:
+        campaign.run(stop, bars)
+    print((results / TABLE_FILE).read_text())
+
+
+def chosen_rows(table: str | None, names: list[str]) -> list[str]:
+    """The rows asked for, or all of the table."""
+    if table is None:
+        raise UsageError(f"name a table: {', '.join(TABLES)}")
+    if table not in TABLES:
+        raise UnknownNameError("table", table, TABLES)
+    known = [row.name for row in TABLES[table]]
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("row", name, known)
+    return names or known
+
+
+def estimate(campaign: Campaign, rate: float) -> None:
+    """Print what each set takes, from its operations; networks that were trained before are not free here."""
+    head = "".join(f"{name:>14}" for name in ("pretraining", "distilling", "evaluating"))
+    print(f"{'PFLOP':20}{head}   hours at {rate:g} TFLOP/s")
+    total = 0.0
+    for row in (row for row in campaign.rows if row.name in campaign.chosen):
+        plan = campaign.plan(row)
+        counts = operations(plan.recipe, open_source(plan))
+        total += sum(counts.values())
+        cells = "".join(f"{count / 1e15:14.3g}" for count in counts.values())
+        print(f"{row.name:20}{cells}          {sum(counts.values()) / rate / 3.6e15:8.2f}")
+    print(f"{'all':62}          {total / rate / 3.6e15:8.2f}")
+
+
+if __name__ == "__main__":
+    run_command(main, parser())

@@ -1,0 +1,155 @@
+"""Making the rows of a table: each in stages that resume, the most telling of all rows first."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distilled_data import ArtifactError, DistilledDataset
+from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, write_file
+from distilled_data.manifest import verify_folder
+from hub import complete_folder
+from ncfm_engine.config import Recipe
+from ncfm_engine.costs import COSTS_FILE, Costs
+from ncfm_engine.distill import METRICS_FILE
+from ncfm_engine.evaluate import settings_hash
+from ncfm_engine.pipeline import evaluate_folder, run, write_results
+from ncfm_engine.plan import LOSS_PLOT_FILE, RESULTS_FILE, Plan, make_plan
+from ncfm_engine.presets import PRESETS
+from ncfm_engine.report import Report, plot_variants
+from ncfm_engine.stop import Stopped, StopRequest
+
+from .findings import curve
+from .summary import markdown, summary
+from .tables import ARCHITECTURES, Row
+
+DISTIL, PLAIN = "distil", "no augmentation"
+STAGES = (DISTIL, PLAIN, *ARCHITECTURES)
+TABLE_FILE, CURVES_FILE = "table.md", "curves.png"
+KEPT_BYTES = 2_000_000  # larger artifacts stay where they were made
+RUN_FILES = (METRICS_FILE, LOSS_PLOT_FILE, RESULTS_FILE, COSTS_FILE)
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """`work` holds everything, `results` what is worth committing. `options` are those of `make_plan`."""
+
+    rows: Sequence[Row]  # of the table
+    chosen: Sequence[str]  # those that are to be made
+    work: Path
+    results: Path
+    sources: dict[str, str]  # where the real images of a dataset are, as `load_source` takes it
+    changes: dict[str, str]  # to all rows
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, stop: StopRequest, report: Report) -> None:
+        """Make what is missing. Raises `Stopped` between two stages or, after saving progress, inside one."""
+        for row, stage in self.tasks():
+            plan = self.plan(row)
+            if not self._is_done(row, stage, plan):
+                if stop.requested:
+                    raise Stopped(f"before {row.name}, {stage}")
+                self._do(row, stage, plan, stop, report)
+                self.write()
+        self.write()
+
+    def tasks(self) -> Iterator[tuple[Row, str]]:
+        """The sets themselves first, then what else there is to know of them."""
+        return ((row, stage) for stage in STAGES for row in self.rows if row.name in self.chosen)
+
+    def plan(self, row: Row) -> Plan:
+        dataset = PRESETS[row.preset].dataset
+        return make_plan(
+            dataset=self.sources.get(dataset, dataset),
+            preset=row.preset,
+            changes=dict(row.changes) | self.changes,
+            output=self.work / row.name,
+            resume=True,
+            **self.options,
+        )
+
+    def write(self) -> None:
+        """What is known of the rows that were begun: their files, a summary, a table, their losses."""
+        found, curves = [], {}
+        for row in self.rows:
+            plan = self.plan(row)
+            files = [plan.run_folder / name for name in (RESULTS_FILE, COSTS_FILE)]
+            if all(file.exists() for file in files):
+                self._collect(row, plan)
+                results, costs = (json.loads(file.read_text()) for file in files)
+                found.append(summary(row, plan, results["rows"], costs))
+                lines = (plan.run_folder / METRICS_FILE).read_text().splitlines()
+                curves[row.name] = [curve([json.loads(line) for line in lines])]
+        content = {"table": self.results.name, "sets": found}
+        write_file(self.results / RESULTS_FILE, json.dumps(content, indent=1).encode() + b"\n")
+        write_file(self.results / TABLE_FILE, markdown(content).encode())
+        plot_variants(curves, self.results / CURVES_FILE)
+
+    def _do(self, row: Row, stage: str, plan: Plan, stop: StopRequest, report: Report) -> None:
+        if stage == DISTIL:
+            run(dataclasses.replace(plan, time_budget=stop.left), report)
+        else:
+            costs = Costs(plan.run_folder / COSTS_FILE, plan.device, resume=True)
+            with costs.stage(f"evaluating, {stage}"):
+                rows = evaluate_folder(
+                    plan.output,
+                    changes=self._evaluation(row, stage),
+                    cache=plan.cache,
+                    device=plan.device,
+                    dataset=plan.dataset,
+                    reading=plan.reading,
+                    resume=True,
+                    stop=stop,
+                    report=report,
+                )
+            write_results(plan.run_folder / RESULTS_FILE, rows, plan.device, costs.stages)
+        complete_folder(plan.output)
+
+    def _evaluation(self, row: Row, stage: str) -> dict[str, Any]:
+        """Changes to the recipe; all real images are only trained on in the first stage."""
+        if stage == DISTIL:
+            return {}
+        once = {"evaluate.full_repeats": "0"}
+        if stage == PLAIN:
+            return once | {"evaluate.augment": "none", "evaluate.cutmix": "0"}
+        asked = {name: value for name, value in self.changes.items() if name in row.architectures}
+        return once | {"network.name": stage, "evaluate.labels": "hard"} | dict(row.architectures) | asked
+
+    def _is_done(self, row: Row, stage: str, plan: Plan) -> bool:
+        """Whether there are rows of this very evaluation of a whole artifact of this very recipe."""
+        try:
+            verify_folder(plan.output)
+            there = DistilledDataset.from_folder(plan.output)
+            rows = json.loads((plan.run_folder / RESULTS_FILE).read_text())["rows"]
+        except (OSError, ArtifactError):
+            return False
+        if Recipe.from_dict(there.info.recipe["settings"]) != plan.recipe:
+            return False
+        recipe = plan.recipe.replace(self._evaluation(row, stage))
+        config = recipe.evaluate
+        settings = settings_hash(config, recipe.network, recipe.seed)
+        found = [
+            r["labels"]
+            for r in rows
+            if r["settings"] == settings
+            and r["n"] == config.repeats
+            and r["content_hash"] == there.content_hash
+            and r["full_n"] == config.full_repeats
+        ]
+        return set(config.labels) <= set(found)
+
+    def _collect(self, row: Row, plan: Plan) -> None:
+        """Copy what is worth committing to `results`."""
+        folder = self.results / row.name
+        folder.mkdir(parents=True, exist_ok=True)
+        artifact = plan.output / ARTIFACT_FILE
+        files = [plan.run_folder / name for name in RUN_FILES]
+        if artifact.stat().st_size <= KEPT_BYTES:
+            files += [plan.output / name for name in FOLDER_FILES]
+        for file in files:
+            target = folder / (file.relative_to(plan.output) if plan.output in file.parents else file.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)

@@ -1,0 +1,57 @@
+"""The parts of the README that are made from result files.
+
+<!-- begin: tools/results/small/table.md -->
+... the content of that file ...
+<!-- end -->
+"""
+
+import json
+import re
+from pathlib import Path
+
+from distilled_data import UsageError
+from distilled_data.format import write_file
+
+from . import findings, summary
+
+PART = re.compile(r"^<!-- begin: (\S+) -->\n.*?^<!-- end -->$", re.DOTALL | re.MULTILINE)
+IPC = re.compile(r"-ipc\d+$")
+
+
+def render_results(results: Path) -> dict[Path, str]:
+    """The Markdown of every table and every study below `results`, by the file where it belongs."""
+    pages = {}
+    for path in sorted(results.glob("*/results.json")):
+        pages[path.with_name("table.md")] = summary.markdown(json.loads(path.read_text()))
+    studies: dict[str, list[Path]] = {}
+    for path in sorted(results.glob("study-*.json")):
+        studies.setdefault(IPC.sub("", path.stem), []).append(path)
+    for name, files in studies.items():
+        pages[results / f"{name}.md"] = findings.markdown(files)
+    return pages
+
+
+def fill(text: str, root: Path) -> str:
+    """`text` with every marked part replaced by its file. Raises `UsageError` for one that does not exist."""
+
+    def part(match: re.Match[str]) -> str:
+        path = root / match[1]
+        if not path.exists():
+            raise UsageError(f"the README has a part for {match[1]}, which does not exist")
+        return f"<!-- begin: {match[1]} -->\n{path.read_text()}<!-- end -->"
+
+    return PART.sub(part, text)
+
+
+def update(root: Path) -> list[Path]:
+    """Write all of it anew below the folder of the project; what was changed."""
+    pages = render_results(root / "tools" / "results")
+    changed = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
+    for path in changed:
+        write_file(path, pages[path].encode())
+    readme = root / "README.md"
+    text = fill(readme.read_text(), root)
+    if text != readme.read_text():
+        write_file(readme, text.encode())
+        changed.append(readme)
+    return changed

@@ -1,0 +1,152 @@
+"""What is known of the sets of a table: one JSON file, from which the Markdown is made."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from distilled_data.format import ARTIFACT_FILE
+from ncfm_engine.plan import Plan
+from ncfm_engine.presets import PRESETS
+
+from .ranking import augmentation_robust_score, label_robust_score
+from .tables import PAPER, PAPER_ARCHITECTURES, REPORTED, Row
+
+TITLES = {"resnet18": "ResNet-18", "vgg11": "VGG-11", "alexnet": "AlexNet"}
+NO_AUGMENTATION = "ncfm without augmentation"
+
+
+def summary(row: Row, plan: Plan, rows: Sequence[dict[str, Any]], costs: Mapping[str, Any]) -> dict[str, Any]:
+    """One set: what was published for it, and everything that was measured."""
+    recipe = plan.recipe
+    dataset = PRESETS[row.preset].dataset
+    key = dataset, recipe.ipc
+    size = (plan.output / ARTIFACT_FILE).stat().st_size
+    return {
+        "row": row.name,
+        "preset": row.preset,
+        "dataset": dataset,
+        "ipc": recipe.ipc,
+        "network": f"{recipe.network.name} of width {recipe.network.width} and depth {recipe.network.depth}",
+        "iterations": recipe.distill.iterations,
+        "paper": PAPER.get(key),
+        "paper_architectures": PAPER_ARCHITECTURES.get(key, {}),
+        "reported": REPORTED.get(key),
+        **scores(rows, recipe.network.name),
+        "bytes": size,
+        "stages": dict(costs),
+        "rows": list(rows),
+    }
+
+
+def scores(rows: Sequence[Mapping[str, Any]], network: str) -> dict[str, float | None]:
+    """LRS and ARS of DD-Ranking, as far as what they need was measured."""
+
+    def found(labels: str, protocol: str = "ncfm") -> Mapping[str, Any] | None:
+        return next(
+            (r for r in rows if (r["network"], r["labels"], r["protocol"]) == (network, labels, protocol)),
+            None,
+        )
+
+    hard, own = found("hard"), found("soft") or found("hard")
+    plain = found(own["labels"], NO_AUGMENTATION) if own else None
+    lrs = ars = None
+    if hard and own and hard["full_mean"] is not None:
+        fractions = (hard["full_mean"], hard["last_mean"], own["last_mean"], own["random_mean"])
+        lrs = round(label_robust_score(*(value / 100 for value in fractions)), 3)
+    if own and plain:
+        gains = [(row["last_mean"] - row["random_mean"]) / 100 for row in (own, plain)]
+        ars = round(augmentation_robust_score(*gains), 3)
+    return {"lrs": lrs, "ars": ars}
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """A table with a column for each set, and below it where and how each was measured."""
+    sets = content["sets"]
+    lines = [
+        _line("accuracy in percent", [f"{s['dataset']}, {s['ipc']} per class" for s in sets]),
+        "|---" * (len(sets) + 1) + "|",
+    ]
+    for title, cell in _cells().items():
+        values = [cell(s) for s in sets]
+        if any(values):
+            lines.append(_line(title, [value or "-" for value in values]))
+    return "\n".join([*lines, "", *(_provenance(s) for s in sets)]) + "\n"
+
+
+Cell = Callable[[Mapping[str, Any]], str]
+
+
+def _cells() -> dict[str, Cell]:
+    """What stands in each line of the table, by its title."""
+    cells: dict[str, Cell] = {
+        "the article": lambda s: _number(s["paper"]),
+        "the reference, as its users report it": lambda s: s["reported"] or "",
+        "**hard labels, last epoch**": _of("last", "hard"),
+        "hard labels, best of ten looks at the test set": _of("best", "hard"),
+        "random real images, hard labels": _of("random", "hard"),
+        "**soft labels, last epoch**": _of("last", "soft"),
+        "soft labels, best of ten looks at the test set": _of("best", "soft"),
+        "random real images, soft labels": _of("random", "soft"),
+        "all real images": _of("full", "hard"),
+        "without augmentation, hard labels": _of("last", "hard", protocol=NO_AUGMENTATION),
+        "random real images likewise": _of("random", "hard", protocol=NO_AUGMENTATION),
+    }
+    for name, title in TITLES.items():
+        cells[f"{title}, the article"] = lambda s, name=name: _number(s["paper_architectures"].get(name))
+        cells[f"{title}, hard labels, last epoch"] = _of("last", "hard", network=name)
+        cells[f"{title}, random real images"] = _of("random", "hard", network=name)
+    return cells | {
+        "label robust score (LRS)": lambda s: "" if s["lrs"] is None else f"{s['lrs']:.3f}",
+        "augmentation robust score (ARS)": lambda s: "" if s["ars"] is None else f"{s['ars']:.3f}",
+        "bytes, labels included": lambda s: f"{s['bytes']:,}",
+        "steps": lambda s: f"{s['iterations']:,}",
+        "minutes: pretraining, distilling, evaluating": _minutes,
+        "peak memory, MiB": lambda s: _peak(s, "peak_memory_mib"),
+        "peak memory of the GPU, MiB": lambda s: _peak(s, "peak_gpu_mib"),
+    }
+
+
+def _of(kind: str, labels: str, protocol: str = "ncfm", network: str | None = None) -> Cell:
+    def cell(of: Mapping[str, Any]) -> str:
+        wanted = network or of["network"].split()[0], labels, protocol
+        for row in of["rows"]:
+            if (row["network"], row["labels"], row["protocol"]) == wanted:
+                return _score(row, kind)
+        return ""
+
+    return cell
+
+
+def _score(row: Mapping[str, Any], kind: str) -> str:
+    mean, std = row[f"{kind}_mean"], row[f"{kind}_std"]
+    if mean is None:
+        return ""
+    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
+
+
+def _minutes(of: Mapping[str, Any]) -> str:
+    stages = {name: cost["seconds"] for name, cost in of["stages"].items()}
+    evaluating = sum(seconds for name, seconds in stages.items() if name.startswith("evaluating"))
+    return ", ".join(f"{s / 60:.1f}" for s in (stages["pretraining"], stages["distilling"], evaluating))
+
+
+def _peak(of: Mapping[str, Any], name: str) -> str:
+    values = [cost[name] for cost in of["stages"].values() if cost[name] is not None]
+    return f"{max(values):,}" if values else ""
+
+
+def _provenance(of: Mapping[str, Any]) -> str:
+    row = of["rows"][0]
+    versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+    return (
+        f"- `{of['row']}`: {of['network']}, preset `{of['preset']}`, n = {row['n']} networks, all images "
+        f"{row['full_n']}; {row['device']}, {versions}; seed {row['seed']}; content hash "
+        f"`{row['content_hash'][:16]}`; `{row['command']}`."
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _line(title: str, cells: Sequence[str]) -> str:
+    return f"| {title} | " + " | ".join(cells) + " |"

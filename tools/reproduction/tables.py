@@ -1,0 +1,78 @@
+"""Which sets are made, and the figures that were published for them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+ARCHITECTURES = ("resnet18", "vgg11", "alexnet")  # of the article's cross-architecture table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One set: a preset with `changes`."""
+
+    name: str  # of its folder
+    preset: str
+    changes: Mapping[str, str] = field(default_factory=dict)
+    # To the evaluation with the other architectures, which cost ten times as much.
+    architectures: Mapping[str, str] = field(default_factory=lambda: {"evaluate.repeats": "3"})
+
+
+# NCFM, arXiv 2502.20653: Table 1, ConvNet-3; cross-architecture accuracies of the same article.
+PAPER = {
+    ("cifar10", 1): 49.5,
+    ("cifar10", 10): 71.8,
+    ("cifar10", 50): 77.4,
+    ("cifar100", 1): 34.4,
+    ("cifar100", 10): 48.7,
+    ("cifar100", 50): 54.7,
+}
+PAPER_ARCHITECTURES = {
+    ("cifar10", 10): {"alexnet": 67.9, "vgg11": 68.0, "resnet18": 67.7},
+    ("cifar10", 50): {"alexnet": 75.5, "vgg11": 75.5, "resnet18": 73.8},
+}
+# What users of the reference implementation wrote: issues 5, 10 and 14 of gszfwsb/NCFM.
+REPORTED = {("cifar10", 1): "~36", ("cifar10", 50): "~72"}
+
+
+def _published(changes: Mapping[str, str]) -> tuple[Row, ...]:
+    """The sets of the article, the most telling first."""
+    sets = [
+        ("cifar10", 10),
+        ("cifar100", 10),
+        ("cifar10", 50),
+        ("cifar100", 50),
+        ("cifar10", 1),
+        ("cifar100", 1),
+    ]
+    return tuple(Row(f"{dataset}-ipc{ipc}", f"{dataset}-ipc{ipc}", changes) for dataset, ipc in sets)
+
+
+_ONCE = {"evaluate.repeats": "1", "evaluate.epochs": "30"}
+
+TABLES: Mapping[str, tuple[Row, ...]] = {
+    "published": _published({}),
+    # The same on a borrowed GPU: less of everything, and the coarse numbers that it is fast with.
+    "half-hour": _published(
+        {
+            "pretrain.networks": "10",
+            "pretrain.epochs": "20",
+            "pretrain.precision": "bfloat16",
+            "distill.iterations": "3000",
+            "distill.frequencies": "1024",
+            "distill.schedule": "cosine",
+            "distill.precision": "bfloat16",
+            "evaluate.epochs": "1000",
+            "evaluate.repeats": "5",
+            "evaluate.full_epochs": "20",
+            "evaluate.full_repeats": "1",
+            "evaluate.precision": "bfloat16",
+        }
+    ),
+    # On two CPU cores, an hour for each set.
+    "small": (
+        Row("cifar10-ipc10", "cifar10-small-ipc10", {"distill.iterations": "3000"}, _ONCE),
+        Row("cifar10-ipc1", "cifar10-small-ipc1", {"distill.iterations": "12000"}, _ONCE),
+    ),
+    # The embedded digits, in minutes.
+    "digits": (Row("digits-ipc10", "digits", {"ipc": "10"}), Row("digits-ipc1", "digits", {"ipc": "1"})),
+}
