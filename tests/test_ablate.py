@@ -40,9 +40,9 @@ def test_a_study_that_is_stopped_again_and_again_finds_what_one_run_finds(here, 
         "--seeds",
         "2",
         "--only",
-        "preset",
+        "the preset",
         "--only",
-        "alpha 0",
+        "phase only",
     )
     whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
     assert here(*flags, "--output", str(whole), "--work", "whole", settings=SMALL)[0] == 0
@@ -54,12 +54,12 @@ def test_a_study_that_is_stopped_again_and_again_finds_what_one_run_finds(here, 
     assert statuses[-1] == 0
     assert len(statuses) > 2
     found = [findings(path) for path in (whole, parts)]
-    assert [row.pop("seconds") for rows in found for row in rows.values()]
-    for rows in found:
-        for run in (run for row in rows.values() for run in row["runs"]):
-            del run["seconds"]
-    assert found[0] == found[1]
-    assert {row["n"] for row in found[0].values()} == {2}
+    for name, row in found[0].items():
+        again = found[1][name]
+        assert row["values"] == again["values"]
+        assert len(row["values"]) == 2
+        assert [run["curve"] for run in row["runs"]] == [run["curve"] for run in again["runs"]]
+    assert set(found[0]) == set(found[1]) == {"the preset", "alpha 0 (phase only)"}
 
 
 def test_more_seeds_add_runs_and_keep_those_that_are_there(here, tmp_path):
@@ -124,8 +124,18 @@ def test_a_nested_study_compares_prefixes_with_sets_of_their_own(here, tmp_path)
         for k in (1, 2)
         for kind in ("alone", "first of 2, nested", "first of 2", "random real images")
     ]
-    assert rows["2: alone"]["runs"] == rows["2: first of 2"]["runs"]
-    assert rows["1: first of 2"]["runs"][0]["curve"] == rows["2: first of 2"]["runs"][0]["curve"]
+    curves = {name: row["runs"][0].get("curve") for name, row in rows.items()}
+    assert curves["2: alone"] == curves["2: first of 2"] == curves["1: first of 2"]
+    assert rows["2: alone"]["values"] == rows["2: first of 2"]["values"]
+    assert (
+        len(
+            {
+                str(curves[f"{k}: {kind}"])
+                for k, kind in ((1, "alone"), (2, "alone"), (2, "first of 2, nested"))
+            }
+        )
+        == 3
+    )
 
 
 def test_the_losses_of_a_study_are_drawn(here, tmp_path):

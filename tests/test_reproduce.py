@@ -2,66 +2,106 @@
 
 import json
 import math
+import shutil
 
 import pytest
 from commands import ROOT, TINY
 
-from distilled_data import DistilledDataset
+from distilled_data import CheckpointError, DistilledDataset
 from ncfm_engine.presets import PRESETS
+from ncfm_engine.report import silent
+from ncfm_engine.stop import Stopped, StopRequest
 from tools.reproduction import campaign, readme
 from tools.reproduction.findings import Finding, difference, is_kept, markdown
 from tools.reproduction.ranking import augmentation_robust_score, label_robust_score
 from tools.reproduction.summary import scores
 from tools.reproduction.tables import ARCHITECTURES, PAPER, TABLES
 
-SMALL = [*TINY, "distill.iterations=6", "evaluate.epochs=2"]
-ROW = ("reproduce.py", "digits", "--row", "digits-ipc1", "--results", "results")
+SMALL = dict(setting.split("=") for setting in [*TINY, "distill.iterations=6", "evaluate.epochs=2"])
+ARCHITECTURE = "alexnet"  # the fastest of them on a CPU
 
 
-@pytest.fixture(autouse=True)
-def _one_architecture(monkeypatch):
-    """The others take a minute each on a CPU."""
-    monkeypatch.setattr(campaign, "STAGES", (campaign.DISTIL, campaign.PLAIN, "alexnet"))
+def make(folder, changes=SMALL, stages=(campaign.DISTIL, campaign.PLAIN), budget=None) -> campaign.Campaign:
+    """The set of one digit of each class in `folder`; the same again goes on there."""
+    options = {"cache": folder.parent / "cache", "device": "cpu"}
+    made = campaign.Campaign(
+        TABLES["digits"],
+        ["digits-ipc1"],
+        folder / "work",
+        folder / "results" / "digits",
+        sources={},
+        data=None,
+        changes=changes,
+        options=options,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(campaign, "STAGES", stages)
+        made.run(StopRequest(budget), silent)
+    return made
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("campaign") / "whole"
+    make(folder, stages=(campaign.DISTIL, campaign.PLAIN, ARCHITECTURE))
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy that may be changed."""
+    shutil.copytree(finished.parent, tmp_path / "copy")
+    return tmp_path / "copy" / "whole"
 
 
 def summary(folder) -> dict:
-    return json.loads((folder / "digits" / "results.json").read_text())
+    [row] = json.loads((folder / "results" / "digits" / "results.json").read_text())["sets"]
+    return row
 
 
-def untimed(rows: list[dict]) -> list[dict]:
-    return [{k: v for k, v in row.items() if k not in ("seconds", "stages", "command")} for row in rows]
+def untimed(row: dict) -> dict:
+    timed = ("seconds", "stages", "command")
+    rows = [{k: v for k, v in result.items() if k not in timed} for result in row["rows"]]
+    return row | {"rows": rows, "stages": list(row["stages"])}
 
 
-def test_a_campaign_in_many_pieces_comes_to_what_one_piece_comes_to(here, tmp_path):
-    assert here(*ROW, "--work", "whole", settings=SMALL)[0] == 0
-    [whole] = summary(tmp_path / "results")["sets"]
-    statuses = []
-    while not statuses or statuses[-1] == 75:
-        budget = f"{0.1 * (len(statuses) + 1):.1f}s"
-        parts = ("--work", "parts", "--results", "pieces", "--time-budget", budget)
-        statuses.append(here("reproduce.py", "digits", "--row", "digits-ipc1", *parts, settings=SMALL)[0])
-    assert statuses[-1] == 0
-    assert len(statuses) > 3
-    [pieces] = summary(tmp_path / "pieces")["sets"]
-    assert untimed(pieces["rows"]) == untimed(whole["rows"])
-    assert {name: value for name, value in pieces.items() if name not in ("rows", "stages")} == {
-        name: value for name, value in whole.items() if name not in ("rows", "stages")
-    }
+def test_a_campaign_in_many_pieces_comes_to_what_one_piece_comes_to(tmp_path):
+    make(tmp_path / "whole")
+    stops = []
+    while not stops or stops[-1]:
+        try:
+            make(tmp_path / "parts", budget=0.2 * (len(stops) + 1))
+            stops.append("")
+        except Stopped as place:
+            stops.append(str(place))
+    assert len(stops) > 3
+    assert untimed(summary(tmp_path / "parts")) == untimed(summary(tmp_path / "whole"))
 
 
-def test_a_row_has_every_figure_and_an_artifact_that_loads(here, tmp_path):
-    assert here(*ROW, settings=SMALL)[0] == 0
-    folder = tmp_path / "results" / "digits" / "digits-ipc1"
+def test_the_command_says_how_to_go_on_and_shows_the_table_in_the_end(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "STAGES", (campaign.DISTIL,))
+    words = ("reproduce.py", "digits", "--row", "digits-ipc1", "--results", "results")
+    settings = [f"{name}={value}" for name, value in SMALL.items()]
+    status, output, _ = here(*words, "--time-budget", "0.01s", settings=settings)
+    assert status == 75
+    assert "go on with the same command" in output
+    status, output, _ = here(*words, settings=settings)
+    assert status == 0
+    assert output.strip() == (tmp_path / "results" / "digits" / "table.md").read_text().strip()
+
+
+def test_a_row_has_every_figure_and_an_artifact_that_loads(finished):
+    folder = finished / "results" / "digits" / "digits-ipc1"
     dataset = DistilledDataset.from_folder(folder)
     dataset.verify()
-    [row] = summary(tmp_path / "results")["sets"]
+    row = summary(finished)
     kinds = {(r["network"], r["labels"], r["protocol"]) for r in row["rows"]}
     assert kinds == {
         ("convnet", "hard", "ncfm"),
         ("convnet", "soft", "ncfm"),
         ("convnet", "hard", "ncfm without augmentation"),
         ("convnet", "soft", "ncfm without augmentation"),
-        ("alexnet", "hard", "ncfm"),
+        (ARCHITECTURE, "hard", "ncfm"),
     }
     names = (
         "dataset ipc network protocol labels n last_mean last_std best_mean best_std random_mean random_std "
@@ -71,60 +111,57 @@ def test_a_row_has_every_figure_and_an_artifact_that_loads(here, tmp_path):
         assert set(names.split()) <= set(result)
         assert result["content_hash"] == dataset.content_hash
     assert row["bytes"] == (folder / "distilled.safetensors").stat().st_size
-    assert {"pretraining", "distilling", "labelling", "evaluating", "evaluating, alexnet"} <= set(
-        row["stages"]
-    )
+    stages = {"pretraining", "distilling", "labelling", "evaluating", f"evaluating, {ARCHITECTURE}"}
+    assert stages <= set(row["stages"])
     assert row["lrs"] is not None
     assert row["ars"] is not None
-    assert (tmp_path / "results" / "digits" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    text = (tmp_path / "results" / "digits" / "table.md").read_text()
-    for title in (
-        "hard labels, last epoch",
-        "random real images, soft labels",
-        "AlexNet",
-        "(LRS)",
-        "(ARS)",
-        "bytes",
-    ):
+    assert (finished / "results" / "digits" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    text = (finished / "results" / "digits" / "table.md").read_text()
+    for title in ("hard labels, last", "random real images, soft", "AlexNet", "(LRS)", "(ARS)", "bytes"):
         assert title in text
 
 
-def test_what_is_done_is_not_done_again(here, tmp_path, monkeypatch):
-    assert here(*ROW, settings=SMALL)[0] == 0
-    before = summary(tmp_path / "results")
-
+def test_what_is_done_is_not_done_again(copied, monkeypatch):
     def forbidden(*arguments, **options):
         raise AssertionError("it was all there")
 
+    before = summary(copied)
     for name in ("run", "evaluate_folder"):
         monkeypatch.setattr(campaign, name, forbidden)
-    (tmp_path / "results" / "digits" / "table.md").unlink()
-    assert here(*ROW, settings=SMALL)[0] == 0
-    assert summary(tmp_path / "results") == before
-    assert (tmp_path / "results" / "digits" / "table.md").exists()
+    shutil.rmtree(copied / "results")  # as if it had been killed before they were written
+    make(copied, stages=(campaign.DISTIL, campaign.PLAIN, ARCHITECTURE))
+    assert summary(copied) == before
 
 
-def test_another_recipe_is_not_taken_for_the_one_that_is_there(here, tmp_path):
-    assert here(*ROW, settings=SMALL)[0] == 0
-    status, _, error = here(*ROW, settings=[*SMALL, "distill.alpha=0.4"])
-    assert status != 0
-    assert "distill.alpha is 0.5 there and 0.4 here" in " ".join(error.split())
+def test_another_recipe_is_not_taken_for_the_one_that_is_there(copied):
+    with pytest.raises(CheckpointError, match=r"distill\.alpha is 0\.5 there and 0\.4 here"):
+        make(copied, SMALL | {"distill.alpha": "0.4"})
 
 
-def test_a_damaged_artifact_is_made_again_from_its_checkpoint(here, tmp_path):
-    assert here(*ROW, settings=SMALL)[0] == 0
-    path = tmp_path / "reproduced" / "digits" / "digits-ipc1" / "distilled.safetensors"
+def test_more_networks_are_another_evaluation(copied):
+    before = summary(copied)
+    make(copied, SMALL | {"evaluate.repeats": "3"}, stages=(campaign.DISTIL,))
+    after = summary(copied)
+    assert [row["n"] for row in before["rows"][:2]] == [2, 2]
+    assert [row["n"] for row in after["rows"][:2]] == [3, 3]
+    assert after["rows"][0]["content_hash"] == before["rows"][0]["content_hash"]
+
+
+def test_a_damaged_artifact_is_made_again_from_its_checkpoint(copied):
+    path = copied / "work" / "digits-ipc1" / "distilled.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert here(*ROW, settings=SMALL)[0] == 0
-    assert path.read_bytes() == whole
+    make(copied, stages=(campaign.DISTIL,))
+    assert (
+        DistilledDataset.from_folder(path.parent).content_hash == summary(copied)["rows"][0]["content_hash"]
+    )
 
 
 def test_the_most_telling_rows_come_first():
     names = [row.name for row in TABLES["published"]]
     assert names[:4] == ["cifar10-ipc10", "cifar100-ipc10", "cifar10-ipc50", "cifar100-ipc50"]
     assert set(names[4:]) == {"cifar10-ipc1", "cifar100-ipc1"}
-    made = campaign.Campaign(TABLES["published"], names, None, None, {}, {})  # type: ignore[arg-type]
+    made = campaign.Campaign(TABLES["published"], names, None, None, {}, None, {})  # type: ignore[arg-type]
     assert [stage for _, stage in made.tasks()][:6] == [campaign.DISTIL] * 6
 
 
@@ -139,7 +176,7 @@ def test_every_row_is_a_recipe_and_the_published_ones_have_published_figures():
 
 
 def test_a_dry_run_counts_and_makes_nothing(here, tmp_path):
-    status, output, _ = here(*ROW, "--dry-run", "--rate", "0.001")
+    status, output, _ = here("reproduce.py", "digits", "--results", "results", "--dry-run", "--rate", "0.001")
     assert status == 0
     assert not (tmp_path / "results").exists()
     assert not (tmp_path / "reproduced").exists()

@@ -78,11 +78,11 @@ def main(arguments: argparse.Namespace) -> None:
         arguments.work / arguments.table,
         results,
         sources=settings(arguments.source),
+        data=arguments.data,
         changes=settings(arguments.set),
         options={
             "cache": cache_folder(),
             "device": arguments.device,
-            "reading": {"data": arguments.data},
             "compile": arguments.compile,
         },
     )

@@ -41,7 +41,8 @@ class Campaign:
     chosen: Sequence[str]  # those that are to be made
     work: Path
     results: Path
-    sources: dict[str, str]  # where the real images of a dataset are, as `load_source` takes it
+    sources: dict[str, str]  # where the images of a dataset are, as `load_source` takes it; else in `data`
+    data: Path | None
     changes: dict[str, str]  # to all rows
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -67,6 +68,7 @@ class Campaign:
             preset=row.preset,
             changes=dict(row.changes) | self.changes,
             output=self.work / row.name,
+            reading={} if dataset in self.sources else {"data": self.data},
             resume=True,
             **self.options,
         )

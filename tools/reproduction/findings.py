@@ -51,6 +51,7 @@ class Finding:
             "n": len(self.runs),
             "mean": round(statistics.fmean(self.values), 2),
             "std": round(statistics.stdev(self.values), 2) if len(self.runs) > 1 else None,
+            "values": self.values,
             "seconds": self.seconds,
             "runs": self.runs,
         }

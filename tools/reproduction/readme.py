@@ -21,8 +21,8 @@ IPC = re.compile(r"-ipc\d+$")
 def render_results(results: Path) -> dict[Path, str]:
     """The Markdown of every table and every study below `results`, by the file where it belongs."""
     pages = {}
-    for path in sorted(results.glob("*/results.json")):
-        pages[path.with_name("table.md")] = summary.markdown(json.loads(path.read_text()))
+    for path in sorted(results.glob("*/table.md")):
+        pages[path] = summary.markdown(json.loads(path.with_name("results.json").read_text()))
     studies: dict[str, list[Path]] = {}
     for path in sorted(results.glob("study-*.json")):
         studies.setdefault(IPC.sub("", path.stem), []).append(path)
