@@ -31,7 +31,6 @@ from .stop import StopRequest
 from .train import CHECKPOINT_SECONDS, Course, Networks, Training, counting, grouped, named
 
 CHECKS = 10  # evenly spaced tests during a training, for the best-over-epochs column
-PROGRESS_FILE = "evaluation.safetensors"  # of the run folder, until all rows are there
 
 Loaders = Callable[[Sequence[int]], list[Loader]]  # one for each seed
 
@@ -56,10 +55,11 @@ def evaluate(
     Distilled and random images share labels, optimiser steps and augmentation; every repeat has a network
     and a random subset of its own. `pool` labels the random subset and is needed for soft labels only.
     With a `folder` progress is kept there, until `forget_progress`, and `resume` goes on from it. Raises
-    `Stopped` after saving it when `stop` is requested, and `CheckpointError` for that of another evaluation.
+    `Stopped` after saving it when `stop` is requested, and `CheckpointError` for that of another artifact.
     """
     identity = _identity(dataset, source, config, network, seed, device, pool)
-    progress = _Progress(folder and folder / PROGRESS_FILE, identity, resume)
+    path = folder and _progress_path(folder, settings_hash(config, network, seed))
+    progress = _Progress(path, identity, resume)
     trainings = _Trainings(source, config, network, seed, device, progress, checkpoint_seconds, stop, report)
     options: dict[str, Any] = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
 
@@ -71,10 +71,20 @@ def evaluate(
     return [_row(dataset, labels, pool, trainings, full, options) for labels in config.labels]
 
 
-def forget_progress(folder: Path) -> None:
-    """Remove the progress of `evaluate`; its rows are safe now."""
-    for path in (folder / PROGRESS_FILE, previous_of(folder / PROGRESS_FILE)):
-        path.unlink(missing_ok=True)
+def forget_progress(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Remove the progress of the `evaluate` that returned these rows; they are safe now."""
+    for settings in {row["settings"] for row in rows}:
+        _discard(_progress_path(folder, settings))
+
+
+def _progress_path(folder: Path, settings: str) -> Path:
+    """Evaluations of other settings, broken off in the same folder, do not disturb each other."""
+    return folder / f"evaluation-{settings}.safetensors"
+
+
+def _discard(path: Path) -> None:
+    for generation in (path, previous_of(path)):
+        generation.unlink(missing_ok=True)
 
 
 def _row(
@@ -138,7 +148,7 @@ class _Progress:
         if self._found:
             self.scores, self.seconds = self._found.progress["scores"], self._found.progress["seconds"]
         elif path:
-            forget_progress(path.parent)
+            _discard(path)
 
     def run(self, name: str, repeats: list[int], start: Callable[[], Training], **options: Any) -> None:
         """Run the training of these repeats that `start` makes, from where it was stopped, and record it."""

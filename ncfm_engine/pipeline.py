@@ -138,7 +138,7 @@ def _stages(
         )
     record_results(plan.output, rows, plan.device)
     write_results(plan.run_folder / RESULTS_FILE, rows, plan.device, costs.stages)
-    forget_progress(plan.run_folder)
+    forget_progress(plan.run_folder, rows)
     return rows
 
 
@@ -290,7 +290,7 @@ def evaluate_folder(
         report=report,
     )
     record_results(folder, rows, device)
-    forget_progress(run_folder_of(folder))
+    forget_progress(run_folder_of(folder), rows)
     return rows
 
 

@@ -10,7 +10,7 @@ from interruptions import StopAfter
 from distilled_data import CheckpointError, DistilledDataset, UsageError
 from distilled_data.randomness import seed_at
 from ncfm_engine.config import EvaluateConfig, LabelConfig, NetworkConfig, PretrainConfig
-from ncfm_engine.evaluate import PROGRESS_FILE, evaluate, forget_progress, random_subset, train_and_test
+from ncfm_engine.evaluate import evaluate, forget_progress, random_subset, train_and_test
 from ncfm_engine.label import label, teacher
 from ncfm_engine.pretrain import build, pretrain, real_loader
 from ncfm_engine.stop import Stopped
@@ -190,9 +190,9 @@ def test_an_evaluation_stopped_again_and_again_gives_the_same_rows(
             rows = evaluated(5, folder=tmp_path, resume=True)
             break
         except Stopped:
-            assert (tmp_path / PROGRESS_FILE).exists()
+            assert list(tmp_path.glob("evaluation-*.safetensors"))
     assert len(stops) > 3
-    forget_progress(tmp_path)
+    forget_progress(tmp_path, rows)
     assert not list(tmp_path.iterdir())
     seconds = [sum(row.pop("seconds") for row in some) for some in (rows, whole)]
     assert rows == whole
@@ -222,26 +222,44 @@ def test_an_evaluation_that_died_does_not_train_again_what_was_finished(digits, 
 
 
 @pytest.mark.parametrize(
-    ("change", "difference"),
-    [
-        ({"config": dataclasses.replace(BATCHED, labels=("hard",), epochs=3)}, "evaluate.epochs is 2 there"),
-        ({"network": NetworkConfig(width=4, depth=2)}, "network.width is 16 there and 4 here"),
-        ({"seed": 1}, "seed is 0 there and 1 here"),
-        ({"source": "other"}, "fingerprint is"),
-        ({"dataset": "other"}, "content_hash is"),
-    ],
+    ("change", "difference"), [("source", "fingerprint is"), ("dataset", "content_hash is")]
 )
-def test_progress_of_another_evaluation_is_refused(digits, dataset, tmp_path, change, difference):
+def test_progress_of_another_artifact_is_refused(digits, dataset, tmp_path, change, difference):
     config = dataclasses.replace(BATCHED, labels=("hard",))
     arguments = {"dataset": dataset, "source": digits, "config": config, "network": NETWORK, "seed": 0}
     with pytest.raises(Stopped):
         evaluate(**arguments, device="cpu", folder=tmp_path, stop=StopAfter(8))
-    if "source" in change:
-        change = {"source": dataclasses.replace(digits, fingerprint="other")}
-    if "dataset" in change:
-        change = {"dataset": random_subset(digits, ipc=2, seed=1, device="cpu")}
+    others = {
+        "source": dataclasses.replace(digits, fingerprint="other"),
+        "dataset": random_subset(digits, ipc=2, seed=1, device="cpu"),
+    }
     with pytest.raises(CheckpointError, match=difference):
-        evaluate(**arguments | change, device="cpu", folder=tmp_path, resume=True)
+        evaluate(**arguments | {change: others[change]}, device="cpu", folder=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": dataclasses.replace(BATCHED, labels=("hard",), epochs=3)},
+        {"network": NetworkConfig(width=4, depth=2)},
+        {"seed": 1},
+    ],
+)
+def test_two_evaluations_broken_off_in_turn_both_go_on(digits, dataset, tmp_path, change):
+    config = dataclasses.replace(BATCHED, labels=("hard",))
+    first = {"dataset": dataset, "source": digits, "config": config, "network": NETWORK, "seed": 0}
+    both, options = (first, first | change), {"device": "cpu", "folder": tmp_path, "resume": True}
+    for arguments in both:
+        with pytest.raises(Stopped):
+            evaluate(**arguments, **options, stop=StopAfter(8))
+    for arguments in both:
+        rest, whole = StopAfter(10**6), StopAfter(10**6)
+        (row,) = evaluate(**arguments, **options, stop=rest)
+        (expected,) = evaluate(**arguments, device="cpu", stop=whole)
+        assert row | {"seconds": 0} == expected | {"seconds": 0}
+        assert rest.asked < whole.asked - 5
+        forget_progress(tmp_path, [row])
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_resume_an_evaluation_begins_anew(digits, dataset, tmp_path):
