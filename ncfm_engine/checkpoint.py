@@ -96,7 +96,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
         if recorded != wanted:
             raise CheckpointError(
                 f"{candidate} belongs to another run: {_differences(recorded, wanted)}. Use the settings "
-                "that it was made with, or start again: --overwrite, or no --resume."
+                "that it was made with, or start again: --overwrite, no --resume, or another folder."
             )
         if damages:
             warnings.warn(f"{damages[0]}; going on from the one before it, {candidate}", stacklevel=2)

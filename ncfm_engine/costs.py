@@ -47,7 +47,9 @@ class Costs:
         self.stages[name] = {
             "seconds": round(before["seconds"] + seconds, 1),
             "peak_memory_mib": max(before["peak_memory_mib"], memory),
-            "peak_gpu_mib": gpu if gpu is None else max(before["peak_gpu_mib"] or 0, gpu),
+            "peak_gpu_mib": max(
+                (peak for peak in (before["peak_gpu_mib"], gpu) if peak is not None), default=None
+            ),
         }
         if self.path and self.path.parent.is_dir():
             write_file(self.path, json.dumps(self.stages, indent=1).encode() + b"\n")

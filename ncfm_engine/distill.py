@@ -83,10 +83,14 @@ def distill(
         part=part,
         compile=compile,
     )
-    images = initial_images(config, source, pool, ipc=ipc, seed=seed, device=device)
-    images = images[:, part].contiguous().to(device)
-    match = _Match(config, game, images, ranks, folder, dict(identity or {}))
-    if folder and resume and (checkpoint := resumable(folder, match.identity, config.iterations)):
+    identity = dict(identity or {})
+    checkpoint = resumable(folder, identity, config.iterations) if folder and resume else None
+    if checkpoint:
+        images = checkpoint.tensors["images"]
+    else:
+        images = initial_images(config, source, pool, ipc=ipc, seed=seed, device=device)
+    match = _Match(config, game, images[:, part].contiguous().to(device), ranks, folder, identity)
+    if checkpoint:
         match.load(checkpoint)
     if len(steps := set(ranks.each(match.step))) > 1:
         raise RankError(

@@ -30,6 +30,7 @@ from .sources import Source
 from .stop import StopRequest
 from .train import CHECKPOINT_SECONDS, Course, Networks, Training, counting, grouped, named
 
+PROGRESS_PREFIX = "evaluation"  # of files in the run folder, until the rows are there
 CHECKS = 10  # evenly spaced tests during a training, for the best-over-epochs column
 
 Loaders = Callable[[Sequence[int]], list[Loader]]  # one for each seed
@@ -55,10 +56,10 @@ def evaluate(
     Distilled and random images share labels, optimiser steps and augmentation; every repeat has a network
     and a random subset of its own. `pool` labels the random subset and is needed for soft labels only.
     With a `folder` progress is kept there, until `forget_progress`, and `resume` goes on from it. Raises
-    `Stopped` after saving it when `stop` is requested, and `CheckpointError` for that of another artifact.
+    `Stopped` after saving it when `stop` is requested, and `CheckpointError` for that of other real images.
     """
     identity = _identity(dataset, source, config, network, seed, device, pool)
-    path = folder and _progress_path(folder, settings_hash(config, network, seed))
+    path = folder and _progress_path(folder, settings_hash(config, network, seed), dataset.content_hash)
     progress = _Progress(path, identity, resume)
     trainings = _Trainings(source, config, network, seed, device, progress, checkpoint_seconds, stop, report)
     options: dict[str, Any] = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
@@ -73,13 +74,13 @@ def evaluate(
 
 def forget_progress(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Remove the progress of the `evaluate` that returned these rows; they are safe now."""
-    for settings in {row["settings"] for row in rows}:
-        _discard(_progress_path(folder, settings))
+    for row in rows:
+        _discard(_progress_path(folder, row["settings"], row["content_hash"]))
 
 
-def _progress_path(folder: Path, settings: str) -> Path:
-    """Evaluations of other settings, broken off in the same folder, do not disturb each other."""
-    return folder / f"evaluation-{settings}.safetensors"
+def _progress_path(folder: Path, settings: str, content_hash: str) -> Path:
+    """Other evaluations that were broken off in the same folder do not disturb this one."""
+    return folder / f"{PROGRESS_PREFIX}-{settings}-{content_hash[:12]}.safetensors"
 
 
 def _discard(path: Path) -> None:

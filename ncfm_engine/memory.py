@@ -97,7 +97,7 @@ class Footprint:
     def fixed(self, layout: Layout) -> dict[str, int]:
         """What lies on the device all the time, by name."""
         config, share = self.config, self.num_classes / self.source.num_classes
-        bank = config.bank_size * self.num_classes * self.real_per_class * self.dim * 4
+        bank = config.kept_entries * self.num_classes * self.real_per_class * self.dim * 4
         counted = {
             "workspaces of the libraries": 0 if self.cpu else WORKSPACE,
             "synthetic images with gradient and optimiser": 16 * self.ipc * self.num_classes * self.pixels,
@@ -106,7 +106,7 @@ class Footprint:
         }
         if layout.images_resident:
             counted["real images"] = int(len(self.source.train) * share) * self.pixels
-        if config.real_features == "bank" and layout.bank_resident:
+        if bank and layout.bank_resident:
             counted["bank of real features"] = bank
         return counted
 

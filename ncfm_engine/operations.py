@@ -38,16 +38,18 @@ def _distilling(recipe: Recipe, source: Source) -> Passes:
         looks = config.iterations / config.bank_refresh + config.bank_size - 1
     views = recipe.ipc * config.factor**2 * classes
     networks = 2 if config.calibration else 1
-    turns = config.iterations * (config.sampler_steps if config.discrepancy == "ncfd" else 1)
+    turns = config.sampler_steps if config.discrepancy == "ncfd" else 1
+    seen = looks * real + (turns - 1) * config.iterations * views
     products = 0.0
     if config.discrepancy in ("ncfd", "cfd"):
-        dim = _dim(recipe.network, source)
-        angles = 2 * dim * config.frequencies * config.iterations  # of one image
-        # Forward for both kinds; backward into the synthetic features, and for psi into the frequencies.
-        products = angles * (real + views) + angles * views
+        # Of one image: forward for both kinds; backward into the synthetic features and, for psi, into the
+        # frequencies.
+        angles = 2 * _dim(recipe.network, source) * config.frequencies * config.iterations
+        synthetic = views * (2 if config.nested and recipe.ipc > 1 else 1)
+        products = angles * (real + 2 * synthetic)
         if config.discrepancy == "ncfd":
-            products += angles * (real + views) * (2 * turns / config.iterations - 1)
-    return Passes(looks * real, config.iterations * networks * views, products=products)
+            products += angles * (real + synthetic) * (2 * turns - 1)
+    return Passes(seen, config.iterations * networks * views, products=products)
 
 
 def _evaluating(recipe: Recipe, source: Source) -> Passes:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 from distilled_data import Artifact, ArtifactError, DistilledDataset, Metadata, SourceError, UsageError
 from distilled_data.format import (
     ARTIFACT_FILE,
+    MANIFEST_FILE,
     read_artifact,
     write_artifact,
     write_file,
@@ -65,14 +67,15 @@ def open_source(plan: Plan, **options: Any) -> Source:
     return hold_out(source, plan.recipe.validation) if plan.recipe.validation else source
 
 
-def run(plan: Plan, report: Report = silent) -> Outcome | None:
+def run(plan: Plan, report: Report = silent, stop: StopRequest | None = None) -> Outcome | None:
     """Do everything but publishing. The artifact is written before it is evaluated, and again with results.
 
-    Among several processes (torchrun) the first one labels, writes, evaluates and returns the outcome; the
-    others return None. Raises `Stopped` when the time budget is spent or SIGTERM arrived, and the errors of
-    its stages; whatever was finished before (networks, checkpoint, artifact) stays.
+    Without a `stop` it stops at the plan's time budget, or at SIGTERM. Among several processes (torchrun)
+    the first one labels, writes, evaluates and returns the outcome; the others return None. Raises `Stopped`
+    when it was stopped, and the errors of its stages; whatever was finished before (networks, checkpoint,
+    artifact) stays.
     """
-    with StopRequest(plan.time_budget) as stop, join(plan.device) as ranks:
+    with stop or StopRequest(plan.time_budget) as stop, join(plan.device) as ranks:
         check_output(plan)
         ranks.barrier()  # nobody writes before all have looked
         path = plan.run_folder / COSTS_FILE if ranks.rank == 0 else None
@@ -118,7 +121,13 @@ def _stages(
         artifact = make_artifact(plan, source, pool, distilled)
         if plan.resume and (rows := _recorded(plan, artifact)):
             return rows
-        clear_output(plan)
+        if results := _results_of(plan, artifact):  # other evaluations of the same images stay good
+            artifact = dataclasses.replace(
+                artifact, metadata=dataclasses.replace(artifact.metadata, results=results)
+            )
+            (plan.output / MANIFEST_FILE).unlink(missing_ok=True)
+        else:
+            clear_output(plan)
         write_artifact(plan.output / ARTIFACT_FILE, artifact)
         write_manifest(plan.output)
         plot_losses(plan.run_folder / METRICS_FILE, plan.run_folder / LOSS_PLOT_FILE)
@@ -157,6 +166,15 @@ def _recorded(plan: Plan, artifact: Artifact) -> list[dict[str, Any]] | None:
     found = {row["labels"]: row for row in rows if tuple(row[name] for name in names) == wanted}
     whole = stored.content_hash == artifact.content_hash and set(config.labels) <= set(found)
     return [found[labels] for labels in config.labels] if whole else None
+
+
+def _results_of(plan: Plan, artifact: Artifact) -> tuple[dict[str, Any], ...]:
+    """The results in the artifact that lies there, if a run goes on that made the same images and labels."""
+    try:
+        there = read_artifact(plan.output / ARTIFACT_FILE)
+    except ArtifactError:
+        return ()
+    return there.metadata.results if plan.resume and there.content_hash == artifact.content_hash else ()
 
 
 def _pool(plan: Plan, source: Source, ranks: Ranks, stop: StopRequest, report: Report) -> FeaturePool:
@@ -232,7 +250,8 @@ def evaluate_folder(
     `dataset` names the real data where the artifact's own name is not enough (folder:PATH), `reading` are
     keywords of `load_source`; how images were resized is known to the artifact. Raises
     `UsageError` for an artifact that does not record its recipe, `SourceError` when the data is not what it
-    was distilled from, and `Stopped` after saving progress, from which `resume` goes on.
+    was distilled from, and `Stopped` after saving progress, from which `resume` goes on; it stays until
+    `forget_progress`.
     """
     chosen = DistilledDataset.from_folder(folder, ipc=ipc)
     info = chosen.info
@@ -290,7 +309,6 @@ def evaluate_folder(
         report=report,
     )
     record_results(folder, rows, device)
-    forget_progress(run_folder_of(folder), rows)
     return rows
 
 
@@ -311,9 +329,9 @@ def write_results(
     path: Path, rows: list[dict[str, Any]], device: str, stages: dict[str, dict[str, Any]]
 ) -> None:
     """Merge rows into `results.json`, each with where, by what command and at what costs it was measured."""
-    # Where things lie on this machine is nobody's business.
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
-    origin = {**provenance(device), "command": shlex.join([Path(sys.argv[0]).name, *words[1:]])}
+    # Where things lie on this machine is nobody's business: only the last names of paths are told.
+    words = [re.sub(r"(^|[=:])/(?!/)(?:[^/]*/)*", r"\1", word) for word in sys.argv[1:]]
+    origin = {**provenance(device), "command": shlex.join([Path(sys.argv[0]).name, *words])}
     known = json.loads(path.read_text())["rows"] if path.exists() else []
     merged = _merged(known, [row | origin | {"stages": stages} for row in rows])
     write_file(path, json.dumps({"rows": merged}, indent=1).encode() + b"\n")

@@ -19,6 +19,7 @@ from .checkpoint import previous_of
 from .config import Recipe, flatten
 from .costs import COSTS_FILE
 from .distill import CHECKPOINT_FILE, METRICS_FILE
+from .evaluate import PROGRESS_PREFIX
 from .initial import check_packing
 from .memory import Footprint, Layout, choose_layout
 from .operations import operations, passes
@@ -190,7 +191,8 @@ def clear_output(plan: Plan) -> None:
     The card stays, because people edit it, and so does everything of another name.
     """
     stale = [plan.output / name for name in (MANIFEST_FILE, PARQUET_FILE, PREVIEW_FILE)]
-    for path in (*stale, plan.run_folder / RESULTS_FILE):
+    evaluations = plan.run_folder.glob(f"{PROGRESS_PREFIX}-*.safetensors")
+    for path in (*stale, plan.run_folder / RESULTS_FILE, *evaluations):
         path.unlink(missing_ok=True)
 
 
@@ -243,7 +245,7 @@ def describe(plan: Plan, source: Source) -> str:
     shape = [recipe.ipc, source.num_classes, source.channels, source.height, source.width]
     files = [plan.output / name for name in FOLDER_FILES]
     files += [plan.run_folder / n for n in (METRICS_FILE, CHECKPOINT_FILE, LOSS_PLOT_FILE, RESULTS_FILE)]
-    changed = _differences(dataclasses.asdict(Recipe()), dataclasses.asdict(recipe))
+    changed = differences(dataclasses.asdict(Recipe()), dataclasses.asdict(recipe))
     lines = [
         f"dataset      {source.name}: {len(source.train)} images of {source.channels}x{source.height}x"
         f"{source.width}, {source.num_classes} classes, tested on {len(source.test)}",
@@ -287,11 +289,12 @@ def _probe(plan: Plan, source: Source, images: int = 256) -> tuple[float, float]
     return tuple(min(seconds(backward) for _ in range(3)) for backward in (False, True))  # type: ignore[return-value]
 
 
-def _differences(default: dict, chosen: dict, prefix: str = "") -> list[str]:
+def differences(default: dict, chosen: dict, prefix: str = "") -> list[str]:
+    """Settings that differ, as "distill.alpha = 0.3"; both are recipes as dicts."""
     rows = []
     for name, value in chosen.items():
         if isinstance(value, dict):
-            rows += _differences(default[name], value, f"{prefix}{name}.")
+            rows += differences(default[name], value, f"{prefix}{name}.")
         elif value != default[name]:
             rows.append(f"{prefix}{name} = {value}")
     return rows

@@ -97,8 +97,9 @@ class RealFeatures:
     def prepare(self, step: int) -> Entry:
         """The step's entry, with its network loaded."""
         entry = step
-        if self.config.real_features == "bank":
-            size, oldest = self.config.bank_size, step // self.config.bank_refresh
+        if size := self.config.kept_entries:
+            refresh = self.config.bank_refresh if self.config.real_features == "bank" else 1
+            oldest = step // refresh
             alive = range(oldest, oldest + size)
             self._bank = {number: self._bank[number] for number in alive if number in self._bank}
             for number in alive:

@@ -27,11 +27,6 @@ class StopRequest:
         late = self._deadline is not None and time.monotonic() >= self._deadline
         return self._terminated or late
 
-    @property
-    def left(self) -> float | None:
-        """Seconds until it is requested; None if it never is."""
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
             self._before = signal.signal(signal.SIGTERM, self._on_signal)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from commands import TINY
+from filelock import FileLock
 
 from ncfm_engine.config import Recipe
 from tools.reproduction.studies import NAMES, study
@@ -19,15 +20,83 @@ def findings(path) -> dict[str, dict]:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_variant_is_a_recipe(name, ipc):
     base = Recipe().replace({"ipc": ipc})
-    for variant in study(name, ipc).values():
+    for variant in study(name, base).values():
         assert (variant.prefix or 1) <= base.replace(dict(variant.changes)).ipc
 
 
-def test_no_two_variants_of_a_study_are_the_same():
+@pytest.mark.parametrize("steps", [100, 20_000])
+def test_the_variants_of_a_study_differ_from_the_preset_and_from_each_other(steps):
+    recipe = Recipe().replace({"ipc": 50, "distill.iterations": steps})
     for name in NAMES:
-        variants = study(name, 50).values()
-        kinds = [(sorted(v.changes.items()), v.images, v.prefix) for v in variants]
+        variants = study(name, recipe).values()
+        kinds = [(recipe.replace(dict(v.changes)), v.images, v.prefix) for v in variants]
         assert all(kinds.count(kind) == 1 for kind in kinds)
+    names = set(study("recipe", recipe))
+    assert ("schedule: plateau" in names) == (steps > 2000)
+    assert ("average of the images, decay 0.999" in names) == (steps > 10_000)
+    assert "frequencies: 1024" not in study("claims", recipe)  # which the preset has
+
+
+def test_without_steps_the_preset_is_not_prolonged(here, tmp_path):
+    flags = (
+        "ablate.py",
+        "--ipc",
+        "1",
+        "--seeds",
+        "1",
+        "--output",
+        "rows.json",
+        "--only",
+        "the preset",
+        "--only",
+        "no steps",
+    )
+    status, _, error = here(*flags, settings=[*SMALL, "distill.schedule=constant"])
+    assert status == 0, error
+    rows = findings(tmp_path / "rows.json")
+    assert rows["no steps (the real images it starts from)"]["runs"][0]["curve"] == {}
+
+
+@pytest.mark.parametrize("words", [("--only", "no such variant"), ("--seeds", "0")])
+def test_a_study_of_nothing_is_refused(here, words):
+    status, _, error = here("ablate.py", *words)
+    assert status == 2
+    assert "nothing to do" in error
+
+
+def test_what_a_study_no_longer_has_stays_in_its_file(here, tmp_path):
+    flags = (
+        "ablate.py",
+        "--ipc",
+        "1",
+        "--seeds",
+        "1",
+        "--output",
+        "rows.json",
+        "--only",
+        "random real images",
+    )
+    assert here(*flags, settings=SMALL)[0] == 0
+    path = tmp_path / "rows.json"
+    path.write_text(path.read_text().replace('"variant": "random real images"', '"variant": "of old"', 1))
+    assert here(*flags, settings=SMALL)[0] == 0
+    assert list(findings(path))[-1] == "of old"
+    assert findings(path)["random real images"]["values"] == findings(path)["of old"]["values"]
+
+
+def test_two_processes_do_not_write_one_file(here, tmp_path):
+    with FileLock(tmp_path / ".rows.json.lock"):
+        status, _, error = here("ablate.py", "--ipc", "1", "--output", "rows.json", settings=SMALL)
+    assert status == 2
+    assert "another process is at work" in " ".join(error.split())
+
+
+def test_several_processes_are_refused(here, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for words in (("ablate.py",), ("reproduce.py", "digits")):
+        status, _, error = here(*words)
+        assert status == 2
+        assert "for one process" in error
 
 
 def test_a_study_that_is_stopped_again_and_again_finds_what_one_run_finds(here, tmp_path):

@@ -139,6 +139,23 @@ def test_psi_alone_ascends_without_touching_the_images(digits, pool):
     assert step.backward(images, 0).discrepancy.mean() > before
 
 
+def test_turns_of_psi_look_at_fresh_real_images_once(digits, pool, monkeypatch):
+    (step, images), (single, _) = (
+        game(digits, pool, dataclasses.replace(SMALL, sampler_steps=3)),
+        game(digits, pool),
+    )
+    looked, look = [], step.real._look
+    monkeypatch.setattr(
+        step.real, "_look", lambda entry, classes: looked.append(entry) or look(entry, classes)
+    )
+    for number in (4, 5):
+        for turn in (1, 2):
+            step.ascend(images, number, turn)
+        expected = single.backward(images, number).discrepancy
+        assert torch.equal(step.backward(images, number).discrepancy, expected)
+    assert looked == [4, 5]
+
+
 def test_a_turn_of_psi_has_frequencies_of_its_own(digits, pool):
     step, images = game(digits, pool)
     gradients = []

@@ -1,5 +1,6 @@
 """Making the tables: in pieces, in order of worth, with every figure from a saved artifact."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -15,17 +16,20 @@ from tools.reproduction import campaign, readme
 from tools.reproduction.findings import Finding, difference, is_kept, markdown
 from tools.reproduction.ranking import augmentation_robust_score, label_robust_score
 from tools.reproduction.summary import scores
-from tools.reproduction.tables import ARCHITECTURES, PAPER, TABLES
+from tools.reproduction.summary import summary as summarise
+from tools.reproduction.tables import ARCHITECTURES, FINGERPRINTS, PAPER, TABLES
 
 SMALL = dict(setting.split("=") for setting in [*TINY, "distill.iterations=6", "evaluate.epochs=2"])
 ARCHITECTURE = "alexnet"  # the fastest of them on a CPU
 
 
-def make(folder, changes=SMALL, stages=(campaign.DISTIL, campaign.PLAIN), budget=None) -> campaign.Campaign:
+def make(
+    folder, changes=SMALL, stages=(campaign.DISTIL, campaign.PLAIN), budget=None, rows=TABLES["digits"]
+) -> campaign.Campaign:
     """The set of one digit of each class in `folder`; the same again goes on there."""
     options = {"cache": folder.parent / "cache", "device": "cpu"}
     made = campaign.Campaign(
-        TABLES["digits"],
+        rows,
         ["digits-ipc1"],
         folder / "work",
         folder / "results" / "digits",
@@ -147,6 +151,45 @@ def test_more_networks_are_another_evaluation(copied):
     assert after["rows"][0]["content_hash"] == before["rows"][0]["content_hash"]
 
 
+def test_the_table_shows_the_last_evaluation_of_each_kind_and_what_lies_there(copied):
+    (before,) = (row for row in summary(copied)["rows"] if row["network"] == ARCHITECTURE)
+    rows = tuple(
+        dataclasses.replace(row, architectures={"evaluate.repeats": "1", "evaluate.epochs": "3"})
+        for row in TABLES["digits"]
+    )
+    changes = {
+        name: value for name, value in SMALL.items() if name not in ("evaluate.repeats", "evaluate.epochs")
+    }
+    kept = {"evaluate.epochs": SMALL["evaluate.epochs"], "evaluate.repeats": SMALL["evaluate.repeats"]}
+    rows = tuple(dataclasses.replace(row, changes=dict(row.changes) | kept) for row in rows)
+    make(copied, changes, (campaign.DISTIL, ARCHITECTURE), rows=rows)
+    (after,) = (row for row in summary(copied)["rows"] if row["network"] == ARCHITECTURE)
+    assert (before["epochs"], after["epochs"], after["n"]) == (2, 3, 1)
+    # Another command, which chooses no set, does not change what is said of those that are there.
+    there = summary(copied)
+    make(copied, SMALL | {"distill.iterations": "999"}, stages=())
+    assert summary(copied) == there
+
+
+def test_results_survive_a_kill_between_the_artifact_and_its_manifest(copied, monkeypatch):
+    before = untimed(summary(copied))
+    path = copied / "work" / "digits-ipc1" / "manifest.json"
+    path.write_text(path.read_text().replace('"size": ', '"size": 1'))
+    trained = []
+    evaluate = campaign.evaluate_folder
+    monkeypatch.setattr(campaign, "evaluate_folder", lambda *a, **o: trained.append(a) or evaluate(*a, **o))
+    make(copied, stages=(campaign.DISTIL, campaign.PLAIN, ARCHITECTURE))
+    assert not trained
+    assert untimed(summary(copied)) == before
+
+
+def test_sets_of_other_real_images_are_not_taken_for_these(copied, tmp_path):
+    made = make(copied, stages=())
+    other = dataclasses.replace(made, sources={"digits": "store:" + str(tmp_path)})
+    assert made._is_done(made.rows[1], campaign.DISTIL, made.plan(made.rows[1]))
+    assert not other._is_done(made.rows[1], campaign.DISTIL, other.plan(made.rows[1]))
+
+
 def test_a_damaged_artifact_is_made_again_from_its_checkpoint(copied):
     path = copied / "work" / "digits-ipc1" / "distilled.safetensors"
     whole = path.read_bytes()
@@ -190,7 +233,8 @@ def test_a_dry_run_counts_and_makes_nothing(here, tmp_path):
         ((), "name a table: published, half-hour, small, digits"),
         (("digit",), "digits"),
         (("digits", "--row", "digits-ipc2"), "digits-ipc1"),
-        (("digits", "--source", "digits"), "field=value"),
+        (("digits", "--source", "digits"), "--source digits: expected dataset=place"),
+        (("digits", "--source", "digit=folder:x"), "Did you mean 'digits'"),
     ],
 )
 def test_a_name_that_does_not_exist_is_refused(here, words, message):
@@ -227,6 +271,16 @@ def test_scores_compare_soft_labels_with_random_images_under_the_same():
     found = scores(rows, "convnet")
     assert found == {name: pytest.approx(value, abs=1e-3) for name, value in expected.items()}
     assert scores(rows[:1], "convnet")["ars"] is None
+
+
+def test_figures_of_the_article_stand_beside_sets_of_its_own_images_only(finished):
+    info = DistilledDataset.from_folder(finished / "work" / "digits-ipc1").info
+    row = summary(finished)
+    [cifar] = [key for key, name in FINGERPRINTS.items() if name == "cifar10"]
+    for fingerprint, expected in ((info.source["fingerprint"], None), (cifar, PAPER["cifar10", 1])):
+        source = dict(info.source) | {"fingerprint": fingerprint}
+        made = summarise("x", dataclasses.replace(info, source=source), row["rows"], row["stages"], 1)
+        assert made["paper"] == expected
 
 
 def finding(name: str, values: list[float], changes=None) -> Finding:
@@ -281,4 +335,5 @@ def test_the_tables_of_the_readme_are_made_from_the_results():
             f"{path.name} is not what its results say: tools/reproduce.py --readme"
         )
     text = (ROOT / "README.md").read_text()
+    assert readme.PART.search(text)
     assert readme.fill(text, ROOT) == text

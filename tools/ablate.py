@@ -14,8 +14,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from command_line import duration, run_command, settings
+import torch
+from command_line import alone, duration, run_command, settings
 
+from distilled_data import UsageError
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.pipeline import open_source, provenance
 from ncfm_engine.plan import Plan, make_plan
@@ -72,24 +74,38 @@ def main(arguments: argparse.Namespace) -> None:
         f"study-{arguments.study}-{arguments.preset.removesuffix(f'-ipc{recipe.ipc}')}-ipc{recipe.ipc}.json"
     )
     output = arguments.output or RESULTS / name
-    variants = study(arguments.study, recipe.ipc)
+    variants = study(arguments.study, recipe)
     chosen = [name for name in variants if not arguments.only or any(t in name for t in arguments.only)]
-    with StopRequest(arguments.time_budget) as stop, Bars() as bars:
+    if not chosen or arguments.seeds < 1:
+        raise UsageError(f"nothing to do with --only {arguments.only} and --seeds {arguments.seeds}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with alone(output), StopRequest(arguments.time_budget) as stop, Bars() as bars:
         source = open_source(plan, stop=stop, report=bars)
         head = description(arguments.study, plan, source)
         findings = read(output, head)
         head |= provenance(plan.device)
         laboratory = Laboratory(plan, source, arguments.work, stop, bars)
         for name in chosen:
-            finding = findings.setdefault(name, Finding(name, dict(variants[name].changes)))
+            changes = dict(variants[name].changes)
+            finding = findings.setdefault(name, Finding(name, changes))
+            if finding.changes != changes:
+                raise UsageError(
+                    f"{output} has {name!r} with other settings: {finding.changes}, not {changes}"
+                )
             for seed in range(len(finding.runs), arguments.seeds):
                 finding.runs.append(laboratory.run(variants[name], seed))
-                write(output, head, [findings[n] for n in variants if n in findings])
+                write(output, head, in_order(findings, list(variants)))
             bars.close()
             print(line(finding), flush=True)
     if arguments.plot:
         curves = {name: findings[name].curves for name in chosen if findings[name].curves}
         plot_variants(curves, output.with_suffix(".png"))
+
+
+def in_order(findings: dict[str, Finding], names: list[str]) -> list[Finding]:
+    """Those that have runs, as the study lists them; then what it no longer has."""
+    names = [*names, *(name for name in findings if name not in names)]
+    return [findings[name] for name in names if name in findings and findings[name].runs]
 
 
 def description(name: str, plan: Plan, source: Source) -> dict[str, Any]:
@@ -101,6 +117,8 @@ def description(name: str, plan: Plan, source: Source) -> dict[str, Any]:
         "fingerprint": source.fingerprint,
         "ipc": plan.recipe.ipc,
         "settings": dataclasses.asdict(plan.recipe),
+        "torch": str(torch.__version__),
+        "kind of device": torch.device(plan.device).type,
     }
 
 

@@ -2,17 +2,21 @@
 
 import argparse
 import dataclasses
+import os
 import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # so that a checkout runs without being installed
+
+from filelock import FileLock, Timeout
 
 from distilled_data import DistilledDataError, UsageError
 from hub import PushOptions
@@ -114,6 +118,18 @@ def push_command(folder: Path, arguments: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
+@contextmanager
+def alone(place: Path) -> Iterator[None]:
+    """Raise `UsageError` under torchrun, or while another process works at `place`, a file or folder."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("this command is for one process; only distilling is shared out by torchrun")
+    try:
+        with FileLock(place.with_name(f".{place.name}.lock"), timeout=0):
+            yield
+    except Timeout as error:
+        raise UsageError(f"another process is at work on {place}; wait for it, or choose another") from error
+
+
 def size(text: str) -> int:
     """Bytes of "2GiB", "500MB"."""
     return int(_quantity(text, SIZES, "2GiB"))
@@ -124,11 +140,13 @@ def duration(text: str) -> float:
     return _quantity(text, TIMES, "10m")
 
 
-def settings(pairs: list[str]) -> dict[str, str]:
+def settings(
+    pairs: list[str], flag: str = "--set", form: str = "field=value, for instance distill.alpha=0.3"
+) -> dict[str, str]:
     """`--set field=value` pairs as a mapping."""
     for pair in pairs:
         if "=" not in pair:
-            raise UsageError(f"--set {pair}: expected field=value, for instance distill.alpha=0.3")
+            raise UsageError(f"{flag} {pair}: expected {form}")
     return dict(pair.split("=", 1) for pair in pairs)
 
 

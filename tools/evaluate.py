@@ -15,6 +15,7 @@ from command_line import add_source_flags, duration, reading, run_command, setti
 from hub import complete_folder
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.costs import Costs
+from ncfm_engine.evaluate import forget_progress
 from ncfm_engine.pipeline import evaluate_folder, write_results
 from ncfm_engine.plan import RESULTS_FILE, resolve_device, run_folder_of
 from ncfm_engine.report import Bars
@@ -61,7 +62,9 @@ def main(arguments: argparse.Namespace) -> None:
             report=bars,
         )
     complete_folder(arguments.folder)
-    write_results(run_folder_of(arguments.folder) / RESULTS_FILE, rows, device, costs.stages)
+    run_folder = run_folder_of(arguments.folder)
+    write_results(run_folder / RESULTS_FILE, rows, device, costs.stages)
+    forget_progress(run_folder, rows)
     print(table(rows))
 
 

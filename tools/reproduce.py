@@ -14,15 +14,16 @@ curves, a summary and its table are written to --results.
 import argparse
 from pathlib import Path
 
-from command_line import duration, run_command, settings
+from command_line import alone, duration, run_command, settings
 
 from distilled_data import UnknownNameError, UsageError
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.operations import operations
 from ncfm_engine.pipeline import open_source
+from ncfm_engine.presets import PRESETS
 from ncfm_engine.report import Bars
 from ncfm_engine.stop import StopRequest
-from tools.reproduction.campaign import TABLE_FILE, Campaign
+from tools.reproduction.campaign import STAGES, TABLE_FILE, Campaign
 from tools.reproduction.readme import update
 from tools.reproduction.tables import TABLES
 
@@ -77,7 +78,7 @@ def main(arguments: argparse.Namespace) -> None:
         chosen,
         arguments.work / arguments.table,
         results,
-        sources=settings(arguments.source),
+        sources=sources(arguments.source),
         data=arguments.data,
         changes=settings(arguments.set),
         options={
@@ -90,7 +91,8 @@ def main(arguments: argparse.Namespace) -> None:
         estimate(campaign, arguments.rate)
         return
 
-    with StopRequest(arguments.time_budget) as stop, Bars() as bars:
+    campaign.work.mkdir(parents=True, exist_ok=True)
+    with alone(campaign.work), StopRequest(arguments.time_budget) as stop, Bars() as bars:
         campaign.run(stop, bars)
     print((results / TABLE_FILE).read_text())
 
@@ -108,14 +110,31 @@ def chosen_rows(table: str | None, names: list[str]) -> list[str]:
     return names or known
 
 
+def sources(pairs: list[str]) -> dict[str, str]:
+    """Places by the name of the dataset. Raises `UsageError` for one that no table has."""
+    chosen = settings(pairs, "--source", "dataset=place, for instance cifar100=folder:DIR")
+    known = {PRESETS[row.preset].dataset for table in TABLES.values() for row in table}
+    for name in chosen:
+        if name not in known:
+            raise UnknownNameError("dataset of a table", name, known)
+    return chosen
+
+
 def estimate(campaign: Campaign, rate: float) -> None:
-    """Print what each set takes, from its operations; networks that were trained before are not free here."""
+    """Print what each set takes with all its evaluations, from its operations.
+
+    Networks that several sets share are counted with each.
+    """
     head = "".join(f"{name:>14}" for name in ("pretraining", "distilling", "evaluating"))
     print(f"{'PFLOP':20}{head}   hours at {rate:g} TFLOP/s")
     total = 0.0
     for row in (row for row in campaign.rows if row.name in campaign.chosen):
         plan = campaign.plan(row)
-        counts = operations(plan.recipe, open_source(plan))
+        source = open_source(plan)
+        counts = operations(plan.recipe, source)
+        for stage in STAGES[1:]:
+            changed = plan.recipe.replace(campaign.evaluation(row, stage))
+            counts["evaluating"] += operations(changed, source)["evaluating"]
         total += sum(counts.values())
         cells = "".join(f"{count / 1e15:14.3g}" for count in counts.values())
         print(f"{row.name:20}{cells}          {sum(counts.values()) / rate / 3.6e15:8.2f}")

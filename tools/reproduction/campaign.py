@@ -1,6 +1,5 @@
 """Making the rows of a table: each in stages that resume, the most telling of all rows first."""
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from hub import complete_folder
 from ncfm_engine.config import Recipe
 from ncfm_engine.costs import COSTS_FILE, Costs
 from ncfm_engine.distill import METRICS_FILE
-from ncfm_engine.evaluate import settings_hash
+from ncfm_engine.evaluate import forget_progress, settings_hash
 from ncfm_engine.pipeline import evaluate_folder, run, write_results
 from ncfm_engine.plan import LOSS_PLOT_FILE, RESULTS_FILE, Plan, make_plan
 from ncfm_engine.presets import PRESETS
@@ -28,6 +27,7 @@ from .tables import ARCHITECTURES, Row
 
 DISTIL, PLAIN = "distil", "no augmentation"
 STAGES = (DISTIL, PLAIN, *ARCHITECTURES)
+STAGES_FILE = "stages.json"  # of the run folder: what was done last, see `_Done`
 TABLE_FILE, CURVES_FILE = "table.md", "curves.png"
 KEPT_BYTES = 2_000_000  # larger artifacts stay where they were made
 RUN_FILES = (METRICS_FILE, LOSS_PLOT_FILE, RESULTS_FILE, COSTS_FILE)
@@ -73,18 +73,35 @@ class Campaign:
             **self.options,
         )
 
+    def evaluation(self, row: Row, stage: str) -> dict[str, Any]:
+        """A stage's changes to the recipe; all real images are only trained on in the first one."""
+        if stage == DISTIL:
+            return {}
+        once = {"evaluate.full_repeats": "0"}
+        if stage == PLAIN:
+            return once | {"evaluate.augment": "none", "evaluate.cutmix": "0"}
+        asked = {name: value for name, value in self.changes.items() if name in row.architectures}
+        return once | {"network.name": stage, "evaluate.labels": "hard"} | dict(row.architectures) | asked
+
     def write(self) -> None:
         """What is known of the rows that were begun: their files, a summary, a table, their losses."""
         found, curves = [], {}
         for row in self.rows:
             plan = self.plan(row)
-            files = [plan.run_folder / name for name in (RESULTS_FILE, COSTS_FILE)]
-            if all(file.exists() for file in files):
+            done = _done(plan)
+            if done["stages"].get(DISTIL) and (plan.run_folder / RESULTS_FILE).exists():
                 self._collect(row, plan)
-                results, costs = (json.loads(file.read_text()) for file in files)
-                found.append(summary(row, plan, results["rows"], costs))
+                info = DistilledDataset.from_folder(plan.output).info
+                results, costs = (
+                    json.loads((plan.run_folder / name).read_text()) for name in (RESULTS_FILE, COSTS_FILE)
+                )
+                latest = done["stages"].values()
+                rows = [r for r in results["rows"] if [r["settings"], r["content_hash"], r["n"]] in latest]
+                size = (plan.output / ARTIFACT_FILE).stat().st_size
+                found.append(summary(row.name, info, rows, costs, size))
                 lines = (plan.run_folder / METRICS_FILE).read_text().splitlines()
-                curves[row.name] = [curve([json.loads(line) for line in lines])]
+                if lines:
+                    curves[row.name] = [curve([json.loads(line) for line in lines])]
         content = {"table": self.results.name, "sets": found}
         write_file(self.results / RESULTS_FILE, json.dumps(content, indent=1).encode() + b"\n")
         write_file(self.results / TABLE_FILE, markdown(content).encode())
@@ -92,13 +109,15 @@ class Campaign:
 
     def _do(self, row: Row, stage: str, plan: Plan, stop: StopRequest, report: Report) -> None:
         if stage == DISTIL:
-            run(dataclasses.replace(plan, time_budget=stop.left), report)
+            outcome = run(plan, report, stop)
+            assert outcome, "one process"
+            rows = outcome.rows
         else:
             costs = Costs(plan.run_folder / COSTS_FILE, plan.device, resume=True)
             with costs.stage(f"evaluating, {stage}"):
                 rows = evaluate_folder(
                     plan.output,
-                    changes=self._evaluation(row, stage),
+                    changes=self.evaluation(row, stage),
                     cache=plan.cache,
                     device=plan.device,
                     dataset=plan.dataset,
@@ -109,19 +128,14 @@ class Campaign:
                 )
             write_results(plan.run_folder / RESULTS_FILE, rows, plan.device, costs.stages)
         complete_folder(plan.output)
-
-    def _evaluation(self, row: Row, stage: str) -> dict[str, Any]:
-        """Changes to the recipe; all real images are only trained on in the first stage."""
-        if stage == DISTIL:
-            return {}
-        once = {"evaluate.full_repeats": "0"}
-        if stage == PLAIN:
-            return once | {"evaluate.augment": "none", "evaluate.cutmix": "0"}
-        asked = {name: value for name, value in self.changes.items() if name in row.architectures}
-        return once | {"network.name": stage, "evaluate.labels": "hard"} | dict(row.architectures) | asked
+        [done] = {(r["settings"], r["content_hash"], r["n"]) for r in rows}
+        stages = _done(plan)["stages"] | {stage: list(done)}
+        text = json.dumps({"source": _source(plan), "stages": stages}, indent=1)
+        write_file(plan.run_folder / STAGES_FILE, text.encode() + b"\n")
+        forget_progress(plan.run_folder, rows)
 
     def _is_done(self, row: Row, stage: str, plan: Plan) -> bool:
-        """Whether there are rows of this very evaluation of a whole artifact of this very recipe."""
+        """Whether this very evaluation was made of the artifact of this very recipe, which is whole."""
         try:
             verify_folder(plan.output)
             there = DistilledDataset.from_folder(plan.output)
@@ -130,28 +144,34 @@ class Campaign:
             return False
         if Recipe.from_dict(there.info.recipe["settings"]) != plan.recipe:
             return False
-        recipe = plan.recipe.replace(self._evaluation(row, stage))
-        config = recipe.evaluate
-        settings = settings_hash(config, recipe.network, recipe.seed)
-        found = [
-            r["labels"]
-            for r in rows
-            if r["settings"] == settings
-            and r["n"] == config.repeats
-            and r["content_hash"] == there.content_hash
-            and r["full_n"] == config.full_repeats
-        ]
-        return set(config.labels) <= set(found)
+        recipe = plan.recipe.replace(self.evaluation(row, stage))
+        settings = settings_hash(recipe.evaluate, recipe.network, recipe.seed)
+        wanted = [settings, there.content_hash, recipe.evaluate.repeats]
+        full = {r["full_n"] for r in rows if [r["settings"], r["content_hash"], r["n"]] == wanted}
+        return _done(plan)["stages"].get(stage) == wanted and full == {recipe.evaluate.full_repeats}
 
     def _collect(self, row: Row, plan: Plan) -> None:
         """Copy what is worth committing to `results`."""
         folder = self.results / row.name
-        folder.mkdir(parents=True, exist_ok=True)
-        artifact = plan.output / ARTIFACT_FILE
+        if not all((plan.output / name).exists() for name in FOLDER_FILES):
+            complete_folder(plan.output)
         files = [plan.run_folder / name for name in RUN_FILES]
-        if artifact.stat().st_size <= KEPT_BYTES:
+        if (plan.output / ARTIFACT_FILE).stat().st_size <= KEPT_BYTES:
             files += [plan.output / name for name in FOLDER_FILES]
         for file in files:
             target = folder / (file.relative_to(plan.output) if plan.output in file.parents else file.name)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
+
+
+def _done(plan: Plan) -> dict[str, Any]:
+    """{"source": which real images, "stages": {stage: [settings, content hash, n] of its rows}}; nothing
+    where other real images were used.
+    """
+    path = plan.run_folder / STAGES_FILE
+    there = json.loads(path.read_text()) if path.exists() else {}
+    return there if there.get("source") == _source(plan) else {"source": _source(plan), "stages": {}}
+
+
+def _source(plan: Plan) -> list[str]:
+    return [plan.dataset, str(plan.reading.get("data"))]

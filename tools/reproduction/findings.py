@@ -67,6 +67,8 @@ def read(path: Path, head: Mapping[str, Any]) -> dict[str, Finding]:
     if not path.exists():
         return {}
     content = json.loads(path.read_text())
+    if "findings" not in content:
+        raise UsageError(f"{path} does not hold the findings of a study. Choose another --output.")
     there, here = (flatten(dict(part) | {"settings": _settings(part)}) for part in (content, head))
     for name in flatten(dict(head) | {"settings": _settings(head)}):
         if there.get(name) != here[name]:
@@ -139,13 +141,13 @@ def _cells(row: dict[str, Any] | None, base: dict[str, Any] | None, content: Map
         gain, error = difference(_finding(row), _finding(base))
         against = f"{gain:+.1f}" if error is None else f"{gain:+.1f} ± {error:.1f}"
     kept = ""
-    if row["changes"] and row["runs"] and "curve" in row["runs"][0]:
+    if row["changes"] and "curve" in row["runs"][0] and "evaluate.labels" not in row["changes"]:
         kept = "yes" if is_kept(row["changes"], content["preset"]) else "no"
     return [_score(row), str(row["n"]), against, kept]
 
 
 def is_kept(changes: Mapping[str, str], preset: str) -> bool:
-    """Whether the set that was made with this preset in the end has these settings."""
+    """Whether the first table that makes a set by this preset makes it with these settings."""
     rows = [row for table in TABLES.values() for row in table if row.preset == preset]
     recipe = PRESETS[preset].recipe().replace(dict(rows[0].changes) if rows else {})
     return recipe.replace(dict(changes)) == recipe

@@ -58,7 +58,9 @@ class Laboratory:
 
     def _distilled(self, recipe: Recipe, seed: int) -> tuple[Distilled, list[dict[str, float]]]:
         plan = dataclasses.replace(self.plan, recipe=recipe.replace({"seed": seed}))
-        key = identity(plan, self.source)
+        # A run may be prolonged, so its identity leaves the steps out; the pool is that of another seed.
+        key = identity(plan, self.source) | {"distill.iterations": recipe.distill.iterations}
+        key["pool"] = self._pool_key(recipe)
         folder = self.folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         torch.compiler.reset()  # what was compiled for other runs would count against this one's limit
@@ -81,7 +83,7 @@ class Laboratory:
 
     def _pool(self, recipe: Recipe) -> FeaturePool:
         plan, config = self.plan, recipe.pretrain
-        key = pool_key(config, recipe.network, self.source, plan.recipe.seed, plan.device), config.networks
+        key = self._pool_key(recipe), config.networks
         if key not in self._pools:
             self._pools[key] = pretrain(
                 config,
@@ -94,6 +96,10 @@ class Laboratory:
                 report=self.report,
             )
         return self._pools[key]
+
+    def _pool_key(self, recipe: Recipe) -> str:
+        seed, device = self.plan.recipe.seed, self.plan.device
+        return pool_key(recipe.pretrain, recipe.network, self.source, seed, device)
 
     def _dataset(self, recipe: Recipe, distilled: Distilled, ipc: int) -> DistilledDataset:
         images, labels, factor = distilled.quantised()[:ipc], recipe.evaluate.labels[0], recipe.distill.factor

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ncfm_engine.config import Recipe
+from ncfm_engine.distill import PLATEAU_STEPS
+
 PRESET = "the preset"
 
 
@@ -53,7 +56,9 @@ RECIPE: Study = {
     "before rounding to bytes": Variant(images="exact"),
     "no steps (the real images it starts from)": _distill(iterations="0"),
     **_each("image learning rate", "learning_rate", "0.005 0.01 0.05 0.1"),
-    **_each("schedule:", "schedule", "constant plateau"),
+    "schedule: constant": _distill(schedule="constant"),
+    "schedule: plateau": _distill(schedule="plateau"),
+    "schedule: cosine": _distill(schedule="cosine"),
     **_each("psi learning rate", "sampler_learning_rate", "0.0001 0.01 0.1"),
     **_each("psi steps:", "sampler_steps", "2 5"),
     **_each("calibration weight", "calibration", "0.1 10"),
@@ -67,7 +72,7 @@ RECIPE: Study = {
     "herding, no steps": _distill(initialisation="herding", iterations="0"),
     "clusters, no steps": _distill(initialisation="clusters", iterations="0"),
     **_each("rounded to bytes in the last share of steps:", "quantised", "0.1 0.5"),
-    **_each("average of the images, decay", "ema", "0.9 0.99"),
+    **_each("average of the images, decay", "ema", "0.9 0.99 0.999"),
     "augmentation drawn for every image": _distill(augment_shared="false"),
     "no augmentation while distilling": _distill(augment="none"),
     **{f"soft labels, temperature {t}": _soft(t) for t in (1, 4)},
@@ -89,6 +94,20 @@ def nested(ipc: int) -> Study:
 NAMES = ("claims", "recipe", "nested")
 
 
-def study(name: str, ipc: int) -> Study:
-    """The variants of a study by their names."""
-    return nested(ipc) if name == "nested" else {**BASE, **{"claims": CLAIMS, "recipe": RECIPE}[name]}
+def study(name: str, recipe: Recipe) -> Study:
+    """The variants of a study by their names: those that differ from `recipe`, and can act in its steps."""
+    if name == "nested":
+        return nested(recipe.ipc)
+    variants = {**BASE, **{"claims": CLAIMS, "recipe": RECIPE}[name]}
+    return {name: variant for name, variant in variants.items() if _tells(variant, recipe)}
+
+
+def _tells(variant: Variant, recipe: Recipe) -> bool:
+    if int(variant.changes.get("pretrain.snapshots", 0)) >= recipe.pretrain.epochs:
+        return False
+    changed, steps = recipe.replace(dict(variant.changes)), recipe.distill.iterations
+    if variant.changes and changed == recipe:
+        return False
+    standstill = changed.distill.schedule != "plateau" or steps > 4 * PLATEAU_STEPS
+    # An average over more than a tenth of the steps would still hold the images it began with.
+    return standstill and changed.distill.ema <= max(0.0, 1 - 10 / max(steps, 1))

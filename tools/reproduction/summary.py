@@ -1,31 +1,38 @@
 """What is known of the sets of a table: one JSON file, from which the Markdown is made."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from distilled_data.format import ARTIFACT_FILE
-from ncfm_engine.plan import Plan
+from distilled_data import Metadata
+from ncfm_engine.config import Recipe
+from ncfm_engine.plan import differences
 from ncfm_engine.presets import PRESETS
 
 from .ranking import augmentation_robust_score, label_robust_score
-from .tables import PAPER, PAPER_ARCHITECTURES, REPORTED, Row
+from .tables import FINGERPRINTS, PAPER, PAPER_ARCHITECTURES, REPORTED
 
 TITLES = {"resnet18": "ResNet-18", "vgg11": "VGG-11", "alexnet": "AlexNet"}
 NO_AUGMENTATION = "ncfm without augmentation"
 
 
-def summary(row: Row, plan: Plan, rows: Sequence[dict[str, Any]], costs: Mapping[str, Any]) -> dict[str, Any]:
-    """One set: what was published for it, and everything that was measured."""
-    recipe = plan.recipe
-    dataset = PRESETS[row.preset].dataset
-    key = dataset, recipe.ipc
-    size = (plan.output / ARTIFACT_FILE).stat().st_size
+def summary(
+    name: str, info: Metadata, rows: Sequence[dict[str, Any]], costs: Mapping[str, Any], size: int
+) -> dict[str, Any]:
+    """One set: what was published for it, and what its artifact says and was measured.
+
+    `rows` are those that belong to the table, `size` is the artifact's in bytes.
+    """
+    recipe, preset = Recipe.from_dict(info.recipe["settings"]), info.recipe["preset"]
+    published = PRESETS[preset].recipe()
+    key = FINGERPRINTS.get(info.source["fingerprint"], ""), info.ipc
     return {
-        "row": row.name,
-        "preset": row.preset,
-        "dataset": dataset,
-        "ipc": recipe.ipc,
+        "row": name,
+        "preset": preset,
+        "dataset": info.dataset,
+        "ipc": info.ipc,
         "network": f"{recipe.network.name} of width {recipe.network.width} and depth {recipe.network.depth}",
+        "changes": differences(dataclasses.asdict(published), dataclasses.asdict(recipe)),
         "iterations": recipe.distill.iterations,
         "paper": PAPER.get(key),
         "paper_architectures": PAPER_ARCHITECTURES.get(key, {}),
@@ -46,7 +53,7 @@ def scores(rows: Sequence[Mapping[str, Any]], network: str) -> dict[str, float |
             None,
         )
 
-    hard, own = found("hard"), found("soft") or found("hard")
+    hard, own = found("hard"), found("soft") or found("hard")  # soft labels are what the set comes with
     plain = found(own["labels"], NO_AUGMENTATION) if own else None
     lrs = ars = None
     if hard and own and hard["full_mean"] is not None:
@@ -99,7 +106,7 @@ def _cells() -> dict[str, Cell]:
         "augmentation robust score (ARS)": lambda s: "" if s["ars"] is None else f"{s['ars']:.3f}",
         "bytes, labels included": lambda s: f"{s['bytes']:,}",
         "steps": lambda s: f"{s['iterations']:,}",
-        "minutes: pretraining, distilling, evaluating": _minutes,
+        "minutes: pretraining (0: the networks were there), distilling, evaluating": _minutes,
         "peak memory, MiB": lambda s: _peak(s, "peak_memory_mib"),
         "peak memory of the GPU, MiB": lambda s: _peak(s, "peak_gpu_mib"),
     }
@@ -137,9 +144,16 @@ def _peak(of: Mapping[str, Any], name: str) -> str:
 def _provenance(of: Mapping[str, Any]) -> str:
     row = of["rows"][0]
     versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+    trained = dict.fromkeys(
+        f"{r['network']} {r['n']} x {r['epochs']} epochs"
+        + (f", {r['full_n']} on all images" if r["full_n"] else "")
+        + (", without augmentation" if r["protocol"] == NO_AUGMENTATION else "")
+        for r in of["rows"]
+    )
+    changes = f" with {', '.join(of['changes'])}" if of["changes"] else ""
     return (
-        f"- `{of['row']}`: {of['network']}, preset `{of['preset']}`, n = {row['n']} networks, all images "
-        f"{row['full_n']}; {row['device']}, {versions}; seed {row['seed']}; content hash "
+        f"- `{of['row']}`: {of['network']}, preset `{of['preset']}`{changes}. Networks trained: "
+        f"{'; '.join(trained)}. {row['device']}, {versions}; seed {row['seed']}; content hash "
         f"`{row['content_hash'][:16]}`; `{row['command']}`."
     )
 

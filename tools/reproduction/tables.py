@@ -17,6 +17,11 @@ class Row:
     architectures: Mapping[str, str] = field(default_factory=lambda: {"evaluate.repeats": "3"})
 
 
+# Of the training images that the article used, whatever form they come in.
+FINGERPRINTS = {
+    "f1722789a7a6b320fa68a1b8a0b4a41c57af11f8cf296b80740f850eedf14a9b": "cifar10",
+    "0696c7f268012447137c5fa6f679766e3ecb3cf7f99ff361f89f65ec7750fe5d": "cifar100",
+}
 # NCFM, arXiv 2502.20653: Table 1, ConvNet-3; cross-architecture accuracies of the same article.
 PAPER = {
     ("cifar10", 1): 49.5,
