@@ -1,5 +1,6 @@
 """The arithmetic of a run, counted before it is made: two operations for each multiply-add."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,9 @@ def _distilling(recipe: Recipe, source: Source) -> Passes:
         # Of one image: forward for both kinds; backward into the synthetic features and, for psi, into the
         # frequencies.
         angles = 2 * _dim(recipe.network, source) * config.frequencies * config.iterations
-        synthetic = views * (2 if config.nested and recipe.ipc > 1 else 1)
+        synthetic = views
+        if config.nested and recipe.ipc > 1:  # and the prefixes, of (ipc - 1) / log(ipc) images on average
+            synthetic += views * (recipe.ipc - 1) / math.log(recipe.ipc) / recipe.ipc
         products = angles * (real + 2 * synthetic)
         if config.discrepancy == "ncfd":
             products += angles * (real + synthetic) * (2 * turns - 1)

@@ -71,7 +71,7 @@ def plot_variants(curves: dict[str, list[dict[str, list[float]]]], path: Path) -
     Discrepancies of different kinds have different units, so each is drawn relative to its first row.
     """
     titles = ["discrepancy relative to its first value", "amplitude difference", "phase difference"]
-    figure, axes = _figure(titles, width=14)
+    figure, axes = _figure(titles, width=14, height=max(3.2, 0.25 * len(curves)))
     for axis, name in zip(axes, ("discrepancy", "amplitude", "phase"), strict=True):
         for color, (variant, seeds) in enumerate(curves.items()):
             for number, columns in enumerate(seeds):
@@ -83,6 +83,7 @@ def plot_variants(curves: dict[str, list[dict[str, list[float]]]], path: Path) -
                     columns["step"],
                     [value / scale for value in values],
                     color=f"C{color % 10}",
+                    linestyle=("-", "--", ":")[color // 10 % 3],
                     linewidth=1.0,
                     label=None if number else variant,
                 )
@@ -91,12 +92,12 @@ def plot_variants(curves: dict[str, list[dict[str, list[float]]]], path: Path) -
     _write(figure, path)
 
 
-def _figure(titles: list[str], width: float) -> tuple[Any, list[Any]]:
+def _figure(titles: list[str], width: float, height: float = 3.2) -> tuple[Any, list[Any]]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "engine", "the plot") from error
-    figure = Figure(figsize=(width, 3.2), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = list(figure.subplots(1, len(titles)))
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize="medium")

@@ -186,6 +186,17 @@ def test_more_steps_of_the_sampling_network_raise_the_discrepancy_more(play, tmp
     assert values[5] > 1.02 * values[1]
 
 
+def test_psi_has_as_many_turns_as_were_asked_for_and_the_last_is_that_of_the_images(play, monkeypatch):
+    turns, real = [], module.MatchingStep.ascend
+    monkeypatch.setattr(
+        module.MatchingStep,
+        "ascend",
+        lambda self, images, step, turn: turns.append((step, turn)) or real(self, images, step, turn),
+    )
+    play(dataclasses.replace(CONFIG, sampler_steps=3, iterations=2))
+    assert turns == [(0, 1), (0, 2), (1, 1), (1, 2)]
+
+
 def test_a_factor_that_does_not_divide_the_image_is_refused(digits, pool):
     with pytest.raises(UsageError, match="factor 3 does not divide the image size 8x8"):
         initial_images(dataclasses.replace(CONFIG, factor=3), digits, pool, ipc=1, seed=0)

@@ -117,3 +117,9 @@ def test_chunks_are_even(digits, pool):
         size = choose_layout(counts, budget).classes
         rest = 10 % size
         assert rest == 0 or size - rest <= 10 // size
+
+
+def test_a_prefix_is_counted_with_the_set(digits, pool):
+    nested = count(digits, pool, dataclasses.replace(BASE, nested=True))
+    plain = count(digits, pool)
+    assert nested.per_class - plain.per_class == 12 * plain.views_per_class * BASE.frequencies

@@ -31,9 +31,14 @@ BASE = Recipe().replace(
         {"distill.discrepancy": "cfd"},
         {"distill.discrepancy": "dm"},
         {"distill.calibration": 0.0},
-        {"distill.real_features": "bank", "distill.bank_size": 3, "distill.bank_refresh": 2},
+        {
+            "distill.real_features": "bank",
+            "distill.bank_size": 3,
+            "distill.bank_refresh": 2,
+            "distill.discrepancy": "dm",
+        },
         {"distill.sampler_steps": 3},
-        {"distill.nested": True, "ipc": 4},
+        {"distill.nested": True, "ipc": 20, "distill.real_batch": 2},
     ],
     ids=str,
 )

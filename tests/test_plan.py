@@ -130,6 +130,8 @@ def test_the_identity_changes_with_what_decides_the_images_only(plan, digits):
         {"pretrain.at_once": 2},
     ):
         assert of(change) == same
+    rounded = {"distill.schedule": "constant", "distill.quantised": 0.1}
+    assert of(rounded | {"distill.iterations": 7}) != of(rounded)  # its last steps are others
     constant = {"distill.schedule": "constant"}
     assert of(constant) == of(constant | {"distill.iterations": 10_000})
     for schedule in ("cosine", "plateau"):
