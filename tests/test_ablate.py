@@ -3,11 +3,16 @@
 import json
 
 import pytest
+import torch
 from commands import TINY
 from filelock import FileLock
 
 from ncfm_engine.config import Recipe
-from tools.reproduction.studies import NAMES, study
+from ncfm_engine.plan import make_plan
+from ncfm_engine.report import silent
+from ncfm_engine.stop import StopRequest
+from tools.reproduction import runs
+from tools.reproduction.studies import NAMES, Variant, study
 
 SMALL = [*TINY, "distill.iterations=4", "pretrain.epochs=1"]
 
@@ -170,6 +175,58 @@ def test_labels_and_rounding_are_measured_on_the_images_that_are_there(here, tmp
     assert len(rows) == 4
     assert len(list((tmp_path / "work").iterdir())) == 1  # distilled once
     assert len({rows[name]["runs"][0]["seconds"] for name in rows if "random" not in name}) == 1
+
+
+@pytest.fixture
+def laboratory(digits, tmp_path, monkeypatch):
+    """Of a tiny recipe with changes; `seen` has how each network was trained, on what, in how many steps."""
+    seen = []
+
+    def train(loader, epochs, source, config, network, seed, checks):
+        labels = "soft" if loader.targets.is_floating_point() else "hard"
+        seen.append((labels, loader.images.dtype, len(loader.images), epochs * len(loader)))
+        return 50.0, 50.0
+
+    monkeypatch.setattr(runs, "train_and_test", train)
+
+    def make(**changes):
+        settings = dict(setting.split("=") for setting in SMALL) | {"evaluate.batch_size": "10"}
+        options = {"cache": tmp_path / "cache", "device": "cpu"}
+        plan = make_plan(dataset="digits", ipc=4, changes=settings | changes, **options)
+        return runs.Laboratory(plan, digits, tmp_path / "work", StopRequest(), silent)
+
+    make.seen = seen
+    return make
+
+
+def test_every_variant_is_trained_on_its_own_images_in_as_many_steps(laboratory):
+    made = laboratory()
+    for variant in (
+        Variant(),
+        Variant(images="exact"),
+        Variant(images="random"),
+        Variant(prefix=1),
+        Variant({"ipc": "2"}),
+        Variant({"evaluate.labels": "soft"}),
+        Variant({"evaluate.labels": "soft"}, images="random"),
+    ):
+        made.run(variant, 0)
+    steps = 3 * 4  # epochs over four batches of ten
+    assert laboratory.seen == [
+        ("hard", torch.uint8, 40, steps),
+        ("hard", torch.float32, 40, steps),
+        ("hard", torch.uint8, 40, steps),
+        ("hard", torch.uint8, 10, steps),
+        ("hard", torch.uint8, 20, steps),
+        ("soft", torch.uint8, 40, steps),
+        ("soft", torch.uint8, 40, steps),
+    ]
+
+
+def test_what_was_distilled_with_other_networks_is_not_used(laboratory, tmp_path):
+    first, second = (laboratory(seed=seed).run(Variant(), 0)["curve"] for seed in ("0", "1"))
+    assert first != second
+    assert len(list((tmp_path / "work").iterdir())) == 2
 
 
 def test_a_nested_study_compares_prefixes_with_sets_of_their_own(here, tmp_path):

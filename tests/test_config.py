@@ -24,7 +24,7 @@ SUBSETS = ("nette", "woof", "fruit", "meow", "squawk", "yellow")
 
 
 def test_the_settings_of_every_published_artifact_can_be_read():
-    paths = sorted((Path(__file__).parents[1] / "tools" / "results").glob(f"*/{ARTIFACT_FILE}"))
+    paths = sorted((Path(__file__).parents[1] / "tools" / "results").rglob(ARTIFACT_FILE))
     assert len(paths) >= 3
     for path in paths:
         recipe = Recipe.from_dict(read_metadata(path).recipe["settings"])

@@ -59,7 +59,7 @@ def test_training_is_timed_and_ratios_are_to_the_first(benchmark, feeds, capsys)
 
 def test_a_convnet_learns_the_same_from_loader_and_dataloader_and_in_lightning():
     lightning = pytest.importorskip("lightning")
-    data = DistilledDataset.from_folder(ROOT / "tools" / "results" / "digits-ipc10")
+    data = DistilledDataset.from_folder(ROOT / "tools" / "results" / "digits" / "digits-ipc10")
     options = {"augment": "dsa", "mix": "cutmix|none", "seed": 5}
 
     class Module(lightning.LightningModule):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler, WeightedRandomSampl
 
 from distilled_data import DistilledDataset, soft_cross_entropy
 
-FOLDER = ROOT / "tools" / "results" / "digits-ipc10"
+FOLDER = ROOT / "tools" / "results" / "digits" / "digits-ipc10"
 EXAMPLES = sorted((ROOT / "tools" / "examples").glob("*.py"))
 
 

@@ -10,7 +10,7 @@ from distilled_data import DistilledDataset, soft_cross_entropy
 from ncfm_engine.sources import load_source
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("folder", nargs="?", default="tools/results/digits-ipc10")
+parser.add_argument("folder", nargs="?", default="tools/results/digits/digits-ipc10")
 parser.add_argument("--labels", default="soft", choices=["soft", "hard"])
 parser.add_argument("--epochs", type=int, default=100)
 parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -20,7 +20,7 @@ parser.add_argument("--epochs", type=int, default=100)
 parser.add_argument("--output", type=Path, default=Path("teaching"), help="folder for the pictures")
 options, _ = parser.parse_known_args()
 options.output.mkdir(parents=True, exist_ok=True)
-data, real = DistilledDataset.from_folder("tools/results/digits-ipc10"), load_source("digits")
+data, real = DistilledDataset.from_folder("tools/results/digits/digits-ipc10"), load_source("digits")
 first = torch.stack([real.train.images[real.train.targets == digit][:10] for digit in range(10)], 1)
 few = DistilledDataset.from_tensors(first, data.classes, mean=data.mean, std=data.std)
 
