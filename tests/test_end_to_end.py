@@ -4,11 +4,14 @@ import dataclasses
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from commands import ROOT, TINY, distil
+from commands import ROOT, TINY, distil, environment
+from PIL import Image
 
 from distilled_data import DistilledDataset
 from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, read_artifact, write_artifact
@@ -235,7 +238,6 @@ def test_overwrite_replaces_the_set_and_keeps_other_files_and_peoples_words(here
 
 
 def test_a_folder_of_images_is_distilled_and_evaluated_like_any_dataset(here, digits, tmp_path):
-    from PIL import Image
 
     for label in (0, 1, 2):
         (tmp_path / "photos" / f"digit {label}").mkdir(parents=True)
@@ -258,6 +260,22 @@ def test_a_folder_of_images_is_distilled_and_evaluated_like_any_dataset(here, di
         status, output, error = here("evaluate.py", "distilled/photos-ipc1", *spec, "--skip-damaged")
     assert status == 0, error
     assert "random images" in output
+
+
+def test_what_was_left_out_is_told_in_a_paragraph(tmp_path, digits):
+    for label in (0, 1):
+        (tmp_path / "photos" / str(label)).mkdir(parents=True)
+        for index, image in enumerate(digits.train.images[digits.train.targets == label][:4]):
+            Image.fromarray(image[0].numpy()).save(tmp_path / "photos" / str(label) / f"{index}.png")
+    (tmp_path / "photos" / "1" / "broken.png").write_bytes(b"\x89PNG but not really")
+    words = [sys.executable, str(ROOT / "tools" / "prepare.py"), "folder:photos", "store", "--skip-damaged"]
+    variables = environment(tmp_path / "cache") | {"PYTHONWARNINGS": "default"}
+    done = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    note = done.stderr[done.stderr.index("note: ") :]
+    assert "broken.png" in note
+    assert "warn(" not in done.stderr
+    assert max(map(len, note.splitlines())) <= 100
 
 
 def altered(folder, tmp_path, dataset=None, **source):

@@ -33,7 +33,10 @@ TABLE = {
         {"datasets", "fsspec", "scipy", "sklearn", "webdataset"},
     ),
     "hub": Row(BASE | {"distilled_data", "huggingface_hub", "pyarrow", "PIL", "yaml"}),
-    "tools": Row(BASE | {"distilled_data", "ncfm_engine", "hub", "huggingface_hub", "command_line", "tests"}),
+    "tools": Row(
+        BASE
+        | {"distilled_data", "ncfm_engine", "hub", "huggingface_hub", "filelock", "command_line", "tests"}
+    ),
 }
 CORE = (
     "discrepancy",

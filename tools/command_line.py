@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,8 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
     try:
-        main(arguments)
+        with notes():
+            main(arguments)
     except Stopped as place:
         way = "--resume" if "resume" in arguments else "the same command"
         print(f"stopped in good order ({place}); go on with {way}")
@@ -50,11 +52,28 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
             if expected
             else f"{type(error).__name__}: {error}. Run with --debug for the traceback."
         )
-        print(
-            textwrap.fill(f"error: {text}", 100, break_long_words=False, break_on_hyphens=False),
-            file=sys.stderr,
-        )
+        print(paragraph(f"error: {text}"), file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, DistilledDataError) else 1)
+
+
+@contextmanager
+def notes() -> Iterator[None]:
+    """Warnings meant for the user are shown as errors are: one paragraph, without a line of our code."""
+    before = warnings.formatwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> str:
+        ours = category is UserWarning
+        return paragraph(f"note: {message}") + "\n" if ours else before(message, category, *place)
+
+    warnings.formatwarning = show
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+def paragraph(text: str) -> str:
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 SOURCES = (

@@ -25,11 +25,12 @@ def summary(
     """
     recipe, preset = Recipe.from_dict(info.recipe["settings"]), info.recipe["preset"]
     published = PRESETS[preset].recipe()
-    key = FINGERPRINTS.get(info.source["fingerprint"], ""), info.ipc
+    dataset = FINGERPRINTS.get(info.source["fingerprint"], info.dataset)  # whatever the folder was called
+    key = dataset, info.ipc
     return {
         "row": name,
         "preset": preset,
-        "dataset": info.dataset,
+        "dataset": dataset,
         "ipc": info.ipc,
         "network": f"{recipe.network.name} of width {recipe.network.width} and depth {recipe.network.depth}",
         "changes": differences(dataclasses.asdict(published), dataclasses.asdict(recipe)),
