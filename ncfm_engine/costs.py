@@ -24,7 +24,8 @@ class Costs:
     """
 
     def __init__(self, path: Path | None, device: str, resume: bool):
-        self.path, self._gpu = path, torch.device(device).type == "cuda" and torch.device(device)
+        self.path, where = path, torch.device(device)
+        self._gpu = where if where.type == "cuda" else None
         self.stages: dict[str, dict[str, Any]] = {}
         if path and resume and path.exists():
             self.stages = json.loads(path.read_text())
@@ -43,13 +44,11 @@ class Costs:
             self._add(name, time.monotonic() - start, peak_memory_mib(), gpu)
 
     def _add(self, name: str, seconds: float, memory: int, gpu: int | None) -> None:
-        before = self.stages.get(name, {"seconds": 0.0, "peak_memory_mib": 0, "peak_gpu_mib": gpu})
+        before = self.stages.get(name, {"seconds": 0.0, "peak_memory_mib": 0, "peak_gpu_mib": None})
         self.stages[name] = {
             "seconds": round(before["seconds"] + seconds, 1),
             "peak_memory_mib": max(before["peak_memory_mib"], memory),
-            "peak_gpu_mib": max(
-                (peak for peak in (before["peak_gpu_mib"], gpu) if peak is not None), default=None
-            ),
+            "peak_gpu_mib": max(before["peak_gpu_mib"] or 0, gpu or 0) or None,
         }
         if self.path and self.path.parent.is_dir():
             write_file(self.path, json.dumps(self.stages, indent=1).encode() + b"\n")

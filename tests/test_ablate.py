@@ -1,6 +1,7 @@
 """Studies: every variant measured, nothing made twice, whatever the moment it was stopped at."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -19,6 +20,10 @@ SMALL = [*TINY, "distill.iterations=4", "pretrain.epochs=1"]
 
 def findings(path) -> dict[str, dict]:
     return {row["variant"]: row for row in json.loads(path.read_text())["findings"]}
+
+
+def values(row: dict) -> list[float]:
+    return [run["accuracy"] for run in row["runs"]]
 
 
 @pytest.mark.parametrize("ipc", [1, 10, 50])
@@ -86,7 +91,7 @@ def test_what_a_study_no_longer_has_stays_in_its_file(here, tmp_path):
     path.write_text(path.read_text().replace('"variant": "random real images"', '"variant": "of old"', 1))
     assert here(*flags, settings=SMALL)[0] == 0
     assert list(findings(path))[-1] == "of old"
-    assert findings(path)["random real images"]["values"] == findings(path)["of old"]["values"]
+    assert values(findings(path)["random real images"]) == values(findings(path)["of old"])
 
 
 def test_two_processes_do_not_write_one_file(here, tmp_path):
@@ -130,8 +135,8 @@ def test_a_study_that_is_stopped_again_and_again_finds_what_one_run_finds(here, 
     found = [findings(path) for path in (whole, parts)]
     for name, row in found[0].items():
         again = found[1][name]
-        assert row["values"] == again["values"]
-        assert len(row["values"]) == 2
+        assert values(row) == values(again)
+        assert len(values(row)) == 2
         assert [run["curve"] for run in row["runs"]] == [run["curve"] for run in again["runs"]]
     assert set(found[0]) == set(found[1]) == {"the preset", "alpha 0 (phase only)"}
 
@@ -229,6 +234,20 @@ def test_what_was_distilled_with_other_networks_is_not_used(laboratory, tmp_path
     assert len(list((tmp_path / "work").iterdir())) == 2
 
 
+def test_two_studies_do_not_distil_the_same_set_at_once(laboratory, tmp_path):
+    first, second = laboratory(), laboratory()
+    expected = first.run(Variant(), 0)["curve"]
+    [folder] = (tmp_path / "work").iterdir()
+    found = []
+    other = threading.Thread(target=lambda: found.append(second.run(Variant(), 0)["curve"]))
+    with FileLock(folder / "lock"):
+        other.start()
+        other.join(1)
+        assert not found
+    other.join()
+    assert found == [expected]
+
+
 def test_a_nested_study_compares_prefixes_with_sets_of_their_own(here, tmp_path):
     flags = (
         "ablate.py",
@@ -252,7 +271,7 @@ def test_a_nested_study_compares_prefixes_with_sets_of_their_own(here, tmp_path)
     ]
     curves = {name: row["runs"][0].get("curve") for name, row in rows.items()}
     assert curves["2: alone"] == curves["2: first of 2"] == curves["1: first of 2"]
-    assert rows["2: alone"]["values"] == rows["2: first of 2"]["values"]
+    assert values(rows["2: alone"]) == values(rows["2: first of 2"])
     assert (
         len(
             {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import alone, duration, run_command, settings
+from command_line import add_run_flags, alone, run_command, settings
 
 from distilled_data import UsageError
 from ncfm_engine.cache import cache_folder
@@ -42,20 +42,10 @@ def parser() -> argparse.ArgumentParser:
     add("--data", type=Path, help="folder with the files of a named dataset")
     add("--ipc", type=int, help="packed images per class")
     add("--seeds", type=int, default=3, help="distillations per variant (default: 3)")
-    add("--device", default="auto", help="auto, cpu, cuda (default: auto)")
-    add(
-        "--compile",
-        choices=["auto", "on", "off"],
-        default="auto",
-        help="torch.compile (default: in long runs)",
-    )
-    add(
-        "--time-budget", type=duration, metavar="9m", help="stop after this time; go on with the same command"
-    )
-    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a setting for all variants")
     add("--output", type=Path, help="JSON file (default: tools/results/study-STUDY-PRESET-ipcN.json)")
     add("--work", type=Path, default=Path("reproduced/studies"), help="where unfinished runs lie")
     add("--plot", action="store_true", help="draw the loss curves to a PNG file of the same name")
+    add_run_flags(parser)
     return parser
 
 

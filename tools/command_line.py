@@ -105,6 +105,20 @@ def reading(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None and value is not False}
 
 
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """On what, for how long and with which settings a run is made."""
+    add = parser.add_argument
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    add(
+        "--compile",
+        choices=["auto", "on", "off"],
+        default="auto",
+        help="torch.compile (default: in long runs)",
+    )
+    add("--time-budget", type=duration, metavar="10m", help="stop in good order after this time")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting of the recipe")
+
+
 def add_push_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--revision", metavar="TAG", help="tag the published commit")

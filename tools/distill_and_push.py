@@ -14,8 +14,8 @@ from pathlib import Path
 from command_line import (
     SOURCES,
     add_push_flags,
+    add_run_flags,
     add_source_flags,
-    duration,
     push_command,
     push_options,
     reading,
@@ -44,22 +44,8 @@ def parser() -> argparse.ArgumentParser:
     add("--preset", help="row of ncfm_engine/presets.py (default: the one for this dataset and ipc)")
     add("--iterations", type=int, help="matching steps")
     add("--discrepancy", help="what is matched: ncfd (default), cfd, mmd, dm or mse")
-    add(
-        "--time-budget",
-        type=duration,
-        metavar="10m",
-        help="stop at a checkpoint after this time, whatever stage",
-    )
     add("--memory", type=size, metavar="2GiB", help="what matching may take on the device")
-    add(
-        "--compile",
-        choices=["auto", "on", "off"],
-        default="auto",
-        help="torch.compile (default: in long runs)",
-    )
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     add("--seed", type=int, help="of everything random (default: 0)")
-    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting of the recipe")
     add("--resume", action="store_true", help="go on from the last checkpoint of the same recipe")
     add("--overwrite", action="store_true", help="replace what the output folder holds")
     add(
@@ -67,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print what would be done; prepare the real images, and write nothing else",
     )
+    add_run_flags(parser)
     add_source_flags(parser)
     add_push_flags(parser)
     return parser

@@ -14,7 +14,7 @@ curves, a summary and its table are written to --results.
 import argparse
 from pathlib import Path
 
-from command_line import alone, duration, run_command, settings
+from command_line import add_run_flags, alone, run_command, settings
 
 from distilled_data import UnknownNameError, UsageError
 from ncfm_engine.cache import cache_folder
@@ -47,22 +47,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="DATASET=SPEC",
         help="where the images of a dataset are, for instance cifar100=folder:DIR",
     )
-    add(
-        "--time-budget", type=duration, metavar="9m", help="stop after this time; go on with the same command"
-    )
-    add("--device", default="auto", help="auto, cpu, cuda (default: auto)")
-    add(
-        "--compile",
-        choices=["auto", "on", "off"],
-        default="auto",
-        help="torch.compile (default: in long runs)",
-    )
-    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a setting for all sets")
     add("--work", type=Path, default=Path("reproduced"), help="where everything lies (default: reproduced)")
     add("--results", type=Path, help="what is worth committing (default: tools/results)")
     add("--dry-run", action="store_true", help="count operations, and estimate hours from them")
     add("--rate", type=float, default=40.0, help="TFLOP/s that a device sustains, to estimate (default: 40)")
     add("--readme", action="store_true", help="only make tables and the parts of the README from the results")
+    add_run_flags(parser)
     return parser
 
 

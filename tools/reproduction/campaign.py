@@ -27,7 +27,7 @@ from .tables import ARCHITECTURES, Row
 
 DISTIL, PLAIN = "distil", "no augmentation"
 STAGES = (DISTIL, PLAIN, *ARCHITECTURES)
-STAGES_FILE = "stages.json"  # of the run folder: what was done last, see `_Done`
+STAGES_FILE = "stages.json"  # of the run folder: what was done last, see `_done`
 TABLE_FILE, CURVES_FILE = "table.md", "curves.png"
 KEPT_BYTES = 2_000_000  # larger artifacts stay where they were made
 RUN_FILES = (METRICS_FILE, LOSS_PLOT_FILE, RESULTS_FILE, COSTS_FILE)
@@ -96,7 +96,7 @@ class Campaign:
                     json.loads((plan.run_folder / name).read_text()) for name in (RESULTS_FILE, COSTS_FILE)
                 )
                 latest = done["stages"].values()
-                rows = [r for r in results["rows"] if [r["settings"], r["content_hash"], r["n"]] in latest]
+                rows = [known for known in results["rows"] if _key(known) in latest]
                 size = (plan.output / ARTIFACT_FILE).stat().st_size
                 found.append(summary(row.name, info, rows, costs, size))
                 lines = (plan.run_folder / METRICS_FILE).read_text().splitlines()
@@ -128,8 +128,7 @@ class Campaign:
                 )
             write_results(plan.run_folder / RESULTS_FILE, rows, plan.device, costs.stages)
         complete_folder(plan.output)
-        [done] = {(r["settings"], r["content_hash"], r["n"]) for r in rows}
-        stages = _done(plan)["stages"] | {stage: list(done)}
+        stages = _done(plan)["stages"] | {stage: _key(rows[0])}  # of all label kinds
         text = json.dumps({"source": _source(plan), "stages": stages}, indent=1)
         write_file(plan.run_folder / STAGES_FILE, text.encode() + b"\n")
         forget_progress(plan.run_folder, rows)
@@ -139,7 +138,7 @@ class Campaign:
         try:
             verify_folder(plan.output)
             there = DistilledDataset.from_folder(plan.output)
-            rows = json.loads((plan.run_folder / RESULTS_FILE).read_text())["rows"]
+            results = json.loads((plan.run_folder / RESULTS_FILE).read_text())
         except (OSError, ArtifactError):
             return False
         if Recipe.from_dict(there.info.recipe["settings"]) != plan.recipe:
@@ -147,7 +146,7 @@ class Campaign:
         recipe = plan.recipe.replace(self.evaluation(row, stage))
         settings = settings_hash(recipe.evaluate, recipe.network, recipe.seed)
         wanted = [settings, there.content_hash, recipe.evaluate.repeats]
-        full = {r["full_n"] for r in rows if [r["settings"], r["content_hash"], r["n"]] == wanted}
+        full = {known["full_n"] for known in results["rows"] if _key(known) == wanted}
         return _done(plan)["stages"].get(stage) == wanted and full == {recipe.evaluate.full_repeats}
 
     def _collect(self, row: Row, plan: Plan) -> None:
@@ -164,9 +163,14 @@ class Campaign:
             shutil.copyfile(file, target)
 
 
+def _key(row: dict[str, Any]) -> list[Any]:
+    """Tells the evaluation that a result belongs to from all others."""
+    return [row["settings"], row["content_hash"], row["n"]]
+
+
 def _done(plan: Plan) -> dict[str, Any]:
-    """{"source": which real images, "stages": {stage: [settings, content hash, n] of its rows}}; nothing
-    where other real images were used.
+    """{"source": which real images, "stages": {stage: `_key` of its rows}}; no stages where other real images
+    were used.
     """
     path = plan.run_folder / STAGES_FILE
     there = json.loads(path.read_text()) if path.exists() else {}

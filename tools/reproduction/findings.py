@@ -51,7 +51,6 @@ class Finding:
             "n": len(self.runs),
             "mean": round(statistics.fmean(self.values), 2),
             "std": round(statistics.stdev(self.values), 2) if len(self.runs) > 1 else None,
-            "values": self.values,
             "seconds": self.seconds,
             "runs": self.runs,
         }
@@ -76,9 +75,12 @@ def read(path: Path, head: Mapping[str, Any]) -> dict[str, Finding]:
                 f"{path} holds findings of another study: {name} is {there.get(name)!r} there and "
                 f"{here[name]!r} here. Choose another --output, or remove that file."
             )
-    return {
-        row["variant"]: Finding(row["variant"], row["changes"], row["runs"]) for row in content["findings"]
-    }
+    return _findings(content)
+
+
+def _findings(content: Mapping[str, Any]) -> dict[str, Finding]:
+    rows = content["findings"]
+    return {row["variant"]: Finding(row["variant"], row["changes"], row["runs"]) for row in rows}
 
 
 def write(path: Path, head: Mapping[str, Any], findings: Sequence[Finding]) -> None:
@@ -97,9 +99,7 @@ def _settings(head: Mapping[str, Any]) -> dict[str, Any]:
 
 def line(finding: Finding) -> str:
     """As it is shown on the screen."""
-    row = finding.row()
-    spread = "" if row["std"] is None else f" ± {row['std']:.1f}"
-    return f"{finding.variant:52} {row['mean']:5.1f}{spread:6}  n={row['n']}  {row['seconds']:7.1f} s"
+    return f"{finding.variant:52} {_score(finding):>11}  n={len(finding.runs)}  {finding.seconds:7.1f} s"
 
 
 def difference(finding: Finding, base: Finding) -> tuple[float, float | None]:
@@ -117,8 +117,8 @@ def markdown(files: Sequence[Path]) -> str:
     contents.sort(key=lambda content: content["ipc"])
     if contents[0]["study"] == "nested":
         return "\n\n".join(_nested(content) for content in contents) + "\n"
-    found = [{row["variant"]: row for row in content["findings"]} for content in contents]
-    names = list(dict.fromkeys(name for rows in found for name in rows))
+    found = [_findings(content) for content in contents]
+    names = list(dict.fromkeys(name for part in found for name in part))
     head, rule = ["change"], "|---"
     for content in contents:
         ipc = content["ipc"]
@@ -127,23 +127,23 @@ def markdown(files: Sequence[Path]) -> str:
     lines = [f"| {' | '.join(head)} |", f"{rule}|"]
     for name in names:
         cells = [name]
-        for content, rows in zip(contents, found, strict=True):
-            cells += _cells(rows.get(name), rows.get(PRESET), content)
+        for content, part in zip(contents, found, strict=True):
+            cells += _cells(part.get(name), part.get(PRESET), content["preset"])
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: dict[str, Any] | None, base: dict[str, Any] | None, content: Mapping[str, Any]) -> list[str]:
-    if row is None:
+def _cells(finding: Finding | None, base: Finding | None, preset: str) -> list[str]:
+    if finding is None:
         return ["-"] * 4
-    against = ""
-    if base and row is not base:
-        gain, error = difference(_finding(row), _finding(base))
+    against = kept = ""
+    if base and finding is not base:
+        gain, error = difference(finding, base)
         against = f"{gain:+.1f}" if error is None else f"{gain:+.1f} ± {error:.1f}"
-    kept = ""
-    if row["changes"] and "curve" in row["runs"][0] and "evaluate.labels" not in row["changes"]:
-        kept = "yes" if is_kept(row["changes"], content["preset"]) else "no"
-    return [_score(row), str(row["n"]), against, kept]
+    changes = finding.changes
+    if changes and "curve" in finding.runs[0] and "evaluate.labels" not in changes:
+        kept = "yes" if is_kept(changes, preset) else "no"
+    return [_score(finding), str(len(finding.runs)), against, kept]
 
 
 def is_kept(changes: Mapping[str, str], preset: str) -> bool:
@@ -154,8 +154,8 @@ def is_kept(changes: Mapping[str, str], preset: str) -> bool:
 
 
 def _nested(content: Mapping[str, Any]) -> str:
-    rows = {row["variant"]: row for row in content["findings"]}
-    lengths = list(dict.fromkeys(name.split(": ")[0] for name in rows))
+    findings = _findings(content)
+    lengths = list(dict.fromkeys(name.split(": ")[0] for name in findings))
     ipc = content["ipc"]
     kinds = ["alone", f"first of {ipc}, nested", f"first of {ipc}", "random real images"]
     titles = [
@@ -168,16 +168,13 @@ def _nested(content: Mapping[str, Any]) -> str:
         "|---" * 6 + "|",
     ]
     for length in lengths:
-        found = [rows.get(f"{length}: {kind}") for kind in kinds]
-        counts = {row["n"] for row in found if row}
-        cells = [_score(row) if row else "-" for row in found]
+        found = [findings.get(f"{length}: {kind}") for kind in kinds]
+        counts = {len(finding.runs) for finding in found if finding}
+        cells = [_score(finding) if finding else "-" for finding in found]
         lines.append(" | ".join([f"| {length}", *cells, f"{'/'.join(map(str, sorted(counts)))} |"]))
     return "\n".join(lines)
 
 
-def _finding(row: Mapping[str, Any]) -> Finding:
-    return Finding(row["variant"], row["changes"], row["runs"])
-
-
-def _score(row: Mapping[str, Any]) -> str:
+def _score(finding: Finding) -> str:
+    row = finding.row()
     return f"{row['mean']:.1f}" + ("" if row["std"] is None else f" ± {row['std']:.1f}")

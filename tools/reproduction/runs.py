@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from distilled_data import DistilledDataset
 from distilled_data.loader import Loader
@@ -63,23 +64,24 @@ class Laboratory:
         key["pool"] = self._pool_key(recipe)
         folder = self.folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
-        torch.compiler.reset()  # what was compiled for other runs would count against this one's limit
-        distilled = distill(
-            recipe.distill,
-            self.source,
-            self._pool(recipe),
-            ipc=recipe.ipc,
-            seed=seed,
-            device=plan.device,
-            folder=folder,
-            identity=key,
-            resume=True,
-            stop=self.stop,
-            compile=compiles(plan),
-            report=self.report,
-        )
-        lines = (folder / METRICS_FILE).read_text().splitlines()
-        return distilled, [json.loads(line) for line in lines]
+        with FileLock(folder / "lock"):  # another study may want the same set at the same time
+            torch.compiler.reset()  # what was compiled for other runs would count against this one's limit
+            distilled = distill(
+                recipe.distill,
+                self.source,
+                self._pool(recipe),
+                ipc=recipe.ipc,
+                seed=seed,
+                device=plan.device,
+                folder=folder,
+                identity=key,
+                resume=True,
+                stop=self.stop,
+                compile=compiles(plan),
+                report=self.report,
+            )
+            lines = (folder / METRICS_FILE).read_text().splitlines()
+            return distilled, [json.loads(line) for line in lines]
 
     def _pool(self, recipe: Recipe) -> FeaturePool:
         plan, config = self.plan, recipe.pretrain

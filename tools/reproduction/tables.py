@@ -80,7 +80,7 @@ TABLES: Mapping[str, tuple[Row, ...]] = {
     ),
     # The embedded digits, in minutes.
     "digits": (
-        Row("digits-ipc10", "digits", {"ipc": "10"}, {"evaluate.repeats": "1"}),
-        Row("digits-ipc1", "digits", {"ipc": "1"}, {"evaluate.repeats": "1"}),
+        Row("digits-ipc10", "digits", {"ipc": "10"}, _ONCE),
+        Row("digits-ipc1", "digits", {"ipc": "1"}, _ONCE),
     ),
 }
