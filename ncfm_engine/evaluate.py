@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distilled_data import DistilledDataset, UsageError
 from distilled_data.loader import Loader
@@ -192,9 +192,8 @@ class _Trainings:
         """The last and the best accuracy of every repeat."""
         recorded, config = self.progress.scores, self.config
         missing = [repeat for repeat in range(repeats) if f"{name} {repeat}" not in recorded]
-        template = build(self.network, self.source, self.seed)
         self.progress.seconds.setdefault(name, 0.0)
-        for group in grouped(missing, config.at_once, template, self.device):
+        for group in grouped(missing, config.at_once, self.device):
             done = sum(f"{name} {repeat}" in recorded for repeat in range(repeats)) * epochs
             seeds = [seed_at(self.seed, repeat) for repeat in group]
             self.progress.run(
@@ -208,7 +207,10 @@ class _Trainings:
         return [recorded[f"{name} {repeat}"] for repeat in range(repeats)]
 
     def _start(self, loaders: Loaders, seeds: list[int], epochs: int, checks: int) -> Training:
-        return _training(loaders(seeds), epochs, self.source, self.config, self.network, seeds, checks)
+        networks = [build(self.network, self.source, seed) for seed in seeds]
+        return start_training(
+            loaders(seeds), networks, self.source, self.config, epochs=epochs, checks=checks
+        )
 
 
 def train_and_test(
@@ -224,35 +226,38 @@ def train_and_test(
 
     `seed` decides the initial weights, the seed of the loader everything else.
     """
-    training = _training([loader], epochs, source, config, network, [seed], checks)
+    networks = [build(network, source, seed)]
+    training = start_training([loader], networks, source, config, epochs=epochs, checks=checks)
     training.run()
     values = [score for (score,) in training.scores]
     return values[-1], max(values)
 
 
-def _training(
+def start_training(
     loaders: list[Loader],
-    epochs: int,
+    networks: list[nn.Module],
     source: Source,
     config: EvaluateConfig,
-    network: NetworkConfig,
-    seeds: Sequence[int],
+    *,
+    epochs: float,
     checks: int,
 ) -> Training:
+    """The training of networks of one architecture, each by a loader of its own, by the protocol.
+
+    The test images of `source` are looked at `checks` times, evenly spaced, the last time at the end.
+    """
     device = str(loaders[0].device)
+    batches = Batches(loaders, classes=source.num_classes, cutmix=config.cutmix)
+    steps = max(1, round(epochs * len(batches)))
     course = Course(
-        epochs,
+        steps,
         lambda weights: torch.optim.AdamW(weights, config.learning_rate, weight_decay=config.weight_decay),
-        milestones=[epochs * k // 5 for k in range(1, 5)],
+        milestones=[steps * k // 5 for k in range(1, 5)],
         decay=0.5,
-        tested={round(epochs * (k + 1) / checks) for k in range(checks)},
+        tested={round(steps * (k + 1) / checks) for k in range(checks)},
     )
-    return Training(
-        Networks([build(network, source, seed) for seed in seeds], device, config.precision),
-        Batches(loaders, classes=source.num_classes, cutmix=config.cutmix),
-        course,
-        real_test_loader(source, len(seeds), device),
-    )
+    test = real_test_loader(source, len(networks), device)
+    return Training(Networks(networks, device, config.precision), batches, course, test)
 
 
 def random_subset(

@@ -171,7 +171,7 @@ def train_pool(
     folder, mine = cache / "pool" / key, range(share[0], config.networks, share[1])
     members = {index: member for index in mine if (member := _cached(folder, index))}
     missing = [index for index in mine if index not in members]
-    for group in grouped(missing, config.at_once, template, device):
+    for group in grouped(missing, config.at_once, device):
         done, total = len(members) * config.epochs, len(mine) * config.epochs
         members |= _trained(
             _training(config, network, source, [seed_at(seed, "pool", i) for i in group], device),
@@ -213,15 +213,16 @@ def _training(
     batches = Batches(
         [reseeded(loader, seed) for seed in seeds], classes=source.num_classes, cutmix=config.cutmix
     )
+    parts = config.snapshots + 1
     course = Course(
-        config.epochs,
+        config.epochs * len(batches),
         lambda weights: torch.optim.SGD(
             weights, config.learning_rate, config.momentum, weight_decay=config.weight_decay
         ),
-        milestones=(config.epochs * 2 // 3, config.epochs * 5 // 6),
+        milestones=[epoch * len(batches) for epoch in (config.epochs * 2 // 3, config.epochs * 5 // 6)],
         decay=0.2,
-        tested={config.epochs},
-        kept={config.epochs * k // (config.snapshots + 1) for k in range(1, config.snapshots + 1)},
+        tested={config.epochs * len(batches)},
+        kept={config.epochs * k // parts * len(batches) for k in range(1, parts)},
     )
     return Training(networks, batches, course, real_test_loader(source, len(seeds), device))
 
@@ -254,8 +255,8 @@ def _trained(training: Training, folder: Path, group: list[int], **options: Any)
     for index in group:
         if index not in members:
             raise DivergenceError(
-                f"feature network {index} has weights that are not finite after {training.course.epochs} "
-                "epochs. Try a smaller --set pretrain.learning_rate."
+                f"feature network {index} has weights that are not finite after {training.course.steps} "
+                "steps. Try a smaller --set pretrain.learning_rate."
             )
     return members
 

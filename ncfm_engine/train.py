@@ -33,15 +33,12 @@ CHECKPOINT_SECONDS = 30.0  # about the most work that a killed process loses
 Save = Callable[[Mapping[str, Tensor], Mapping[str, Any]], None]  # tensors, and progress in JSON
 
 
-def grouped(indices: Sequence[int], wanted: int, template: nn.Module, device: str) -> list[list[int]]:
+def grouped(indices: Sequence[int], wanted: int, device: str) -> list[list[int]]:
     """`indices` in groups to be trained together, `wanted` at once; 0 leaves it to the device.
 
     A GPU is filled by all of them; a CPU is busy with one, and stacked convolutions are slower there.
-    Running statistics are changed in place, which can only be done for one network.
     """
     size = wanted or (len(indices) if torch.device(device).type == "cuda" else 1)
-    if any(True for _ in template.buffers()):
-        size = 1
     return [list(indices[first : first + size]) for first in range(0, len(indices), max(size, 1))]
 
 
@@ -59,12 +56,15 @@ def counting(report: Report, stage: str, done: int, total: int, networks: int) -
 class Networks:
     """M networks of one architecture: `weights` float32 [M, P], a row each, in the order of `parameters()`.
 
+    `buffers` are their running statistics, [M, ...] each, which are changed in place by every batch.
     `precision` "bfloat16" computes under autocast; weights and optimiser stay float32.
     """
 
     def __init__(self, networks: Sequence[nn.Module], device: str, precision: str = "float32"):
         rows = [nn.utils.parameters_to_vector(network.parameters()).detach() for network in networks]
-        self.template = networks[0].to(device).requires_grad_(False)  # lends its structure and buffers
+        states = [dict(network.named_buffers()) for network in networks]
+        self.buffers = {name: torch.stack([s[name] for s in states]).to(device) for name in states[0]}
+        self.template = networks[0].to(device).requires_grad_(False)  # lends its structure
         self.weights = torch.stack(rows).to(device).requires_grad_()
         self.precision = precision
         self._shapes = {name: parameter.shape for name, parameter in self.template.named_parameters()}
@@ -75,18 +75,19 @@ class Networks:
         own = images.ndim == 5
         with torch.autocast(device, torch.bfloat16, enabled=half):
             if len(self.weights) == 1:
-                return self._one(self.weights[0], images[0] if own else images)[None].float()
+                buffers = {name: buffer[0] for name, buffer in self.buffers.items()}
+                return self._one(self.weights[0], buffers, images[0] if own else images)[None].float()
             with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # fused attention cannot be stacked
                 warnings.filterwarnings("ignore", "There is a performance drop")  # one small call of the ViT
-                every = vmap(self._one, in_dims=(0, 0 if own else None), randomness="different")
-                return every(self.weights, images).float()
+                every = vmap(self._one, in_dims=(0, 0, 0 if own else None), randomness="different")
+                return every(self.weights, self.buffers, images).float()
 
-    def _one(self, weights: Tensor, images: Tensor) -> Tensor:
+    def _one(self, weights: Tensor, buffers: dict[str, Tensor], images: Tensor) -> Tensor:
         parts = weights.split([shape.numel() for shape in self._shapes.values()])
         parameters = {
             name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
         }
-        return functional_call(self.template, parameters, (images,))
+        return functional_call(self.template, parameters | buffers, (images,))
 
     @torch.no_grad()
     def accuracies(self, test: Loader) -> list[float]:
@@ -101,17 +102,17 @@ class Networks:
 class Course:
     """How networks are trained: cross-entropy on class indices or probabilities."""
 
-    epochs: int
+    steps: int
     optimiser: Callable[[list[Tensor]], torch.optim.Optimizer]  # with the first learning rate
-    milestones: Sequence[int]  # epochs after which the learning rate is multiplied by `decay`
+    milestones: Sequence[int]  # steps after which the learning rate is multiplied by `decay`
     decay: float
-    tested: Iterable[int]  # epochs after which the accuracy is measured
-    kept: Iterable[int] = ()  # epochs after which the weights are kept as a snapshot
+    tested: Iterable[int]  # steps after which the accuracy is measured
+    kept: Iterable[int] = ()  # steps after which the weights are kept as a snapshot
 
 
 class Training:
     """Networks on their course. `scores` is one list of M accuracies (percent) per test, `snapshots` float32
-    [M, P] on the CPU per kept epoch, `step` the number of optimiser steps taken.
+    [M, P] on the CPU per kept step, `step` the number of optimiser steps taken.
     """
 
     def __init__(self, networks: Networks, batches: Batches, course: Course, test: Loader):
@@ -128,21 +129,23 @@ class Training:
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         stop: StopRequest | None = None,
         after_epoch: Callable[[int], None] = lambda epoch: None,
+        after_test: Callable[[list[float]], None] = lambda scores: None,
     ) -> None:
         """Train to the end. `save` gets the state every `checkpoint_seconds`, and when `stop` is requested.
+        `after_test` gets the M accuracies of each test; what it raises ends the training.
 
         Raises `Stopped` then, with `name` and the epoch, but never before one step: a chain of runs
         whose time is too short even to begin still comes to its end.
         """
         steps, saved, began = len(self.batches), time.monotonic(), self.step
         with _tuned_convolutions():
-            while self.step < self.course.epochs * steps:
+            while self.step < self.course.steps:
                 stopped = stop is not None and stop.requested and self.step > began
                 if save and (stopped or time.monotonic() - saved >= checkpoint_seconds):
                     save(*self.state())
                     saved = time.monotonic()
                 if stopped:
-                    raise Stopped(f"{name}, epoch {self.step // steps} of {self.course.epochs}")
+                    raise Stopped(f"{name}, epoch {self.step // steps} of {-(-self.course.steps // steps)}")
                 epoch, batch = divmod(self.step, steps)
                 try:
                     self._descend(epoch, batch)
@@ -156,13 +159,17 @@ class Training:
                         "evaluate.at_once=1), or use smaller batches."
                     ) from error
                 self.step += 1
+                if self.step in self.course.kept:
+                    self.snapshots.append(self.networks.weights.detach().cpu().clone())
+                if self.step in self.course.tested:
+                    self.scores.append(self.networks.accuracies(self.test))
+                    after_test(self.scores[-1])
                 if batch + 1 == steps:
-                    self._record(epoch + 1)
                     after_epoch(epoch + 1)
 
     def _descend(self, epoch: int, batch: int) -> None:
         for group in self.optimiser.param_groups:
-            group["lr"] = self.rate(epoch)
+            group["lr"] = self.rate(self.step)
         images, targets = self.batches.at(epoch, batch)
         self.optimiser.zero_grad(set_to_none=True)
         logits = self.networks(images)
@@ -171,25 +178,19 @@ class Training:
         loss.backward()
         self.optimiser.step()
 
-    def rate(self, epoch: int) -> float:
-        """The learning rate, multiplied up as by `MultiStepLR`, but without a state to resume."""
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, multiplied up as by `MultiStepLR`, but without a state to resume."""
         rate = self._first_rate
         for milestone, times in sorted(Counter(self.course.milestones).items()):
-            rate *= self.course.decay**times if milestone <= epoch else 1
+            rate *= self.course.decay**times if milestone <= step else 1
         return rate
-
-    def _record(self, epoch: int) -> None:
-        if epoch in self.course.kept:
-            self.snapshots.append(self.networks.weights.detach().cpu().clone())
-        if epoch in self.course.tested:
-            self.scores.append(self.networks.accuracies(self.test))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the rest of the training depends on, besides its arguments."""
         tensors = {"weights": self.networks.weights.detach()}
         moments = self.optimiser.state[self.networks.weights]
         tensors |= {f"optimiser.{name}": value for name, value in moments.items() if value is not None}
-        tensors |= {f"buffer.{name}": value for name, value in self.networks.template.named_buffers()}
+        tensors |= {f"buffer.{name}": value for name, value in self.networks.buffers.items()}
         tensors |= {f"snapshot.{k}": weights for k, weights in enumerate(self.snapshots)}
         return tensors, {"step": self.step, "scores": self.scores}
 
@@ -202,7 +203,7 @@ class Training:
         settings = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": {0: moments} if moments else {}, "param_groups": settings})
         for name, value in under("buffer.", tensors).items():
-            self.networks.template.get_buffer(name).copy_(value)
+            self.networks.buffers[name].copy_(value)
         snapshots = under("snapshot.", tensors)
         self.snapshots = [snapshots[str(k)] for k in range(len(snapshots))]
 
