@@ -64,10 +64,7 @@ def evaluate(
     trainings = _Trainings(source, config, network, seed, device, progress, checkpoint_seconds, stop, report)
     options: dict[str, Any] = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
 
-    def all_images(seeds: Sequence[int]) -> list[Loader]:
-        loader = real_loader(source, source.train, **options)
-        return [reseeded(loader, here) for here in seeds]
-
+    all_images = same_images(real_loader(source, source.train, **options))
     full = trainings.scores("all real images", config.full_repeats, config.full_epochs, all_images)
     return [_row(dataset, labels, pool, trainings, full, options) for labels in config.labels]
 
@@ -97,17 +94,8 @@ def _row(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     source, config, device = trainings.source, trainings.config, trainings.device
-
-    def distilled(seeds: Sequence[int]) -> list[Loader]:
-        loader = dataset.with_labels(labels).loader(**options)
-        return [reseeded(loader, here) for here in seeds]
-
-    def random(seeds: Sequence[int]) -> list[Loader]:
-        temperature = dataset.info.labels.get("temperature", 1.0)
-        choice = {"ipc": dataset.ipc, "labels": labels, "pool": pool, "temperature": temperature}
-        subsets = [random_subset(source, seed=here, device=device, **choice) for here in seeds]
-        return [subset.loader(**options, seed=here) for subset, here in zip(subsets, seeds, strict=True)]
-
+    distilled = same_images(dataset.with_labels(labels).loader(**options))
+    random = random_images(dataset, source, labels, pool, device, options)
     names = f"{labels} labels, distilled", f"{labels} labels, random"
     batches = [math.ceil(n / config.batch_size) for n in (len(dataset), dataset.ipc * source.num_classes)]
     epochs = epochs_of_as_many_steps(config.epochs, *batches)
@@ -258,6 +246,30 @@ def start_training(
     )
     test = real_test_loader(source, len(networks), device)
     return Training(Networks(networks, device, config.precision), batches, course, test)
+
+
+def same_images(loader: Loader) -> Loaders:
+    """Every network sees these images, in its own order."""
+    return lambda seeds: [reseeded(loader, seed) for seed in seeds]
+
+
+def random_images(
+    dataset: DistilledDataset,
+    source: Source,
+    labels: str,
+    pool: FeaturePool | None,
+    device: str,
+    options: dict[str, Any],
+) -> Loaders:
+    """Every network sees a random subset of its own, as many real images as `dataset` has packed ones."""
+
+    def loaders(seeds: Sequence[int]) -> list[Loader]:
+        temperature = dataset.info.labels.get("temperature", 1.0)
+        choice = {"ipc": dataset.ipc, "labels": labels, "pool": pool, "temperature": temperature}
+        subsets = [random_subset(source, seed=seed, device=device, **choice) for seed in seeds]
+        return [subset.loader(**options, seed=seed) for subset, seed in zip(subsets, seeds, strict=True)]
+
+    return loaders
 
 
 def random_subset(

@@ -7,7 +7,8 @@ The convolutional ones are those of the dataset condensation literature (Zhao, M
 arXiv 2006.05929): ConvNet is its standard network, the others are the known ones adapted to small images.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -78,12 +79,11 @@ def build_network(
         if choice not in known:
             raise UnknownNameError(kind, choice, known)
     size = (size, size) if isinstance(size, int) else size
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs too
+    with initial_weights(seed):
         if name == "vit":
             return vit(channels, size, classes)
         if name == "resnet18":
-            return resnet18(channels, size, classes, NORMS[norm])
+            return resnet(channels, size, classes, NORMS[norm], width=64, stages=4, blocks=2)
         if name in PLANS:
             return convnet(PLANS[name], channels, size, classes, NORMS[norm], nn.ReLU, nn.MaxPool2d)
         largest = min(size).bit_length() - 1
@@ -94,6 +94,14 @@ def build_network(
             )
         plan: list[Block] = [(width, 3, pooling != "none")] * depth
         return convnet(plan, channels, size, classes, NORMS[norm], ACTIVATIONS[activation], POOLINGS[pooling])
+
+
+@contextlib.contextmanager
+def initial_weights(seed: int) -> Iterator[None]:
+    """Modules that are made inside have the weights that `seed` gives; torch's generators are left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs too
+        yield
 
 
 def convnet(
@@ -119,23 +127,35 @@ def convnet(
     )
 
 
-def resnet18(channels: int, size: tuple[int, int], classes: int, norm: Callable[[int], nn.Module]) -> Network:
-    """ResNet-18 (He et al. 2016, arXiv 1512.03385) with its stem for small images: 3x3, no pooling."""
+def resnet(
+    channels: int,
+    size: tuple[int, int],
+    classes: int,
+    norm: Callable[[int], nn.Module],
+    *,
+    width: int,
+    stages: int,
+    blocks: int,
+) -> Network:
+    """ResNet of basic blocks (He et al. 2016, arXiv 1512.03385), its stem for small images: 3x3, no pooling.
+
+    Every stage has `blocks` of them and twice the width of the one before. ResNet-18 is 64, 4, 2.
+    """
     from torchvision.models.resnet import BasicBlock  # importing torchvision takes as long as importing torch
 
     height, width = size
-    layers = [nn.Conv2d(channels, 64, 3, padding=1, bias=False), norm(64), nn.ReLU()]
-    inputs = 64
-    for filters in (64, 128, 256, 512):
+    layers = [nn.Conv2d(channels, width, 3, padding=1, bias=False), norm(width), nn.ReLU()]
+    inputs = width
+    for filters in (width * 2**stage for stage in range(stages)):
         stride, shortcut = 1, None
         if filters != inputs:
             if can_halve(height, width):
                 stride, height, width = 2, -(-height // 2), -(-width // 2)
             shortcut = nn.Sequential(nn.Conv2d(inputs, filters, 1, stride, bias=False), norm(filters))
         layers.append(BasicBlock(inputs, filters, stride, shortcut, norm_layer=norm))
-        layers.append(BasicBlock(filters, filters, norm_layer=norm))
+        layers += [BasicBlock(filters, filters, norm_layer=norm) for _ in range(blocks - 1)]
         inputs = filters
-    return Network(nn.Sequential(*layers), pooled_classifier(512, classes))
+    return Network(nn.Sequential(*layers), pooled_classifier(inputs, classes))
 
 
 def vit(channels: int, size: tuple[int, int], classes: int) -> Network:

@@ -254,47 +254,11 @@ def evaluate_folder(
     `forget_progress`.
     """
     chosen = DistilledDataset.from_folder(folder, ipc=ipc)
-    info = chosen.info
-    if not {"settings"} <= set(info.recipe) or not {"id", "fingerprint"} <= set(info.source):
-        raise UsageError(f"{folder} does not record its recipe and source, so it cannot be evaluated again")
-    original = Recipe.from_dict(info.recipe["settings"])
-    recipe = original.replace(changes)
-    kind = str(info.source["id"]).partition(":")[0]
-    if dataset is None and (kind in PLACES or info.dataset not in SOURCES or info.dataset in PLACES):
-        # An artifact, which may come from anybody, must not say which place is read.
-        raise UsageError(
-            f"{folder} was distilled from {info.source['id']}; name it with --dataset "
-            f"{kind}:{PLACES.get(kind, 'PLACE')}"
-        )
-    recorded = {} if (dataset or "").startswith("store:") else info.source.get("reading", {})
-    known = {name: recorded[name] for name in CHANGES if name in recorded}
-    source = load_source(dataset or info.dataset, **(known | (reading or {})), stop=stop, report=report)
-    if original.validation:
-        source = hold_out(source, original.validation)
-    if source.fingerprint != info.source["fingerprint"]:
-        raise SourceError(
-            f"{dataset or info.dataset} is not the data that {folder} was distilled from: expected "
-            f"fingerprint {info.source['fingerprint']}, got {source.fingerprint}."
-        )
+    recipe = recipe_of(chosen).replace(changes)
+    _, source = real_images(chosen, dataset, reading, stop=stop, report=report)
     pool = None
     if "soft" in recipe.evaluate.labels:  # random images are labelled by the teacher of the artifact
-        pool = pretrain(
-            original.pretrain,
-            original.network,
-            source,
-            seed=original.seed,
-            device=device,
-            cache=cache,
-            stop=stop,
-            report=report,
-        )
-        recorded = info.labels.get("teacher", {}).get("weights_sha256")
-        if pool.weights_hash != recorded:
-            warnings.warn(
-                f"the teacher of {folder} was trained elsewhere (weights {recorded}); the random images are "
-                f"labelled by one of the same recipe trained here ({pool.weights_hash})",
-                stacklevel=2,
-            )
+        pool = teacher_pool(chosen, source, cache=cache, device=device, stop=stop, report=report)
     rows = evaluate(
         chosen,
         source,
@@ -310,6 +274,61 @@ def evaluate_folder(
     )
     record_results(folder, rows, device)
     return rows
+
+
+def recipe_of(dataset: DistilledDataset) -> Recipe:
+    """The recipe that a set was made by. Raises `UsageError` if it does not record it."""
+    info = dataset.info
+    if "settings" not in info.recipe or not {"id", "fingerprint"} <= set(info.source):
+        raise UsageError(f"{named(dataset)} does not record its recipe and source, so it cannot be evaluated")
+    return Recipe.from_dict(info.recipe["settings"])
+
+
+def named(dataset: DistilledDataset) -> str:
+    """What a set is called in messages: where it lies, or what it is of."""
+    return str(dataset.folder or f"the set of {dataset.info.dataset}")
+
+
+def real_images(
+    distilled: DistilledDataset, dataset: str | None, reading: dict[str, Any] | None, **options: Any
+) -> tuple[Source, Source]:
+    """The real data of a set, read as it was then: all of it, and as the set saw it, which may be without a
+    validation split that takes the place of the test set.
+
+    `dataset`, `reading`, and what is raised, are those of `evaluate_folder`; `options` are stop and report.
+    """
+    info, name, recipe = distilled.info, named(distilled), recipe_of(distilled)
+    kind = str(info.source["id"]).partition(":")[0]
+    if dataset is None and (kind in PLACES or info.dataset not in SOURCES or info.dataset in PLACES):
+        # An artifact, which may come from anybody, must not say which place is read.
+        raise UsageError(
+            f"{name} was distilled from {info.source['id']}; name it with --dataset "
+            f"{kind}:{PLACES.get(kind, 'PLACE')}"
+        )
+    recorded = {} if (dataset or "").startswith("store:") else info.source.get("reading", {})
+    known = {name: recorded[name] for name in CHANGES if name in recorded}
+    real = load_source(dataset or info.dataset, **(known | (reading or {})), **options)
+    source = hold_out(real, recipe.validation) if recipe.validation else real
+    if source.fingerprint != info.source["fingerprint"]:
+        raise SourceError(
+            f"{dataset or info.dataset} is not the data that {name} was distilled from: expected "
+            f"fingerprint {info.source['fingerprint']}, got {source.fingerprint}."
+        )
+    return real, source
+
+
+def teacher_pool(dataset: DistilledDataset, source: Source, *, device: str, **options: Any) -> FeaturePool:
+    """The networks that labelled a set, from the cache or trained anew by its recipe."""
+    original = recipe_of(dataset)
+    pool = pretrain(original.pretrain, original.network, source, seed=original.seed, device=device, **options)
+    recorded = dataset.info.labels.get("teacher", {}).get("weights_sha256")
+    if pool.weights_hash != recorded:
+        warnings.warn(
+            f"the teacher of {named(dataset)} was trained elsewhere (weights {recorded}); the random images "
+            f"are labelled by one of the same recipe trained here ({pool.weights_hash})",
+            stacklevel=2,
+        )
+    return pool
 
 
 def record_results(folder: Path, rows: list[dict[str, Any]], device: str) -> None:
@@ -329,9 +348,7 @@ def write_results(
     path: Path, rows: list[dict[str, Any]], device: str, stages: dict[str, dict[str, Any]]
 ) -> None:
     """Merge rows into `results.json`, each with where, by what command and at what costs it was measured."""
-    # Where things lie on this machine is nobody's business: only the last names of paths are told.
-    words = [re.sub(r"(^|[=:])/(?!/)(?:[^/]*/)*", r"\1", word) for word in sys.argv[1:]]
-    origin = {**provenance(device), "command": shlex.join([Path(sys.argv[0]).name, *words])}
+    origin = {**provenance(device), "command": command()}
     known = json.loads(path.read_text())["rows"] if path.exists() else []
     merged = _merged(known, [row | origin | {"stages": stages} for row in rows])
     write_file(path, json.dumps({"rows": merged}, indent=1).encode() + b"\n")
@@ -341,6 +358,14 @@ def _merged(known: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> t
     setting = ("content_hash", "ipc", "network", "protocol", "labels", "split", "settings")
     rows = {tuple(row.get(name) for name in setting): row for row in [*known, *new]}
     return tuple(rows.values())
+
+
+def command() -> str:
+    """The command that runs. Where things lie on this machine is nobody's business: of paths, only the last
+    names are told.
+    """
+    words = [re.sub(r"(^|[=:])/(?!/)(?:[^/]*/)*", r"\1", word) for word in sys.argv[1:]]
+    return shlex.join([Path(sys.argv[0]).name, *words])
 
 
 def provenance(device: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -92,13 +93,39 @@ def plot_variants(curves: dict[str, list[dict[str, list[float]]]], path: Path) -
     _write(figure, path)
 
 
+Columns = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # x and y, by title
+
+
+def plot_agreement(columns: Columns, path: Path) -> None:
+    """Draw scores against the truth as a PNG, a panel for each way to score; the pick of each is marked."""
+    figure, axes = _figure(list(columns), width=4 * len(columns), height=3.8)
+    for axis, (scores, truth) in zip(axes, columns.values(), strict=True):
+        axis.scatter(scores, truth, s=14, alpha=0.7)
+        pick = max(range(len(scores)), key=lambda index: scores[index])
+        axis.scatter(scores[pick], truth[pick], s=90, facecolors="none", edgecolors="C3", label="pick")
+        axis.axhline(max(truth), color="grey", linewidth=0.8, linestyle=":")
+        axis.set(xlabel="accuracy as scored, percent", ylabel="accuracy by full training, percent")
+    axes[0].legend(frameon=False, loc="lower right")
+    _write(figure, path)
+
+
+def plot_regret(columns: Columns, path: Path) -> None:
+    """Draw regret over seconds of searching as a PNG, a line for each way to score."""
+    figure, (axis,) = _figure(["regret of the pick so far, mean over random orders"], width=6, height=3.8)
+    for title, (seconds, regrets) in columns.items():
+        axis.plot(seconds, regrets, label=title, linewidth=1.4)
+    axis.set(xlabel="seconds of training", ylabel="points of accuracy below the best", ylim=(0, None))
+    axis.legend(frameon=False)
+    _write(figure, path)
+
+
 def _figure(titles: list[str], width: float, height: float = 3.2) -> tuple[Any, list[Any]]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "engine", "the plot") from error
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = list(figure.subplots(1, len(titles)))
+    axes = list(figure.subplots(1, len(titles), squeeze=False)[0])
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize="medium")
         axis.grid(alpha=0.3)

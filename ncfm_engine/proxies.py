@@ -1,0 +1,133 @@
+"""How a candidate of an architecture search is scored: quickly by a proxy, or in full.
+
+distilled  trained on the distilled images
+random     on as many random real images, with labels of the same kind: what the distilling is worth
+early      on all real images, for as many optimiser steps: what the small set is worth
+full       on all real images, to the end: the truth that the others try to tell
+
+The first three take the same steps of the same batch size, so equal time, and are tested on images that were
+held out of the training set. The truth alone is measured on the test set.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from distilled_data import DistilledDataset, DivergenceError
+from distilled_data.randomness import seed_at
+
+from .config import EvaluateConfig
+from .evaluate import Loaders, random_images, same_images, start_training
+from .pretrain import FeaturePool, real_loader
+from .search import CHECKS, Check
+from .sources import Source
+from .spaces import Architecture, Space
+from .stop import StopRequest
+from .train import grouped
+
+PROXIES, FULL = ("distilled", "random", "early"), "full"
+PROTOCOL = ("learning_rate", "weight_decay", "batch_size", "augment", "cutmix", "precision")
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """Trains `repeats` networks of an architecture for `epochs` of its loaders; `source` tests them."""
+
+    name: str
+    loaders: Loaders
+    epochs: float
+    repeats: int
+    source: Source
+    config: EvaluateConfig
+    seed: int
+    device: str
+    identity: Mapping[str, Any]  # all that decides a score, besides the architecture
+
+    def score(
+        self, space: Space, architecture: Architecture, check: Check, stop: StopRequest | None = None
+    ) -> list[float]:
+        """The accuracies of the networks in percent; `check` gets the mean of those that are trained first.
+
+        Raises `DivergenceError` for weights that are not finite, `DeviceMemoryError`, `Stopped`, and whatever
+        the building of the network raises.
+        """
+        accuracies: list[float] = []
+        for group in grouped(range(self.repeats), self.config.at_once, self.device):
+            accuracies += self._train(space, architecture, group, check, stop)
+            check = _unheard
+        return accuracies
+
+    def _train(
+        self,
+        space: Space,
+        architecture: Architecture,
+        group: list[int],
+        check: Check,
+        stop: StopRequest | None,
+    ) -> list[float]:
+        seeds, source = [seed_at(self.seed, repeat) for repeat in group], self.source
+        size = source.height, source.width
+        networks = [
+            space.network(
+                architecture, channels=source.channels, size=size, classes=source.num_classes, seed=seed
+            )
+            for seed in seeds
+        ]
+        training = start_training(
+            self.loaders(seeds), networks, source, self.config, epochs=self.epochs, checks=CHECKS
+        )
+
+        def after_test(scores: list[float]) -> None:
+            for repeat, weights in zip(group, training.networks.weights, strict=True):
+                if not weights.isfinite().all():
+                    raise DivergenceError(f"network {repeat} diverged before step {training.step}")
+            check(sum(scores) / len(scores))
+
+        training.run(f"{self.name} {dict(architecture)}", stop=stop, after_test=after_test)
+        return [round(score, 4) for score in training.scores[-1]]
+
+
+def _unheard(accuracy: float) -> None:
+    pass
+
+
+def proxies(
+    dataset: DistilledDataset,
+    source: Source,
+    test: Source,
+    config: EvaluateConfig,
+    *,
+    labels: str,
+    seed: int,
+    device: str,
+    pool: FeaturePool | None = None,
+) -> dict[str, Proxy]:
+    """All of `PROXIES` by their names: `config.epochs` passes over `dataset`, or as many steps over others.
+
+    `source` has held out the images that they are tested on; `test` is the same with the test set, for the
+    truth. `pool` labels the random images, and is needed for soft labels only.
+    """
+    options: dict[str, Any] = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
+    distilled = dataset.with_labels(labels).loader(**options)
+    real = real_loader(source, source.train, **options)
+    steps = config.epochs * len(distilled)
+    small = math.ceil(dataset.ipc * source.num_classes / config.batch_size)
+    random = random_images(dataset, source, labels, pool, device, options)
+    protocol = {name: getattr(config, name) for name in PROTOCOL} | {"seed": seed}
+    protocol |= {"images": source.fingerprint, "classes": list(source.classes)}
+    few = protocol | {"steps": steps, "networks": config.repeats, "split": source.split}
+    small_set = few | {"set": dataset.content_hash, "ipc": dataset.ipc, "labels": labels}
+    small_set |= {"temperature": dataset.info.labels.get("temperature")} if labels == "soft" else {}
+
+    def proxy(name: str, loaders: Loaders, epochs: float, identity: Mapping[str, Any]) -> Proxy:
+        return Proxy(name, loaders, epochs, config.repeats, source, config, seed, device, identity)
+
+    whole = protocol | {"epochs": config.full_epochs, "networks": config.full_repeats, "split": test.split}
+    full = proxy(FULL, same_images(real), config.full_epochs, whole)
+    return {
+        "distilled": proxy("distilled", same_images(distilled), config.epochs, small_set),
+        "random": proxy("random", random, steps / small, small_set),
+        "early": proxy("early", same_images(real), steps / len(real), few),
+        FULL: replace(full, repeats=config.full_repeats, source=test),
+    }

@@ -1,0 +1,286 @@
+"""Architecture search: many processes, on one machine or on many, score the candidates of one study.
+
+The study lies in a storage of Optuna, and every process that calls `search` on it takes candidates until all
+are done. Nothing says which process does what, and none of them matters: a candidate whose process died is
+tried again by another one, and of two processes that took the same one the second gives way.
+
+What became of a trial is read from its state in the storage:
+
+COMPLETE  scored by training to the end
+PRUNED    scored, but ended early because others were better by then (halving, hyperband)
+FAIL      with a `reason`: it raised, diverged or ran out of memory, and is not tried again;
+          `given_up`: stopped on request, or taken by two; else its process died
+"""
+
+import contextlib
+import random
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from distilled_data import MissingExtraError, UnknownNameError, UsageError
+
+from .report import Report, silent
+from .spaces import Architecture, Space
+from .stop import Stopped, StopRequest
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.pruners import BasePruner
+    from optuna.trial import FrozenTrial
+
+HEARTBEAT_SECONDS = 15  # between two signs of life of a running trial
+GRACE_SECONDS = 60  # without one, after which its process is taken for dead
+WAIT_SECONDS = 1.0  # between two looks at what other processes are doing
+LIVES = 3  # processes that may die of a candidate before it counts as failed
+
+CHECKS = 9  # scores on the way, at each ninth of a training: 1, 3 and 9 are the rungs of halving by 3
+STRATEGIES = ("exhaustive", "random", "halving", "hyperband")
+
+Check = Callable[[float], None]  # gets a score on the way; what it raises ends the training
+Score = Callable[[Architecture, Check], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one candidate. `value` is its mean accuracy in percent, at the end or when pruned."""
+
+    architecture: Architecture
+    state: Literal["complete", "pruned", "failed"]
+    value: float | None = None
+    accuracies: Sequence[float] = ()  # of the single networks, if complete
+    curve: Sequence[float] = ()  # accuracies at the checks
+    seconds: float = 0.0  # that the scoring took
+    reason: str = ""
+    attempts: int = 1  # with those whose process died or was stopped
+
+
+def open_study(storage: str, name: str, strategy: str = "exhaustive") -> "Study":
+    """The study of this name in a database, both made if they do not exist.
+
+    `storage` is a URL as Optuna takes it, e.g. "sqlite:///search.db". Raises `UsageError` if it cannot be
+    opened, `UnknownNameError` for a strategy that does not exist.
+    """
+    if strategy not in STRATEGIES:
+        raise UnknownNameError("strategy", strategy, STRATEGIES)
+    try:
+        import optuna
+        from sqlalchemy.exc import SQLAlchemyError
+    except ImportError as error:
+        raise MissingExtraError("optuna", "search", "architecture search") from error
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is in the results
+    try:
+        with _calm():
+            database = optuna.storages.RDBStorage(
+                storage, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
+            )
+            return optuna.create_study(
+                storage=database,
+                study_name=name,
+                direction="maximize",
+                sampler=optuna.samplers.RandomSampler(),  # never asked
+                pruner=_pruner(strategy),
+                load_if_exists=True,
+            )
+    except (ImportError, ValueError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+        raise UsageError(f"the storage {storage} cannot be opened: {str(error).splitlines()[0]}") from error
+
+
+def search(
+    study: "Study",
+    space: Space,
+    candidates: Sequence[Architecture],
+    score: Score,
+    *,
+    stop: StopRequest | None = None,
+    report: Report = silent,
+) -> list[Result]:
+    """Score candidates until all of them are done, here or by other processes; results in their order.
+
+    `score(architecture, check)` trains networks and returns their accuracies in percent. It calls `check`
+    with an accuracy `CHECKS` times, the last time at the end; what it raises itself makes the candidate a
+    failed one. Raises `Stopped` when `stop` is requested: what is in work is left to the next process.
+    """
+    worker = _Worker(study, space, score)
+    while True:
+        progress = _Progress(study, candidates)
+        report(study.study_name, len(progress.done), len(candidates), **progress.figures())
+        if len(progress.done) == len(candidates):
+            return list(progress.done.values())
+        if stop and stop.requested:
+            raise Stopped(f"{study.study_name}, {len(progress.done)} of {len(candidates)} architectures")
+        if progress.waiting or progress.open:
+            worker.run(None if progress.waiting else random.choice(progress.open))
+        else:
+            worker.bury()
+            time.sleep(WAIT_SECONDS)
+
+
+def results_of(study: "Study", candidates: Sequence[Architecture]) -> list[Result | None]:
+    """What is known of the candidates by now, in their order; None for those that are not done."""
+    done = _Progress(study, candidates).done
+    return [done.get(_key(candidate)) for candidate in candidates]
+
+
+class _Progress:
+    """What is `done`, in the order of the candidates, and what is `open`; the rest is being worked on.
+
+    `waiting` is the number of trials that were put into the storage, and that nobody has begun yet.
+    """
+
+    def __init__(self, study: "Study", candidates: Sequence[Architecture]):
+        trials: dict[Any, list[FrozenTrial]] = {}
+        for trial in study.get_trials(deepcopy=False):
+            trials.setdefault(_key(trial.params), []).append(trial)
+        self.done: dict[Any, Result] = {}
+        self.open: list[Architecture] = []
+        self.waiting = sum(trial.state.name == "WAITING" for same in trials.values() for trial in same)
+        for candidate in candidates:
+            same = trials.get(_key(candidate), [])
+            if result := _result(candidate, same):
+                self.done[_key(candidate)] = result
+            elif not any(trial.state.name in ("RUNNING", "WAITING") for trial in same):
+                self.open.append(candidate)
+
+    def figures(self) -> dict[str, float]:
+        values = [result.value for result in self.done.values() if result.value is not None]
+        states = [result.state for result in self.done.values()]
+        counts = {f"{state}": states.count(state) for state in ("pruned", "failed") if state in states}
+        return counts | ({"best": max(values)} if values else {})
+
+
+def _key(architecture: Architecture) -> tuple[Any, ...]:
+    return tuple(sorted(architecture.items()))
+
+
+def _result(candidate: Architecture, trials: "Sequence[FrozenTrial]") -> Result | None:
+    """What the trials of one candidate come to, or None if it is not done."""
+    finished = [trial for trial in trials if trial.state.is_finished()]
+    mine = [trial for trial in finished if "given_up" not in trial.user_attrs]
+    for trial in mine:
+        notes = trial.user_attrs
+        if trial.state.name == "FAIL" and "reason" not in notes:
+            continue
+        states: dict[str, Any] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+        return Result(
+            candidate,
+            states[trial.state.name],
+            trial.value,
+            notes.get("accuracies", ()),
+            [value for _, value in sorted(trial.intermediate_values.items())],
+            notes.get("seconds", 0.0),
+            notes.get("reason", ""),
+            len(finished),
+        )
+    if len(mine) < LIVES:
+        return None
+    return Result(candidate, "failed", reason=f"its process died {len(mine)} times", attempts=len(finished))
+
+
+class _Worker:
+    """Runs one trial after the other in this process."""
+
+    def __init__(self, study: "Study", space: Space, score: Score):
+        from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+        self.study, self.score = study, score
+        self._axes: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(tuple(values)) for name, values in space.axes.items()
+        }
+        self._number = -1  # of the trial in work
+
+    def run(self, candidate: Architecture | None) -> None:
+        """Run a trial of this candidate, or the one that waits longest."""
+        import optuna
+
+        if candidate is not None:
+            trial = optuna.create_trial(
+                state=optuna.trial.TrialState.WAITING, params=dict(candidate), distributions=self._axes
+            )
+            self.study.add_trial(trial)
+        try:
+            with _calm():
+                self.study.optimize(self._objective, n_trials=1, catch=(Exception,))
+        except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+            # This process was taken for dead, since it was asleep for long: another one does the trial.
+            if not self.study.get_trials(deepcopy=False)[self._number].state.is_finished():
+                raise
+
+    def bury(self) -> None:
+        """Let trials fail whose process is dead: then they are open again."""
+        import optuna
+
+        with _calm():
+            optuna.storages.fail_stale_trials(self.study)
+        for trial in self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+            age = (datetime.now() - (trial.datetime_start or datetime.now())).total_seconds()
+            if "begun" not in trial.user_attrs and age > GRACE_SECONDS:  # it has never given a sign of life
+                with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
+                    self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+
+    def _objective(self, trial: "Trial") -> float:
+        from optuna import TrialPruned
+
+        self._number = trial.number
+        trial.set_user_attr("begun", True)
+        if self._is_taken(trial):
+            trial.set_user_attr("given_up", "another process has it")
+            raise TrialPruned
+        checks = 0
+
+        def check(accuracy: float) -> None:
+            nonlocal checks
+            checks += 1
+            trial.report(accuracy, checks)
+            if checks < CHECKS and trial.should_prune():
+                raise TrialPruned
+
+        began = time.monotonic()
+        try:
+            accuracies = list(self.score(trial.params, check))
+        except TrialPruned:
+            raise
+        except (Stopped, KeyboardInterrupt):
+            trial.set_user_attr("given_up", "stopped on request")
+            raise
+        except Exception as error:
+            trial.set_user_attr("reason", f"{type(error).__name__}: {error}"[:500])
+            raise
+        finally:
+            trial.set_user_attr("seconds", round(time.monotonic() - began, 2))
+        trial.set_user_attr("accuracies", accuracies)
+        return statistics.fmean(accuracies)
+
+    def _is_taken(self, trial: "Trial") -> bool:
+        """Whether an earlier trial of the same candidate is done or in work; or this one has none."""
+        key, same = _key(trial.params), []
+        for other in self.study.get_trials(deepcopy=False):
+            if other.number < trial.number and _key(other.params) == key:
+                same.append(other)
+        busy = any(not other.state.is_finished() for other in same)
+        return not key or busy or _result(trial.params, same) is not None
+
+
+def _pruner(strategy: str) -> "BasePruner":
+    from optuna import pruners
+
+    if strategy == "halving":  # asynchronous (Li et al. 2018, arXiv 1810.05934)
+        return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    if strategy == "hyperband":  # Li et al. 2016, arXiv 1603.06560
+        return pruners.HyperbandPruner(min_resource=1, max_resource=CHECKS, reduction_factor=3)
+    return pruners.NopPruner()
+
+
+@contextlib.contextmanager
+def _calm() -> Iterator[None]:
+    """Heartbeats are called experimental, in a warning at every turn."""
+    from optuna.exceptions import ExperimentalWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield

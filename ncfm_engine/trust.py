@@ -1,0 +1,105 @@
+"""Whether a ranking by a proxy can be trusted: compared with the truth, which is full training."""
+
+import math
+import statistics
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+TOP = 0.2  # share of the candidates, the best by the truth, that is compared by itself
+RESAMPLES = 1000  # of the bootstrap
+ORDERS = 200  # in which the candidates might have been tried
+
+
+def select(values: Sequence[float], k: int, seed: int = 0) -> dict[str, list[int]]:
+    """Which candidates to train in full: the `k` best by `values`, the `k` in the middle, `k` of the others
+    at random. Indices by "best", "middle" and "random"; of few candidates a group may be smaller.
+    """
+    order = [int(index) for index in np.argsort(-np.asarray(values), kind="stable")]
+    best, rest = order[:k], order[k:]
+    start = max(0, (len(order) - k) // 2 - len(best))
+    middle = rest[start : start + k]
+    others = [index for index in rest if index not in middle]
+    drawn = np.random.default_rng(seed).permutation(len(others))[:k]
+    return {"best": best, "middle": middle, "random": sorted(others[index] for index in drawn)}
+
+
+def agreement(proxy: Sequence[float], truth: Sequence[float]) -> dict[str, Any]:
+    """Spearman's and Kendall's (tau-b) rank correlation, each with the interval that holds 95 % of bootstrap
+    samples of the candidates. None where nothing varies, or for fewer than three candidates.
+    """
+    pairs = np.stack([np.asarray(proxy, float), np.asarray(truth, float)], axis=1)
+    draws = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES, len(pairs)))
+    found: dict[str, Any] = {"n": len(pairs)}
+    for name in ("spearman", "kendall"):
+        found[name] = _correlation(name, pairs)
+        again = [value for draw in draws if (value := _correlation(name, pairs[draw])) is not None]
+        low, high = np.percentile(again, [2.5, 97.5]).tolist() if again else (None, None)
+        found[f"{name}_low"], found[f"{name}_high"] = low, high
+    return found
+
+
+def _correlation(name: str, pairs: np.ndarray) -> float | None:
+    from scipy import stats
+
+    if len(pairs) < 3:
+        return None
+    function = {"spearman": stats.spearmanr, "kendall": stats.kendalltau}[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        value = float(function(pairs[:, 0], pairs[:, 1]).statistic)
+    return None if math.isnan(value) else value
+
+
+def top(truth: Sequence[float]) -> list[int]:
+    """The best share `TOP` by the truth, five at least, so that every proxy is asked about the same ones."""
+    count = max(5, round(TOP * len(truth)))
+    return [int(index) for index in np.argsort(-np.asarray(truth), kind="stable")[:count]]
+
+
+def regret(proxy: Sequence[float], truth: Sequence[float]) -> float:
+    """How many points of accuracy the pick of the proxy lies below the best there is."""
+    return float(max(truth) - truth[int(np.argmax(proxy))])
+
+
+def regret_over_time(
+    proxy: Sequence[float], truth: Sequence[float], seconds: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """The regret of the pick so far after each candidate, and the seconds spent by then, both means over
+    `ORDERS` random orders of the candidates.
+    """
+    values, right, costs = (np.asarray(column, float) for column in (proxy, truth, seconds))
+    generator = np.random.default_rng(0)
+    orders = np.stack([generator.permutation(len(values)) for _ in range(ORDERS)])
+    leads = np.maximum.accumulate(values[orders], axis=1)
+    new = np.concatenate([np.ones((ORDERS, 1), bool), leads[:, 1:] > leads[:, :-1]], axis=1)
+    places = np.maximum.accumulate(np.where(new, np.arange(len(values)), 0), axis=1)
+    picks = np.take_along_axis(orders, places, axis=1)
+    regrets = right.max() - right[picks]
+    return costs[orders].cumsum(1).mean(0).tolist(), regrets.mean(0).tolist()
+
+
+def trust(
+    accuracies: Sequence[Sequence[float]], truth: Sequence[float], seconds: Sequence[float]
+) -> dict[str, Any]:
+    """What a proxy is worth on candidates whose truth is known (percent).
+
+    `accuracies` are those of the networks of each candidate; the proxy is their mean, and "single" the
+    Spearman correlations that one network of each would have.
+    """
+    proxy = [statistics.fmean(row) for row in accuracies]
+    best = top(truth)
+    pick = int(np.argmax(proxy))
+    times, regrets = regret_over_time(proxy, truth, seconds)
+    return {
+        "all": agreement(proxy, truth),
+        "top": agreement([proxy[index] for index in best], [truth[index] for index in best]),
+        "single": [agreement(column, truth)["spearman"] for column in zip(*accuracies, strict=True)],
+        "pick": pick,
+        "pick_accuracy": truth[pick],
+        "regret": regret(proxy, truth),
+        "seconds": sum(seconds),
+        "regret_over_time": {"seconds": times, "regret": regrets},
+    }

@@ -1,0 +1,76 @@
+"""A search, the same by random images and by early stopping, and the truth about some of the candidates."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ncfm_engine.proxies import FULL, PROXIES, Proxy
+from ncfm_engine.report import Report
+from ncfm_engine.search import Result, open_study, results_of, search
+from ncfm_engine.spaces import Architecture, Space
+from ncfm_engine.stop import StopRequest
+from ncfm_engine.trust import select
+
+ALL = 0  # for `verify`: every candidate
+
+
+@dataclass
+class Campaign:
+    """`ways` are `ncfm_engine.proxies.proxies`; each has a study of its own in the storage, which is named by
+    all that decides its scores, so that searches with anything in common share it.
+    """
+
+    space: Space
+    candidates: Sequence[Architecture]
+    ways: Mapping[str, Proxy]
+    storage: str
+    strategy: str = "exhaustive"
+    verify: int | None = None  # so many best, middle and random candidates; None: nothing is verified
+    seed: int = 0
+
+    def run(self, stop: StopRequest, report: Report) -> None:
+        """Do all of it, or what is left, together with all processes that do the same. Raises `Stopped`."""
+        for way in PROXIES[:1] if self.verify is None else PROXIES:
+            self._score(way, self.candidates, stop, report)
+        if self.verify is not None:
+            chosen = sorted({index for group in self.verified().values() for index in group})
+            self._score(FULL, [self.candidates[index] for index in chosen], stop, report)
+
+    def results(self) -> dict[str, list[Result | None]]:
+        """What is known by now, by way, in the order of the candidates."""
+        ways = [*PROXIES, FULL] if self.verify is not None else PROXIES[:1]
+        return {way: results_of(self._study(way), self.candidates) for way in ways}
+
+    def verified(self) -> dict[str, list[int]]:
+        """The candidates that are trained in full, by the reason for it."""
+        if self.verify == ALL:
+            return {"all": list(range(len(self.candidates)))}
+        groups: dict[str, list[int]] = {}
+        for way in PROXIES:
+            results = results_of(self._study(way), self.candidates)
+            scored = [index for index, result in enumerate(results) if result and result.state == "complete"]
+            values = [result.value or 0.0 for result in results if result and result.state == "complete"]
+            if way == "distilled" and self.verify:
+                groups = {
+                    name: [scored[place] for place in places]
+                    for name, places in select(values, self.verify, self.seed).items()
+                }
+            elif scored:
+                groups[f"best by {way}"] = [scored[int(np.argmax(values))]]
+        return groups
+
+    def _score(self, way: str, candidates: Sequence[Architecture], stop: StopRequest, report: Report) -> None:
+        score = partial(self.ways[way].score, self.space, stop=stop)
+        search(self._study(way), self.space, candidates, score, stop=stop, report=report)
+
+    def _study(self, way: str) -> Any:
+        strategy = "exhaustive" if way == FULL else self.strategy
+        axes = {name: list(values) for name, values in self.space.axes.items()}
+        identity = {"axes": axes, "strategy": strategy, **self.ways[way].identity}
+        name = f"{way} {hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]}"
+        return open_study(self.storage, name, strategy)

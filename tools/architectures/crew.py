@@ -1,0 +1,58 @@
+"""Several processes at one search: each of them runs the same command."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from typing import Self
+
+import torch
+
+from ncfm_engine.stop import StopRequest
+
+LEADER = "ARCHITECTURE_SEARCH_LEADER"  # in the environment of a hand: the process that started it
+
+
+def is_hand() -> bool:
+    """Whether this process was started by another one to help it."""
+    return LEADER in os.environ
+
+
+class Leash(StopRequest):
+    """A hand stops when its leader is gone, too."""
+
+    @property
+    def requested(self) -> bool:
+        orphaned = is_hand() and os.getppid() != int(os.environ[LEADER])
+        return orphaned or super().requested
+
+
+class Crew:
+    """This process and `count` - 1 hands that it starts with its own arguments; they share the cores.
+
+    Hands are started by `mend`, which also replaces those that were killed. Leaving the context ends them.
+    """
+
+    def __init__(self, count: int):
+        self._hands: list[subprocess.Popen[bytes]] = []
+        self._missing = 0 if is_hand() else count - 1
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+
+    def mend(self) -> None:
+        self._missing += sum((hand.poll() or 0) < 0 for hand in self._hands)
+        self._hands = [hand for hand in self._hands if hand.poll() is None]
+        for _ in range(self._missing):
+            environment = os.environ | {LEADER: str(os.getpid())}
+            command = [sys.executable, *sys.argv]
+            self._hands.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
+        self._missing = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for hand in self._hands:
+            hand.terminate()
+        for hand in self._hands:
+            with contextlib.suppress(KeyboardInterrupt):
+                hand.wait()

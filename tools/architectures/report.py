@@ -1,0 +1,212 @@
+"""What a search has found: `search.json`, from which the Markdown and the plots are made."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distilled_data.format import write_file
+from ncfm_engine.proxies import FULL, PROXIES
+from ncfm_engine.report import plot_agreement, plot_regret
+from ncfm_engine.search import Result
+from ncfm_engine.spaces import Architecture
+from ncfm_engine.trust import trust
+
+from .campaign import Campaign
+
+RESULTS_FILE, REPORT_FILE = "search.json", "report.md"
+SCATTER_FILE, REGRET_FILE = "scatter.png", "regret.png"
+TITLES = {
+    "distilled": "distilled images",
+    "random": "random images",
+    "early": "early stopping",
+    FULL: "all images",
+}
+SHOWN = 10  # candidates in the report
+
+Content = Mapping[str, Any]
+
+
+def summary(head: Content, campaign: Campaign) -> dict[str, Any]:
+    """All that is known by now, as JSON has it. `trust` has the ways with candidates whose truth is known."""
+    results = campaign.results()
+    known = {way: _known(results, way) for way in PROXIES if FULL in results}
+    return dict(head) | {
+        "verified": campaign.verified() if FULL in results else {},
+        "trust": {way: _trust(results, way, indices) for way, indices in known.items() if len(indices) > 1},
+        "candidates": [
+            {"architecture": dict(candidate)} | {way: _row(found[index]) for way, found in results.items()}
+            for index, candidate in enumerate(campaign.candidates)
+        ],
+    }
+
+
+def write(folder: Path, content: Content) -> None:
+    """The JSON file, the Markdown and, where there is a truth to compare with, the plots."""
+    write_file(folder / RESULTS_FILE, json.dumps(content, indent=1).encode() + b"\n")
+    write_file(folder / REPORT_FILE, markdown(content).encode())
+    found, rows = content["trust"], content["candidates"]
+    if found:
+        pairs = {way: [row for row in rows if _complete(row[way]) and _complete(row[FULL])] for way in found}
+        plot_agreement(
+            {
+                TITLES[way]: ([row[way]["value"] for row in both], [row[FULL]["value"] for row in both])
+                for way, both in pairs.items()
+            },
+            folder / SCATTER_FILE,
+        )
+        regrets = {TITLES[way]: way_found["regret_over_time"] for way, way_found in found.items()}
+        plot_regret(
+            {title: (columns["seconds"], columns["regret"]) for title, columns in regrets.items()},
+            folder / REGRET_FILE,
+        )
+
+
+def _complete(result: Content | None) -> bool:
+    return result is not None and result["state"] == "complete"
+
+
+def _row(result: Result | None) -> dict[str, Any] | None:
+    if result is None:
+        return None
+    row = dataclasses.asdict(result)
+    del row["architecture"]
+    return {name: value for name, value in row.items() if value not in (None, (), [], "")}
+
+
+def _known(results: Mapping[str, Sequence[Result | None]], way: str) -> list[int]:
+    """The candidates of which score and truth are known."""
+    pairs = zip(results[way], results[FULL], strict=True)
+    return [
+        index
+        for index, pair in enumerate(pairs)
+        if all(result is not None and result.state == "complete" for result in pair)
+    ]
+
+
+def _trust(results: Mapping[str, Sequence[Result | None]], way: str, known: Sequence[int]) -> dict[str, Any]:
+    proxy, truth = ([results[name][index] for index in known] for name in (way, FULL))
+    found = trust(
+        [result.accuracies for result in proxy if result],
+        [result.value for result in truth if result and result.value is not None],
+        [result.seconds for result in proxy if result],
+    )
+    return found | {"pick": known[found["pick"]]}
+
+
+def markdown(content: Content) -> str:
+    """The report: what was searched, the best, how far that can be trusted, and what failed."""
+    rows = content["candidates"]
+    scored = [row for row in rows if row["distilled"] and "value" in row["distilled"]]
+    complete = [row for row in scored if row["distilled"]["state"] == "complete"]
+    complete.sort(key=lambda row: -row["distilled"]["value"])
+    states = [row["distilled"]["state"] if row["distilled"] else "open" for row in rows]
+    counts = ", ".join(
+        f"{states.count(s)} {s}" for s in ("complete", "pruned", "failed", "open") if s in states
+    )
+    lines = [
+        f"# Architectures for {content['dataset']}",
+        "",
+        f"{len(rows)} candidates of the space `{content['space']}` ({counts}), strategy "
+        f"{content['strategy']}. Networks of each: {content['networks']}, trained for {content['steps']} "
+        f"steps on {content['set']} ({content['ipc']} per class, {content['labels']} labels, content hash "
+        f"`{content['content_hash'][:16]}`). Accuracy in percent on {content['tested_on']} images held out "
+        "of the training set"
+        + (", from which the distilled images were made too." if content["seen"] else "."),
+        "",
+        *_best(complete[:SHOWN], FULL in (rows[0] if rows else {})),
+    ]
+    if content["trust"]:
+        lines += ["", *_trust_table(content)]
+    failed = [row for row in rows for way in row if way != "architecture" and _failed(row[way])]
+    if failed:
+        lines += ["", "## Failed", ""]
+        lines += [
+            f"- {_name(row['architecture'])}, {TITLES[way]}: {row[way]['reason']}"
+            for row in rows
+            for way in row
+            if way != "architecture" and _failed(row[way])
+        ]
+    lines += ["", f"{content['device']}, torch {content['versions']['torch']}; `{content['command']}`."]
+    return "\n".join(lines) + "\n"
+
+
+def _failed(result: Content | None) -> bool:
+    return result is not None and result["state"] == "failed"
+
+
+def _name(architecture: Architecture) -> str:
+    return " ".join(f"{name}={value}" for name, value in architecture.items())
+
+
+def _best(rows: Sequence[Content], verified: bool) -> list[str]:
+    if not rows:
+        return ["No candidate is complete yet."]
+    axes = list(rows[0]["architecture"])
+    head = [*axes, "distilled images", *(["all images"] if verified else []), "seconds"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in rows:
+        cells = [str(value) for value in row["architecture"].values()]
+        cells.append(_mean(row["distilled"]))
+        cells += [_mean(row[FULL])] if verified else []
+        lines.append(f"| {' | '.join([*cells, format(row['distilled']['seconds'], '.1f')])} |")
+    return lines
+
+
+def _mean(result: Content | None) -> str:
+    if result is None or "accuracies" not in result:
+        return "-"
+    values = result["accuracies"]
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread}"
+
+
+def _trust_table(content: Content) -> list[str]:
+    found, rows = content["trust"], content["candidates"]
+    ways = [way for way in PROXIES if way in found]
+    truth = [row[FULL]["value"] for row in rows if row[FULL] and row[FULL]["state"] == "complete"]
+    full = [row[FULL]["seconds"] for row in rows if row[FULL]]
+
+    def correlation(group: str, name: str) -> list[str]:
+        return [_interval(found[way][group], name) for way in ways]
+
+    table = {
+        "": [TITLES[way] for way in ways],
+        f"Spearman, all {found[ways[0]]['all']['n']}": correlation("all", "spearman"),
+        "Kendall, all": correlation("all", "kendall"),
+        f"Spearman, the {found[ways[0]]['top']['n']} best": correlation("top", "spearman"),
+        "Kendall, the best": correlation("top", "kendall"),
+        "Spearman, all, of single networks": [
+            ", ".join("-" if value is None else f"{value:.2f}" for value in found[way]["single"])
+            for way in ways
+        ],
+        f"accuracy of the pick (best possible {max(truth):.1f})": [
+            f"{found[way]['pick_accuracy']:.1f}" for way in ways
+        ],
+        "regret, points": [f"{found[way]['regret']:.1f}" for way in ways],
+        "seconds for a candidate": [
+            f"{statistics.fmean(row[way]['seconds'] for row in rows if row[way]):.2f}" for way in ways
+        ],
+    }
+    lines = [f"| {' | '.join([name, *cells])} |" for name, cells in table.items()]
+    lines.insert(1, "|---" * (len(ways) + 1) + "|")
+    return [
+        "## Can the ranking be trusted?",
+        "",
+        f"{len(truth)} candidates were trained on all images and tested on the test set, in "
+        f"{statistics.fmean(full):.1f} s each. Rank correlation with that, and intervals that hold 95 % of "
+        "bootstrap samples of the candidates; all three ways take as many steps of as many images.",
+        "",
+        *lines,
+        "",
+        f"![score against full accuracy]({SCATTER_FILE})",
+        f"![regret over time]({REGRET_FILE})",
+    ]
+
+
+def _interval(found: Content, name: str) -> str:
+    if found[name] is None:
+        return "-"
+    return f"{found[name]:.2f} ({found[name + '_low']:.2f} to {found[name + '_high']:.2f})"

@@ -1,0 +1,172 @@
+"""Rank architectures by training each on a distilled set, and say how far the ranking can be trusted.
+
+  python tools/search_architectures.py distilled/digits-ipc10 --axis width=8,16,32 --axis depth=1,2 --verify 5
+  python tools/search_architectures.py org/cifar10-ncfm@v1 --data DIR --strategy hyperband --jobs 8
+  python tools/search_architectures.py distilled/cifar10-ipc10 --data DIR --space my_module:my_space
+
+Candidates are tested on images held out of the training set. With --verify some of them are trained on all
+images and tested on the test set; so are those that random images and early stopping would have picked.
+The same command goes on where it was stopped; started on several machines with the same --storage, all of
+them work on it together. Results: search.json, report.md and plots in the output folder.
+"""
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+
+from command_line import add_source_flags, duration, reading, run_command, settings
+from filelock import FileLock
+
+from distilled_data import DistilledDataset, UsageError
+from ncfm_engine.cache import cache_folder
+from ncfm_engine.pipeline import command, provenance, real_images, recipe_of, teacher_pool
+from ncfm_engine.plan import resolve_device
+from ncfm_engine.proxies import proxies
+from ncfm_engine.report import Bars, silent
+from ncfm_engine.search import STRATEGIES
+from ncfm_engine.sources import hold_out
+from ncfm_engine.spaces import SPACES, load_space
+from tools.architectures.campaign import ALL, Campaign
+from tools.architectures.crew import Crew, Leash, is_hand
+from tools.architectures.report import REPORT_FILE, summary, write
+
+DATABASE_FILE = "search.db"
+VALIDATION = 0.1  # of the training images, to test candidates on, where the set was made without a split
+EPOCHS = 300  # over the distilled images, where the recipe of the set has more
+RANDOM = 100  # candidates
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("artifact", metavar="FOLDER_OR_REPO", help="folder, or repository of the Hub: org/name@revision")
+    add("--ipc", type=int, help="use only the first images of each class")
+    add("--labels", choices=["hard", "soft"], help="to train with (default: soft, if the set has them)")
+    add("--space", default="convnet", help=f"{', '.join(SPACES)} or module:function (default: convnet)")
+    add(
+        "--axis", action="append", default=[], metavar="NAME=A,B", help="other values of an axis of the space"
+    )
+    add("--strategy", choices=STRATEGIES, default="exhaustive", help="(default: exhaustive)")
+    add("--candidates", type=int, metavar="N", help="draw this many (default: all; random: 100)")
+    add("--seeds", type=int, default=1, help="networks trained of each candidate (default: 1)")
+    add(
+        "--verify",
+        type=count_or_all,
+        metavar="K",
+        help="train the K best, K middle and K random candidates on all images, or all of them",
+    )
+    add("--seed", type=int, default=0, help="of the draw and of the trainings (default: 0)")
+    add("--output", type=Path, help="folder of the results (default: searches/SET-SPACE)")
+    add("--storage", metavar="URL", help="database of the trials (default: sqlite, in the output folder)")
+    add("--jobs", type=int, help="processes (default: one for each core; 4 on a GPU)")
+    add("--dataset", help="the real images, where the artifact's name is not enough: folder:PATH, ...")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    add("--time-budget", type=duration, metavar="10m", help="stop in good order after this time")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting of the recipe")
+    add_source_flags(parser)
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    if min(arguments.jobs or 1, arguments.candidates or 1) < 1:
+        raise UsageError("--jobs and --candidates must be 1 or more")
+    device = resolve_device(arguments.device)
+    space = load_space(arguments.space).with_axes(settings(arguments.axis, "--axis", "name=value,value"))
+    name = Path(arguments.artifact.partition("@")[0]).name
+    output = arguments.output or Path("searches") / f"{name}-{arguments.space.replace(':', '-')}"
+    output.mkdir(parents=True, exist_ok=True)
+    with Leash(arguments.time_budget) as stop, Bars() as bars, Crew(arguments.jobs or jobs(device)) as crew:
+        dataset = load(arguments.artifact, arguments.ipc)
+        labels = arguments.labels or ("hard" if dataset.artifact.logits is None else "soft")
+        recipe = recipe_of(dataset)
+        changes = {
+            "evaluate.epochs": min(recipe.evaluate.epochs, EPOCHS),
+            "evaluate.repeats": arguments.seeds,
+        }
+        recipe = recipe.replace(changes | settings(arguments.set))
+        show = silent if is_hand() else bars
+        real, seen = real_images(dataset, arguments.dataset, reading(arguments), stop=stop, report=show)
+        held = hold_out(real, recipe.validation or VALIDATION)
+        held = dataclasses.replace(held, mean=real.mean, std=real.std)  # that the set is normalised by
+        pool = None
+        if labels == "soft" and arguments.verify is not None:
+            with FileLock(output / ".teacher.lock"):  # one process trains it, if it has to be trained
+                options = {"cache": cache_folder(), "device": device, "stop": stop, "report": show}
+                pool = teacher_pool(dataset, seen, **options)
+        ways = proxies(
+            dataset,
+            held,
+            dataclasses.replace(held, test=real.test, split=real.split),
+            recipe.evaluate,
+            labels=labels,
+            seed=arguments.seed,
+            device=device,
+            pool=pool,
+        )
+        drawn = arguments.candidates or (RANDOM if arguments.strategy == "random" else None)
+        campaign = Campaign(
+            space,
+            space.draw(drawn, arguments.seed),
+            ways,
+            arguments.storage or f"sqlite:///{output / DATABASE_FILE}",
+            arguments.strategy,
+            arguments.verify,
+            arguments.seed,
+        )
+        head = {
+            "dataset": dataset.info.dataset,
+            "set": name,
+            "content_hash": dataset.content_hash,
+            "ipc": dataset.ipc,
+            "labels": labels,
+            "space": arguments.space,
+            "axes": {axis: list(values) for axis, values in space.axes.items()},
+            "strategy": arguments.strategy,
+            "networks": recipe.evaluate.repeats,
+            "steps": ways["distilled"].identity["steps"],
+            "tested_on": len(held.test),
+            "seen": not recipe.validation,
+            "seed": arguments.seed,
+            **provenance(device),
+            "command": command(),
+        }
+
+        def report(stage: str, done: int, total: int, **figures: float) -> None:
+            if done < total:
+                crew.mend()
+            show(f"search ({stage.partition(' ')[0]})", done, total, **figures)
+
+        try:
+            campaign.run(stop, report)
+        finally:
+            if not is_hand():
+                write(output, summary(head, campaign))
+    if not is_hand():
+        print((output / REPORT_FILE).read_text())
+
+
+def load(place: str, ipc: int | None) -> DistilledDataset:
+    """A set from a folder, or if there is none of this name, from the Hub."""
+    if Path(place).is_dir() or place.count("/") != 1:
+        return DistilledDataset.from_folder(place, ipc=ipc)
+    return DistilledDataset.from_hub(place, ipc=ipc)
+
+
+def jobs(device: str) -> int:
+    """Processes at once: a CPU is busiest with one on each core, a GPU waits for any single one."""
+    return 4 if device.startswith("cuda") else os.cpu_count() or 1
+
+
+def count_or_all(text: str) -> int:
+    if text == "all":
+        return ALL
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number, 1 or more, nor 'all'")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run_command(main, parser())
