@@ -143,14 +143,14 @@ def resnet(
     """
     from torchvision.models.resnet import BasicBlock  # importing torchvision takes as long as importing torch
 
-    height, width = size
+    rows, columns = size
     layers = [nn.Conv2d(channels, width, 3, padding=1, bias=False), norm(width), nn.ReLU()]
     inputs = width
     for filters in (width * 2**stage for stage in range(stages)):
         stride, shortcut = 1, None
         if filters != inputs:
-            if can_halve(height, width):
-                stride, height, width = 2, -(-height // 2), -(-width // 2)
+            if can_halve(rows, columns):
+                stride, rows, columns = 2, -(-rows // 2), -(-columns // 2)
             shortcut = nn.Sequential(nn.Conv2d(inputs, filters, 1, stride, bias=False), norm(filters))
         layers.append(BasicBlock(inputs, filters, stride, shortcut, norm_layer=norm))
         layers += [BasicBlock(filters, filters, norm_layer=norm) for _ in range(blocks - 1)]

@@ -20,7 +20,7 @@ from distilled_data.randomness import seed_at
 from .config import EvaluateConfig
 from .evaluate import Loaders, random_images, same_images, start_training
 from .pretrain import FeaturePool, real_loader
-from .search import CHECKS, Check
+from .search import Check
 from .sources import Source
 from .spaces import Architecture, Space
 from .stop import StopRequest
@@ -42,6 +42,7 @@ class Proxy:
     config: EvaluateConfig
     seed: int
     device: str
+    checks: int  # tests of each training, evenly spaced, the last one at the end
     identity: Mapping[str, Any]  # all that decides a score, besides the architecture
 
     def score(
@@ -75,7 +76,7 @@ class Proxy:
             for seed in seeds
         ]
         training = start_training(
-            self.loaders(seeds), networks, source, self.config, epochs=self.epochs, checks=CHECKS
+            self.loaders(seeds), networks, source, self.config, epochs=self.epochs, checks=self.checks
         )
 
         def after_test(scores: list[float]) -> None:
@@ -101,6 +102,7 @@ def proxies(
     labels: str,
     seed: int,
     device: str,
+    checks: int = 1,
     pool: FeaturePool | None = None,
 ) -> dict[str, Proxy]:
     """All of `PROXIES` by their names: `config.epochs` passes over `dataset`, or as many steps over others.
@@ -121,7 +123,7 @@ def proxies(
     small_set |= {"temperature": dataset.info.labels.get("temperature")} if labels == "soft" else {}
 
     def proxy(name: str, loaders: Loaders, epochs: float, identity: Mapping[str, Any]) -> Proxy:
-        return Proxy(name, loaders, epochs, config.repeats, source, config, seed, device, identity)
+        return Proxy(name, loaders, epochs, config.repeats, source, config, seed, device, checks, identity)
 
     whole = protocol | {"epochs": config.full_epochs, "networks": config.full_repeats, "split": test.split}
     full = proxy(FULL, same_images(real), config.full_epochs, whole)
@@ -129,5 +131,5 @@ def proxies(
         "distilled": proxy("distilled", same_images(distilled), config.epochs, small_set),
         "random": proxy("random", random, steps / small, small_set),
         "early": proxy("early", same_images(real), steps / len(real), few),
-        FULL: replace(full, repeats=config.full_repeats, source=test),
+        FULL: replace(full, repeats=config.full_repeats, source=test, checks=1),
     }

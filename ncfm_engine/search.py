@@ -9,7 +9,7 @@ What became of a trial is read from its state in the storage:
 COMPLETE  scored by training to the end
 PRUNED    scored, but ended early because others were better by then (halving, hyperband)
 FAIL      with a `reason`: it raised, diverged or ran out of memory, and is not tried again;
-          `given_up`: stopped on request, or taken by two; else its process died
+          `given_up`: stopped on request; else its process died
 """
 
 import contextlib
@@ -36,10 +36,13 @@ if TYPE_CHECKING:
 HEARTBEAT_SECONDS = 15  # between two signs of life of a running trial
 GRACE_SECONDS = 60  # without one, after which its process is taken for dead
 WAIT_SECONDS = 1.0  # between two looks at what other processes are doing
+BUSY_SECONDS = 60  # that a process waits for others that write to the same file
+ATTEMPTS = 3  # to open a storage
 LIVES = 3  # processes that may die of a candidate before it counts as failed
 
 CHECKS = 9  # scores on the way, at each ninth of a training: 1, 3 and 9 are the rungs of halving by 3
 STRATEGIES = ("exhaustive", "random", "halving", "hyperband")
+EARLY_ENDING = ("halving", "hyperband")
 
 Check = Callable[[float], None]  # gets a score on the way; what it raises ends the training
 Score = Callable[[Architecture, Check], Sequence[float]]
@@ -74,21 +77,31 @@ def open_study(storage: str, name: str, strategy: str = "exhaustive") -> "Study"
         raise MissingExtraError("optuna", "search", "architecture search") from error
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is in the results
-    try:
-        with _calm():
-            database = optuna.storages.RDBStorage(
-                storage, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
-            )
-            return optuna.create_study(
-                storage=database,
-                study_name=name,
-                direction="maximize",
-                sampler=optuna.samplers.RandomSampler(),  # never asked
-                pruner=_pruner(strategy),
-                load_if_exists=True,
-            )
-    except (ImportError, ValueError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-        raise UsageError(f"the storage {storage} cannot be opened: {str(error).splitlines()[0]}") from error
+    patient = {"connect_args": {"timeout": BUSY_SECONDS}} if storage.startswith("sqlite") else {}
+    for attempt in range(ATTEMPTS):
+        try:
+            with _calm():
+                database = optuna.storages.RDBStorage(
+                    storage,
+                    engine_kwargs=patient,
+                    heartbeat_interval=HEARTBEAT_SECONDS,
+                    grace_period=GRACE_SECONDS,
+                )
+                return optuna.create_study(
+                    storage=database,
+                    study_name=name,
+                    direction="maximize",
+                    sampler=optuna.samplers.RandomSampler(),  # never asked
+                    pruner=_pruner(strategy),
+                    load_if_exists=True,
+                )
+        except (ImportError, ValueError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+            # Tables that two processes make at the same time are there for the one that comes second.
+            if attempt == ATTEMPTS - 1:
+                text = f"the storage {storage} cannot be opened: {str(error).splitlines()[0]}"
+                raise UsageError(text) from error
+            time.sleep(random.uniform(0.1, 0.5))
+    raise AssertionError
 
 
 def search(
@@ -103,8 +116,9 @@ def search(
     """Score candidates until all of them are done, here or by other processes; results in their order.
 
     `score(architecture, check)` trains networks and returns their accuracies in percent. It calls `check`
-    with an accuracy `CHECKS` times, the last time at the end; what it raises itself makes the candidate a
-    failed one. Raises `Stopped` when `stop` is requested: what is in work is left to the next process.
+    with an accuracy `CHECKS` times, the last time at the end, or not at all if the strategy ends nothing
+    early; what it raises itself makes the candidate a failed one. Raises `Stopped` when `stop` is requested:
+    what is in work is left to the next process.
     """
     worker = _Worker(study, space, score)
     while True:
@@ -114,8 +128,10 @@ def search(
             return list(progress.done.values())
         if stop and stop.requested:
             raise Stopped(f"{study.study_name}, {len(progress.done)} of {len(candidates)} architectures")
-        if progress.waiting or progress.open:
-            worker.run(None if progress.waiting else random.choice(progress.open))
+        if progress.open and not progress.waiting:
+            worker.put(random.choice(progress.open))
+        if progress.open or progress.waiting:
+            worker.run()
         else:
             worker.bury()
             time.sleep(WAIT_SECONDS)
@@ -163,7 +179,7 @@ def _result(candidate: Architecture, trials: "Sequence[FrozenTrial]") -> Result 
     finished = [trial for trial in trials if trial.state.is_finished()]
     mine = [trial for trial in finished if "given_up" not in trial.user_attrs]
     for trial in mine:
-        notes = trial.user_attrs
+        notes, scored = trial.user_attrs, trial.user_attrs.get("scored", {})
         if trial.state.name == "FAIL" and "reason" not in notes:
             continue
         states: dict[str, Any] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
@@ -171,9 +187,9 @@ def _result(candidate: Architecture, trials: "Sequence[FrozenTrial]") -> Result 
             candidate,
             states[trial.state.name],
             trial.value,
-            notes.get("accuracies", ()),
+            scored.get("accuracies", ()),
             [value for _, value in sorted(trial.intermediate_values.items())],
-            notes.get("seconds", 0.0),
+            scored.get("seconds", 0.0),
             notes.get("reason", ""),
             len(finished),
         )
@@ -194,15 +210,18 @@ class _Worker:
         }
         self._number = -1  # of the trial in work
 
-    def run(self, candidate: Architecture | None) -> None:
-        """Run a trial of this candidate, or the one that waits longest."""
+    def put(self, candidate: Architecture) -> None:
+        """Add a trial of this candidate, which the next `run` of any process will take."""
         import optuna
 
-        if candidate is not None:
-            trial = optuna.create_trial(
-                state=optuna.trial.TrialState.WAITING, params=dict(candidate), distributions=self._axes
-            )
-            self.study.add_trial(trial)
+        waiting = optuna.trial.TrialState.WAITING
+        trial = optuna.create_trial(state=waiting, params=dict(candidate), distributions=self._axes)
+        self.study.add_trial(trial)
+
+    def run(self) -> None:
+        """Run the trial that waits longest."""
+        import optuna
+
         try:
             with _calm():
                 self.study.optimize(self._objective, n_trials=1, catch=(Exception,))
@@ -244,6 +263,7 @@ class _Worker:
         try:
             accuracies = list(self.score(trial.params, check))
         except TrialPruned:
+            trial.set_user_attr("scored", {"seconds": round(time.monotonic() - began, 2)})
             raise
         except (Stopped, KeyboardInterrupt):
             trial.set_user_attr("given_up", "stopped on request")
@@ -251,9 +271,8 @@ class _Worker:
         except Exception as error:
             trial.set_user_attr("reason", f"{type(error).__name__}: {error}"[:500])
             raise
-        finally:
-            trial.set_user_attr("seconds", round(time.monotonic() - began, 2))
-        trial.set_user_attr("accuracies", accuracies)
+        seconds = round(time.monotonic() - began, 2)
+        trial.set_user_attr("scored", {"accuracies": accuracies, "seconds": seconds})
         return statistics.fmean(accuracies)
 
     def _is_taken(self, trial: "Trial") -> bool:

@@ -24,7 +24,7 @@ from ncfm_engine.pipeline import command, provenance, real_images, recipe_of, te
 from ncfm_engine.plan import resolve_device
 from ncfm_engine.proxies import proxies
 from ncfm_engine.report import Bars, silent
-from ncfm_engine.search import STRATEGIES
+from ncfm_engine.search import CHECKS, EARLY_ENDING, STRATEGIES
 from ncfm_engine.sources import hold_out
 from ncfm_engine.spaces import SPACES, load_space
 from tools.architectures.campaign import ALL, Campaign
@@ -104,6 +104,7 @@ def main(arguments: argparse.Namespace) -> None:
             labels=labels,
             seed=arguments.seed,
             device=device,
+            checks=CHECKS if arguments.strategy in EARLY_ENDING else 1,
             pool=pool,
         )
         drawn = arguments.candidates or (RANDOM if arguments.strategy == "random" else None)

@@ -36,7 +36,7 @@ class Crew:
     def __init__(self, count: int):
         self._hands: list[subprocess.Popen[bytes]] = []
         self._missing = 0 if is_hand() else count - 1
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+        torch.set_num_threads(max(1, torch.get_num_threads() // count))
 
     def mend(self) -> None:
         self._missing += sum((hand.poll() or 0) < 0 for hand in self._hands)

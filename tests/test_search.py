@@ -1,0 +1,273 @@
+"""A study: every candidate is done once, whoever does it and whoever is killed meanwhile."""
+
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections import Counter
+
+import pytest
+import torch
+from commands import ROOT
+from interruptions import StopAfter
+from optuna.trial import TrialState
+
+from distilled_data import UnknownNameError, UsageError
+from ncfm_engine import search as module
+from ncfm_engine.search import CHECKS, Result, open_study, results_of, search
+from ncfm_engine.spaces import Space
+from ncfm_engine.stop import Stopped
+from tests.search_process import FAILING, SPACE, value
+
+SMALL = Space({"a": (1, 2, 3), "b": (True, False)}, torch.nn.Linear)
+
+
+@pytest.fixture
+def database(tmp_path):
+    return f"sqlite:///{tmp_path / 'search.db'}"
+
+
+def taken(study):
+    """The trial that waits longest, which runs now, without a sign of life."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)
+        return study.ask()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Dead processes are noticed after a moment."""
+    for name, seconds in {"HEARTBEAT_SECONDS": 1, "GRACE_SECONDS": 1, "WAIT_SECONDS": 0.05}.items():
+        monkeypatch.setattr(module, name, seconds)
+
+
+def by_width(architecture, check):
+    return [float(architecture["a"]), architecture["a"] + 2.0]
+
+
+def states(study):
+    return Counter(trial.state.name for trial in study.trials)
+
+
+def test_every_candidate_is_scored_once_and_in_their_order(database):
+    candidates = SMALL.draw()
+    study = open_study(database, "x")
+    results = search(study, SMALL, candidates, by_width)
+    assert [result.architecture for result in results] == candidates
+    assert [result.value for result in results] == [candidate["a"] + 1.0 for candidate in candidates]
+    assert all(result.accuracies == [result.value - 1, result.value + 1] for result in results)
+    assert states(study) == {"COMPLETE": 6}
+    types = {type(name) for trial in study.trials for name in trial.params.values()}
+    assert types == {int, bool}
+
+
+def test_what_is_done_is_not_done_again_and_more_candidates_may_follow(database):
+    candidates, scored = SMALL.draw(), []
+
+    def score(architecture, check):
+        scored.append(architecture)
+        return [1.0]
+
+    search(open_study(database, "x"), SMALL, candidates[:2], score)
+    assert search(open_study(database, "x"), SMALL, candidates[:2], score)[1].value == 1
+    assert len(scored) == 2
+    study = open_study(database, "x")
+    assert results_of(study, candidates)[2:] == [None] * 4
+    search(study, SMALL, candidates, score)
+    assert len(scored) == 6
+    search(open_study(database, "another"), SMALL, candidates[:1], score)
+    assert len(scored) == 7
+
+
+def test_what_a_candidate_raises_is_recorded_and_the_study_goes_on(database):
+    errors = {1: MemoryError("not enough"), 2: RuntimeError("shape mismatch\nlong story")}
+
+    def score(architecture, check):
+        if architecture["b"] and architecture["a"] in errors:
+            raise errors[architecture["a"]]
+        return [5.0]
+
+    study = open_study(database, "x")
+    results = {tuple(r.architecture.values()): r for r in search(study, SMALL, list(SMALL), score)}
+    failed = {key: result.reason for key, result in results.items() if result.state == "failed"}
+    assert failed == {
+        (1, True): "MemoryError: not enough",
+        (2, True): "RuntimeError: shape mismatch\nlong story",
+    }
+    assert results[1, True].value is None
+    assert states(study) == {"COMPLETE": 4, "FAIL": 2}
+    search(study, SMALL, list(SMALL), score)
+    assert len(study.trials) == 6  # they are not tried again
+
+
+def test_a_stop_leaves_what_is_in_work_to_the_next_process(database):
+    def score(architecture, check):
+        raise Stopped("in the middle")
+
+    study = open_study(database, "x")
+    with pytest.raises(Stopped, match=r"^x, 0 of 6 architectures$"):
+        search(study, SMALL, list(SMALL), score, stop=StopAfter(1))
+    results = search(study, SMALL, list(SMALL), by_width)
+    assert {result.state for result in results} == {"complete"}
+    assert [result.attempts for result in results].count(2) == 1
+
+
+def test_progress_is_reported(database):
+    lines = []
+
+    def report(stage, done, total, **figures):
+        lines.append((stage, done, total, figures))
+
+    search(open_study(database, "x"), SMALL, list(SMALL), by_width, report=report)
+    assert lines[0] == ("x", 0, 6, {})
+    assert lines[-1] == ("x", 6, 6, {"best": 4.0})
+
+
+def rising(architecture, check):
+    """Better from the start if `a` is larger."""
+    for step in range(CHECKS):
+        check(10 * architecture["a"] + step)
+    return [10.0 * architecture["a"] + CHECKS]
+
+
+MANY = Space({"a": tuple(range(14))}, torch.nn.Linear)
+
+
+@pytest.mark.parametrize(("strategy", "most"), [("halving", 7), ("hyperband", 12)])
+def test_what_is_worse_than_others_ends_early(database, strategy, most):
+    study = open_study(database, "x", strategy)
+    results = search(study, MANY, MANY.draw(), rising)
+    complete = [result for result in results if result.state == "complete"]
+    pruned = [result for result in results if result.state == "pruned"]
+    assert len(complete) + len(pruned) == len(MANY)
+    assert 1 <= len(complete) <= most  # one of Hyperband's brackets ends nothing early
+    assert max(result.value for result in complete) == 130 + CHECKS
+    assert all(len(result.curve) < CHECKS and result.value == result.curve[-1] for result in pruned)
+    assert all(len(result.curve) == CHECKS for result in complete)
+
+
+def test_nothing_ends_early_in_an_exhaustive_search(database):
+    results = search(open_study(database, "x"), MANY, MANY.draw(4), rising)
+    assert {result.state for result in results} == {"complete"}
+
+
+def test_a_process_that_never_gave_a_sign_of_life_is_given_up(database, quick):
+    study = open_study(database, "x")
+    worker = module._Worker(study, SMALL, by_width)
+    candidates = list(SMALL)
+    worker.put(candidates[3])
+    taken(study)  # and the process that did is killed at once
+    results = search(open_study(database, "x"), SMALL, candidates, by_width)
+    assert [result.value for result in results] == [2, 2, 3, 3, 4, 4]
+    assert results[3].attempts == 2
+
+
+def test_a_trial_that_was_put_there_by_a_process_that_died_is_taken(database):
+    study = open_study(database, "x")
+    module._Worker(study, SMALL, by_width).put(list(SMALL)[3])
+    search(study, SMALL, list(SMALL), by_width)
+    assert states(study) == {"COMPLETE": 6}
+
+
+def test_of_two_trials_of_one_candidate_the_second_gives_way(database):
+    study, scored = open_study(database, "x"), []
+    worker = module._Worker(study, SMALL, by_width)
+    for _ in range(2):  # two processes chose the same one at the same moment
+        worker.put(list(SMALL)[3])
+
+    def score(architecture, check):
+        scored.append(tuple(architecture.values()))
+        return by_width(architecture, check)
+
+    results = search(study, SMALL, list(SMALL), score)
+    assert len(scored) == len(set(scored)) == 6
+    assert len(results) == 6
+    assert states(study) == {"COMPLETE": 6, "PRUNED": 1}
+
+
+def test_a_candidate_that_kills_its_processes_counts_as_failed(database):
+    study, candidate = open_study(database, "x"), next(iter(SMALL))
+    for _ in range(module.LIVES):
+        module._Worker(study, SMALL, by_width).put(candidate)
+        study.tell(taken(study), state=TrialState.FAIL)  # as is done with those that are dead
+    (result,) = search(study, SMALL, [candidate], by_width)
+    assert result == Result(candidate, "failed", reason="its process died 3 times", attempts=3)
+
+
+def test_a_process_that_was_taken_for_dead_gives_its_trial_up(database, quick):
+    asleep, awake = threading.Event(), threading.Event()
+
+    def sleeper(architecture, check):
+        if not asleep.is_set():
+            asleep.set()
+            study.tell(0, state=TrialState.FAIL)  # another process says that it is dead
+            awake.wait(20)
+        return by_width(architecture, check)
+
+    study = open_study(database, "x")
+    other = threading.Thread(target=lambda: (asleep.wait(20), time.sleep(0.3), awake.set()))
+    other.start()
+    results = search(study, SMALL, list(SMALL), sleeper)
+    other.join()
+    assert {result.state for result in results} == {"complete"}
+    assert states(study) == {"COMPLETE": 6, "FAIL": 1}
+
+
+def test_processes_killed_at_random_moments_and_resumed_by_two_at_once_do_everything_once(tmp_path, quick):
+    database = f"sqlite:///{tmp_path / 'search.db'}"
+    moments = random.Random(int(os.environ.get("KILL_SEED", "0")))
+    command = [sys.executable, "-m", "tests.search_process", database]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+    def two():
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        both = [subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) for _ in range(2)]
+        for process in both:
+            assert process.stdout.readline() == "ready\n", process.communicate()[1]
+        for process in both:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        return both
+
+    for _ in range(int(os.environ.get("KILLS", "1"))):  # 20 by hand before a release
+        for process in two():
+            time.sleep(moments.uniform(0, 1))
+            process.kill()
+            process.communicate()
+    shares = []
+    for process in two():
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        shares.append(output)
+    assert all(shares)  # both had a part in it
+    study = open_study(database, "moments")
+    results = results_of(study, list(SPACE))
+    assert all(results)
+    failed = [result for result in results if result.state == "failed"]
+    assert [(result.architecture, result.reason) for result in failed] == [
+        (FAILING, "MemoryError: no room for it")
+    ]
+    assert all(result.value == value(result.architecture) for result in results if result not in failed)
+    done = Counter(
+        tuple(trial.params.items())
+        for trial in study.trials
+        if trial.state.name == "COMPLETE" or "reason" in trial.user_attrs
+    )
+    assert done == {tuple(architecture.items()): 1 for architecture in SPACE}
+
+
+def test_names_and_storages_that_do_not_exist_are_refused(database, tmp_path):
+    with pytest.raises(UnknownNameError, match=r"unknown strategy 'halve'\. Did you mean 'halving'"):
+        open_study(database, "x", "halve")
+    with pytest.raises(UsageError, match=r"the storage nonsense cannot be opened"):
+        open_study("nonsense", "x")
+    with pytest.raises(
+        UsageError, match=r"the storage sqlite:///.*none/search.db cannot be opened: .*unable"
+    ):
+        open_study(f"sqlite:///{tmp_path / 'none' / 'search.db'}", "x")
+    (tmp_path / "text.db").write_text("this is not a database, but it is long enough to be taken for one" * 9)
+    with pytest.raises(UsageError, match=r"cannot be opened: .*not a database"):
+        open_study(f"sqlite:///{tmp_path / 'text.db'}", "x")

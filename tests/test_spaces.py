@@ -1,0 +1,111 @@
+"""Search spaces: every combination once, other values by name, functions of the user."""
+
+import pytest
+import torch
+
+from distilled_data import UnknownNameError, UsageError
+from ncfm_engine.networks import build_network
+from ncfm_engine.spaces import SPACES, Space, load_space
+
+SIZE = {"channels": 3, "size": (16, 16), "classes": 4}
+
+
+def test_the_grid_of_convnets_has_720_different_architectures():
+    space = SPACES["convnet"]
+    every = {tuple(architecture.items()) for architecture in space}
+    assert len(space) == len(every) == 720
+    axes = {"width": (32, 64, 128, 256), "depth": (1, 2, 3, 4)}
+    assert {name: space.axes[name] for name in axes} == axes
+    assert set(space.axes["norm"]) == {"none", "batch", "layer", "instance", "group"}
+    assert set(space.axes["activation"]) == {"sigmoid", "relu", "leakyrelu"}
+    assert set(space.axes["pooling"]) == {"none", "max", "avg"}
+
+
+def test_a_draw_is_random_without_repetition_and_a_longer_one_begins_with_it():
+    space = SPACES["resnet"]
+    few, all_ = space.draw(20), space.draw()
+    assert all_[:20] == few
+    assert len({tuple(architecture.items()) for architecture in all_}) == len(all_) == len(space)
+    assert few != list(space)[:20]
+    assert few != space.draw(20, seed=1)
+    assert len(space.draw(10**6)) == len(space)
+
+
+def test_a_network_has_the_values_of_its_architecture_and_the_weights_of_its_seed():
+    architecture = {"width": 8, "depth": 2, "norm": "batch", "activation": "sigmoid", "pooling": "max"}
+    network = SPACES["convnet"].network(architecture, **SIZE, seed=3)
+    expected = build_network("convnet", channels=3, size=16, classes=4, seed=3, **architecture)
+    assert str(network) == str(expected)
+    for ours, theirs in zip(network.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_value_of_a_space_makes_a_network(name):
+    space = SPACES[name].with_axes({"width": "8", "depth": "1,2"} if name == "convnet" else {"width": "4"})
+    images = torch.rand(2, 3, 16, 16)
+    for axis, values in space.axes.items():
+        for value in values:
+            architecture = next(iter(space)) | {axis: value}
+            network = space.network(architecture, **SIZE, seed=0)
+            assert network(images).shape == (2, 4)
+
+
+def test_resnets_differ_in_width_stages_and_blocks():
+    def count(**architecture):
+        network = SPACES["resnet"].network({"norm": "batch"} | architecture, **SIZE, seed=0)
+        return sum(isinstance(module, torch.nn.Conv2d) for module in network.modules())
+
+    assert count(width=4, stages=2, blocks=1) == 1 + 2 * 2 + 1  # stem, two a block, one shortcut
+    assert count(width=4, stages=3, blocks=2) == 1 + 3 * 2 * 2 + 2
+
+
+def test_an_axis_takes_other_values_of_its_type():
+    space = SPACES["convnet"].with_axes({"width": "4, 8", "norm": "none"})
+    assert space.axes["width"] == (4, 8)
+    assert space.axes["norm"] == ("none",)
+    assert len(space) == 2 * 4 * 3 * 3
+    with pytest.raises(UnknownNameError, match="unknown axis 'widht'"):
+        space.with_axes({"widht": "4"})
+    with pytest.raises(UsageError, match="axis width: expected int, such as 4, got 'wide'"):
+        space.with_axes({"width": "wide"})
+    flag = Space({"bias": (True,)}, torch.nn.Linear)
+    assert flag.with_axes({"bias": "false,true"}).axes["bias"] == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [((), "expected texts"), ("abc", "expected texts"), ((None,), "expected texts"), ((1, 1), "twice")],
+)
+def test_senseless_axes_are_refused(values, message):
+    with pytest.raises(UsageError, match=f"axis a.*{message}"):
+        Space({"a": values}, torch.nn.Linear)
+
+
+def test_a_space_of_the_user_is_what_his_function_returns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from ncfm_engine.spaces import Space\n"
+        "def net(channels, size, classes, hidden):\n"
+        "    side = channels * size[0] * size[1]\n"
+        "    layers = torch.nn.Linear(side, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, classes)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), *layers)\n"
+        "def space():\n"
+        "    return Space({'hidden': (3, 5)}, net)\n"
+        "def other():\n"
+        "    return {'hidden': (3, 5)}\n"
+    )
+    space = load_space("mine:space")
+    once, again, other = (space.network({"hidden": 5}, **SIZE, seed=seed) for seed in (1, 1, 2))
+    assert once(torch.rand(2, 3, 16, 16)).shape == (2, 4)
+    assert torch.equal(once[1].weight, again[1].weight)
+    assert not torch.equal(once[1].weight, other[1].weight)
+    with pytest.raises(UsageError, match=r"mine:other must return a Space of ncfm_engine.spaces, got dict"):
+        load_space("mine:other")
+    with pytest.raises(UsageError, match=r"mine:nothing cannot be had: .*nothing"):
+        load_space("mine:nothing")
+    with pytest.raises(UsageError, match="nowhere:space cannot be had: No module named 'nowhere'"):
+        load_space("nowhere:space")
+    with pytest.raises(UnknownNameError, match=r"unknown space 'convnets'. Did you mean 'convnet'\?"):
+        load_space("convnets")

@@ -1,0 +1,101 @@
+"""What a proxy is worth, against figures worked out by hand and by scipy's documentation."""
+
+import math
+
+import pytest
+
+from ncfm_engine.trust import agreement, regret, regret_over_time, select, top, trust
+
+TRUTH = [10.0, 20.0, 30.0, 40.0, 50.0]
+
+
+def test_correlations_are_those_of_ranks():
+    same = agreement([math.exp(value) for value in TRUTH], TRUTH)
+    assert (same["spearman"], same["kendall"]) == (pytest.approx(1), pytest.approx(1))
+    opposite = agreement([-value for value in TRUTH], TRUTH)
+    assert (opposite["spearman"], opposite["kendall"]) == (pytest.approx(-1), pytest.approx(-1))
+    # One pair of neighbours exchanged: rho = 1 - 6 * 2 / (5 * 24), tau = (9 - 1) / 10.
+    swapped = agreement([10, 30, 20, 40, 50], TRUTH)
+    assert swapped["spearman"] == pytest.approx(0.9)
+    assert swapped["kendall"] == pytest.approx(0.8)
+    assert swapped["n"] == 5
+
+
+def test_ties_share_their_rank():
+    # Ranks 1.5 1.5 3 against 1 2 3: Pearson's correlation of these is sqrt(3) / 2; tau-b is 2 / sqrt(2 * 3).
+    tied = agreement([5, 5, 7], [1, 2, 3])
+    assert tied["spearman"] == pytest.approx(math.sqrt(3) / 2)
+    assert tied["kendall"] == pytest.approx(2 / math.sqrt(6))
+
+
+def test_the_interval_holds_the_value_and_narrows_with_more_candidates():
+    truth = [float(k) for k in range(120)]
+    proxy = [k + 40 * ((k * 37) % 11) / 11 for k in range(120)]
+    few, many = agreement(proxy[::6], truth[::6]), agreement(proxy, truth)
+    for found in (few, many):
+        assert found["spearman_low"] < found["spearman"] < found["spearman_high"]
+        assert found["kendall_low"] < found["kendall"] < found["kendall_high"]
+    assert many["spearman_high"] - many["spearman_low"] < few["spearman_high"] - few["spearman_low"]
+
+
+def test_there_is_no_correlation_where_nothing_varies_or_of_two_candidates():
+    constant = agreement([3, 3, 3, 3], [1, 2, 3, 4])
+    assert constant["spearman"] is constant["kendall"] is constant["spearman_low"] is None
+    assert agreement([1, 2], [1, 2])["spearman"] is None
+
+
+def test_regret_is_what_the_pick_falls_short_of_the_best():
+    assert regret([1, 2, 3, 9, 5], TRUTH) == 10
+    assert regret([1, 2, 3, 4, 5], TRUTH) == 0
+
+
+def test_regret_over_time_ends_with_that_of_the_pick_after_all_seconds():
+    seconds, regrets = regret_over_time([1, 2, 3, 9, 5], TRUTH, [1, 2, 3, 4, 5])
+    assert seconds[-1] == pytest.approx(15)
+    assert regrets[-1] == 10
+    assert regrets[0] == pytest.approx(50 - 30, abs=3)  # any one of them
+    assert seconds[0] == pytest.approx(3, abs=0.3)
+    perfect = regret_over_time(TRUTH, TRUTH, [1] * 5)[1]
+    assert perfect == sorted(perfect, reverse=True)
+    assert perfect[-1] == 0
+    # The best of two of five is the best of all with probability 2/5, the second with 3/10, ...
+    assert perfect[1] == pytest.approx(0 * 0.4 + 10 * 0.3 + 20 * 0.2 + 30 * 0.1, abs=2)
+
+
+def test_the_best_the_middle_and_some_others_are_verified():
+    values = [float((k * 7) % 30) for k in range(30)]  # every number below 30 once
+    groups = select(values, 4, seed=1)
+    assert sorted(values[k] for k in groups["best"]) == [26, 27, 28, 29]
+    assert sorted(values[k] for k in groups["middle"]) == [13, 14, 15, 16]
+    chosen = [k for group in groups.values() for k in group]
+    assert len(set(chosen)) == len(chosen) == 12
+    assert groups == select(values, 4, seed=1)
+    assert groups["random"] != select(values, 4, seed=2)["random"]
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 7])
+def test_of_few_candidates_none_is_verified_twice(count):
+    chosen = [k for group in select([1.0] * count, 2).values() for k in group]
+    assert sorted(set(chosen)) == sorted(chosen)
+    assert len(chosen) == min(6, count)
+
+
+def test_the_top_group_is_the_best_fifth_by_the_truth():
+    assert sorted(top([float(k) for k in range(50)])) == list(range(40, 50))
+    assert len(top([1.0, 2.0, 3.0])) == 3
+    assert len(top([float(k) for k in range(10)])) == 5
+
+
+def test_a_proxy_is_the_mean_of_its_networks():
+    accuracies = [[1, 9], [2, 2], [9, 3], [4, 4], [5, 5]]  # means 5, 2, 6, 4, 5
+    found = trust(accuracies, TRUTH, [1, 1, 1, 1, 2])
+    assert found["pick"] == 2
+    assert found["pick_accuracy"] == 30
+    assert found["regret"] == 20
+    assert found["seconds"] == 6
+    assert found["all"]["spearman"] == pytest.approx(agreement([5, 2, 6, 4, 5], TRUTH)["spearman"])
+    assert found["single"] == [
+        pytest.approx(agreement([1, 2, 9, 4, 5], TRUTH)["spearman"]),
+        pytest.approx(agreement([9, 2, 3, 4, 5], TRUTH)["spearman"]),
+    ]
+    assert found["top"]["n"] == 5
