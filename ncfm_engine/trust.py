@@ -1,8 +1,6 @@
 """Whether a ranking by a proxy can be trusted: compared with the truth, which is full training."""
 
-import math
 import statistics
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,27 +28,39 @@ def agreement(proxy: Sequence[float], truth: Sequence[float]) -> dict[str, Any]:
     """Spearman's and Kendall's (tau-b) rank correlation, each with the interval that holds 95 % of bootstrap
     samples of the candidates. None where nothing varies, or for fewer than three candidates.
     """
-    pairs = np.stack([np.asarray(proxy, float), np.asarray(truth, float)], axis=1)
-    draws = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES, len(pairs)))
-    found: dict[str, Any] = {"n": len(pairs)}
-    for name in ("spearman", "kendall"):
-        found[name] = _correlation(name, pairs)
-        again = [value for draw in draws if (value := _correlation(name, pairs[draw])) is not None]
-        low, high = np.percentile(again, [2.5, 97.5]).tolist() if again else (None, None)
-        found[f"{name}_low"], found[f"{name}_high"] = low, high
+    count = len(proxy)
+    draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+    # A sample is how often it has each candidate; the first one has each once.
+    samples = np.stack([np.ones(count), *(np.bincount(draw, minlength=count) for draw in draws)])
+    found: dict[str, Any] = {"n": count}
+    for name, correlation in (("spearman", _spearman), ("kendall", _kendall)):
+        values = correlation(np.asarray(proxy, float), np.asarray(truth, float), samples)
+        known = values[1:][np.isfinite(values[1:])]
+        defined = count >= 3 and bool(np.isfinite(values[0]))
+        low, high = np.percentile(known, [2.5, 97.5]).tolist() if defined else (None, None)
+        found |= {name: float(values[0]) if defined else None, f"{name}_low": low, f"{name}_high": high}
     return found
 
 
-def _correlation(name: str, pairs: np.ndarray) -> float | None:
-    from scipy import stats
+def _spearman(x: np.ndarray, y: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of the ranks in each of the samples [R, n], ties having their mean rank; [R]."""
+    centred = []
+    for values in (x, y):
+        below = (values[None] < values[:, None]) + 0.5 * (values[None] == values[:, None])  # [n, n]
+        ranks = samples @ below.T
+        means = (samples * ranks).sum(1, keepdims=True) / samples.sum(1, keepdims=True)
+        centred.append(ranks - means)
+    products = [(samples * a * b).sum(1) for a in centred for b in centred]  # xx, xy, yx, yy
+    with np.errstate(invalid="ignore"):
+        return products[1] / np.sqrt(products[0] * products[3])
 
-    if len(pairs) < 3:
-        return None
-    function = {"spearman": stats.spearmanr, "kendall": stats.kendalltau}[name]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.ConstantInputWarning)
-        value = float(function(pairs[:, 0], pairs[:, 1]).statistic)
-    return None if math.isnan(value) else value
+
+def _kendall(x: np.ndarray, y: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Concordant less discordant pairs in each of the samples [R, n], over those that are no ties; [R]."""
+    signs = [np.sign(values[None] - values[:, None]) for values in (x, y)]
+    products = [((samples @ (a * b)) * samples).sum(1) for a in signs for b in signs]
+    with np.errstate(invalid="ignore"):
+        return products[1] / np.sqrt(products[0] * products[3])
 
 
 def top(truth: Sequence[float]) -> list[int]:

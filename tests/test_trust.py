@@ -2,8 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
+from scipy import stats
 
+from ncfm_engine import trust as module
 from ncfm_engine.trust import agreement, regret, regret_over_time, select, top, trust
 
 TRUTH = [10.0, 20.0, 30.0, 40.0, 50.0]
@@ -19,6 +22,22 @@ def test_correlations_are_those_of_ranks():
     assert swapped["spearman"] == pytest.approx(0.9)
     assert swapped["kendall"] == pytest.approx(0.8)
     assert swapped["n"] == 5
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_correlations_and_those_of_resamples_are_scipys(levels, monkeypatch):
+    random = np.random.default_rng(1)
+    truth = random.integers(levels, size=40)
+    proxy = np.round(truth + levels * random.random(40))
+    values = {"spearman": stats.spearmanr, "kendall": stats.kendalltau}
+    monkeypatch.setattr(module, "RESAMPLES", 50)
+    found = agreement(proxy, truth)
+    draws = np.random.default_rng(0).integers(40, size=(50, 40))
+    for name, scipys in values.items():
+        assert found[name] == pytest.approx(scipys(proxy, truth).statistic)
+        resampled = [scipys(proxy[draw], truth[draw]).statistic for draw in draws]
+        interval = found[f"{name}_low"], found[f"{name}_high"]
+        assert interval == pytest.approx(np.percentile(resampled, [2.5, 97.5]))
 
 
 def test_ties_share_their_rank():

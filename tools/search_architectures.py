@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    if min(arguments.jobs or 1, arguments.candidates or 1) < 1:
+    if any(number is not None and number < 1 for number in (arguments.jobs, arguments.candidates)):
         raise UsageError("--jobs and --candidates must be 1 or more")
     device = resolve_device(arguments.device)
     space = load_space(arguments.space).with_axes(settings(arguments.axis, "--axis", "name=value,value"))

@@ -1,0 +1,141 @@
+"""Proxies: the same steps on different images, and the truth on the test set."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from distilled_data import DistilledDataset, DivergenceError
+from distilled_data.randomness import seed_at
+from ncfm_engine import proxies as module
+from ncfm_engine.config import EvaluateConfig, NetworkConfig
+from ncfm_engine.evaluate import random_subset, train_and_test
+from ncfm_engine.pretrain import real_loader
+from ncfm_engine.proxies import FULL, PROXIES, proxies
+from ncfm_engine.sources import hold_out
+from ncfm_engine.spaces import SPACES, Space
+from ncfm_engine.stop import Stopped
+from tests.interruptions import StopAfter
+
+ARCHITECTURE = {"width": 8, "depth": 2, "norm": "batch", "activation": "relu", "pooling": "avg"}
+CONFIG = EvaluateConfig(epochs=6, batch_size=50, repeats=2, full_epochs=1, full_repeats=1)
+
+
+@pytest.fixture(scope="module")
+def held(digits):
+    return hold_out(digits, 0.2)
+
+
+@pytest.fixture
+def ways(digits, held):
+    """Of a set of 120 views, three batches; its 30 packed images as random ones are one batch."""
+    drawn = random_subset(held, ipc=3, seed=7, device="cpu")
+    packed = dataclasses.replace(drawn.artifact.metadata, factor=2)
+    dataset = DistilledDataset(dataclasses.replace(drawn.artifact, metadata=packed))
+
+    def make(config=CONFIG, **options):
+        test = dataclasses.replace(held, test=digits.test, split=digits.split)
+        return proxies(dataset, held, test, config, labels="hard", seed=5, device="cpu", **options)
+
+    make.dataset = dataset
+    return make
+
+
+def quiet(accuracy):
+    pass
+
+
+def test_all_proxies_take_the_same_steps_and_are_tested_on_held_out_images(ways, held, digits, monkeypatch):
+    seen = {}
+
+    def start(loaders, networks, source, config, *, epochs, checks):
+        training = start_training(loaders, networks, source, config, epochs=epochs, checks=checks)
+        seen[name] = training.course.steps, len(training.test.targets), len(loaders[0].targets)
+        return training
+
+    start_training = module.start_training
+    monkeypatch.setattr(module, "start_training", start)
+    found = ways()
+    for name in (*PROXIES, FULL):
+        found[name].score(SPACES["convnet"], ARCHITECTURE, quiet)
+    rest, real = len(held.test), len(held.train)
+    batches = -(-real // 50)
+    assert seen == {
+        "distilled": (18, rest, 120),
+        "random": (18, rest, 30),
+        "early": (18, rest, real),
+        FULL: (batches, len(digits.test), real),
+    }
+
+
+def test_a_score_is_that_of_the_protocol_with_the_same_seed(ways, held):
+    dataset, network = ways.dataset, NetworkConfig(**ARCHITECTURE)
+    loaders = [
+        dataset.with_labels("hard").loader(50, augment=CONFIG.augment, seed=seed_at(5, repeat))
+        for repeat in (0, 1)
+    ]
+    expected = [
+        train_and_test(loader, 6, held, CONFIG, network, seed_at(5, repeat))[0]
+        for repeat, loader in enumerate(loaders)
+    ]
+    got = ways()["distilled"].score(SPACES["convnet"], ARCHITECTURE, quiet)
+    assert got == pytest.approx(expected, abs=1e-3)
+    assert len(set(got)) == 2
+
+
+def test_early_stopping_ends_within_an_epoch_of_all_images(ways, held):
+    loader = real_loader(held, held.train, 50, "cpu")
+    assert ways()["early"].epochs == 18 / len(loader)
+    assert 0 < ways()["early"].epochs < 1
+
+
+def test_checks_are_heard_of_the_networks_that_are_trained_first(ways):
+    heard = []
+    scores = ways(checks=3)["distilled"].score(SPACES["convnet"], ARCHITECTURE, heard.append)
+    assert len(heard) == 3
+    assert heard[-1] == pytest.approx(scores[0], abs=1e-3)
+    heard.clear()
+    together = ways(dataclasses.replace(CONFIG, at_once=2), checks=3)["distilled"]
+    scores = together.score(SPACES["convnet"], ARCHITECTURE, heard.append)
+    assert len(heard) == 3
+    assert heard[-1] == pytest.approx(sum(scores) / 2, abs=1e-3)
+
+
+def test_a_network_that_diverges_says_so(ways):
+    wild = dataclasses.replace(CONFIG, learning_rate=1e30, repeats=1)
+    with pytest.raises(DivergenceError, match=r"network 0 diverged before step 18"):
+        ways(wild)["distilled"].score(SPACES["convnet"], ARCHITECTURE | {"norm": "none"}, quiet)
+
+
+def test_a_stop_is_answered_in_the_middle_of_a_training(ways):
+    with pytest.raises(Stopped, match=r"distilled .*'width': 8.* epoch 1 of 6"):
+        ways()["distilled"].score(SPACES["convnet"], ARCHITECTURE, quiet, stop=StopAfter(4))
+
+
+def test_a_module_of_the_user_can_be_stacked_with_others(ways):
+    def net(channels, size, classes, hidden):
+        layers = torch.nn.Linear(channels * size[0] * size[1], hidden), torch.nn.Linear(hidden, classes)
+        return torch.nn.Sequential(torch.nn.Flatten(), *layers)
+
+    space = Space({"hidden": (4, 6)}, net)
+    alone = ways()["distilled"].score(space, {"hidden": 6}, quiet)
+    at_once = ways(dataclasses.replace(CONFIG, at_once=2))["distilled"].score(space, {"hidden": 6}, quiet)
+    assert at_once == pytest.approx(alone, abs=2)
+
+
+def test_everything_that_decides_a_score_is_in_its_identity(ways):
+    base = {name: way.identity for name, way in ways().items()}
+    for field, value in {
+        "epochs": 8,
+        "learning_rate": 0.5,
+        "augment": "none",
+        "cutmix": 0.0,
+        "repeats": 3,
+    }.items():
+        other = ways(dataclasses.replace(CONFIG, **{field: value}))
+        assert all(other[name].identity != base[name] for name in PROXIES)
+    longer = ways(dataclasses.replace(CONFIG, full_epochs=9))
+    assert longer[FULL].identity != base[FULL]
+    assert [longer[name].identity for name in PROXIES] == [base[name] for name in PROXIES]
+    assert "set" not in base["early"]  # other sets of as many steps share what they are compared with
+    assert not {"set", "ipc", "steps"} & set(base[FULL])

@@ -1,0 +1,261 @@
+"""The command: search, baselines and truth in one folder; resumed, shared, stopped, with failures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from commands import ROOT, environment, flags
+
+from hub import PushOptions, push_folder
+from tools.architectures.report import markdown
+
+QUICK = ["evaluate.epochs=2", "evaluate.full_epochs=1", "evaluate.full_repeats=1"]
+AXES = ("--axis", "width=4,8", "--axis", "depth=1,2", "--axis", "norm=instance,batch,none")
+ONE = ("--axis", "activation=relu", "--axis", "pooling=avg")
+
+
+@pytest.fixture
+def set_folder(finished):
+    return str(finished[0] / "out")
+
+
+def content(folder):
+    return json.loads((folder / "search.json").read_text())
+
+
+def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path):
+    arguments = (
+        set_folder,
+        *AXES,
+        *ONE,
+        "--labels",
+        "hard",
+        "--seeds",
+        "2",
+        "--verify",
+        "2",
+        "--output",
+        "found",
+    )
+    status, output, error = here("search_architectures.py", *arguments, "--jobs", "1", settings=QUICK)
+    assert status == 0, error
+    found = content(tmp_path / "found")
+    assert len(found["candidates"]) == 12
+    for row in found["candidates"]:
+        for way in ("distilled", "random", "early"):
+            assert row[way]["state"] == "complete"
+            assert len(row[way]["accuracies"]) == 2
+    verified = {index for group in found["verified"].values() for index in group}
+    assert 6 <= len(verified) <= 8  # and the picks of random images and of early stopping
+    assert {k for k, row in enumerate(found["candidates"]) if row["full"]} == verified
+    assert set(found["trust"]) == {"distilled", "random", "early"}
+    for way, trust in found["trust"].items():
+        values = {k: found["candidates"][k][way]["value"] for k in verified}
+        assert trust["pick"] == max(values, key=lambda k: values[k])
+        truth = {k: found["candidates"][k]["full"]["value"] for k in verified}
+        assert trust["regret"] == pytest.approx(max(truth.values()) - truth[trust["pick"]])
+        assert trust["all"]["n"] == len(verified)
+    assert output.startswith(
+        "# Architectures for digits\n\n12 candidates of the space `convnet` (12 complete)"
+    )
+    assert "from which the distilled images were made too" in output
+    assert output == (tmp_path / "found" / "report.md").read_text() + "\n"
+    assert str(tmp_path) not in (tmp_path / "found" / "search.json").read_text()
+    for name in ("scatter.png", "regret.png"):
+        assert (tmp_path / "found" / name).read_bytes().startswith(b"\x89PNG")
+
+    before = {name: row["distilled"] for name, row in enumerate(found["candidates"])}
+    (tmp_path / "found" / "search.json").unlink()
+    status, _, error = here("search_architectures.py", *arguments, "--jobs", "1", settings=QUICK)
+    assert status == 0, error  # nothing is trained again
+    assert {k: row["distilled"] for k, row in enumerate(content(tmp_path / "found")["candidates"])} == before
+
+
+def test_searches_in_one_storage_share_what_they_have_in_common(here, set_folder, tmp_path):
+    few = (set_folder, *AXES, *ONE, "--candidates", "2", "--labels", "hard", "--verify", "all", "--jobs", "1")
+    storage = ("--storage", f"sqlite:///{tmp_path / 'common.db'}")
+    found = []
+    for ipc in ("3", "2"):
+        arguments = (*few, *storage, "--ipc", ipc, "--output", ipc)
+        status, _, error = here("search_architectures.py", *arguments, settings=QUICK)
+        assert status == 0, error
+        found.append(content(tmp_path / ipc)["candidates"])
+    for large, small in zip(*found, strict=True):
+        assert large["full"] == small["full"]  # to the seconds that it took: it is the same trial
+        assert large["early"] == small["early"]
+        assert large["distilled"] != small["distilled"]
+        assert large["random"] != small["random"]
+
+
+SPACE = """
+import torch
+from ncfm_engine.spaces import Space
+
+def net(channels, size, classes, kind):
+    if kind == "raises":
+        raise ValueError("three heads are too many")
+    if kind == "hungry":
+        torch.empty(2**50)
+    layer = torch.nn.Linear(channels * size[0] * size[1], classes)
+    if kind == "diverges":
+        torch.nn.init.constant_(layer.weight, 1e38)
+    return torch.nn.Sequential(torch.nn.Flatten(), layer)
+
+def space():
+    return Space({"kind": ("plain", "raises", "hungry", "diverges")}, net)
+"""
+
+
+def test_networks_that_cannot_be_trained_are_in_the_report_with_the_reason(here, set_folder, tmp_path):
+    (tmp_path / "unlucky_space.py").write_text(SPACE)
+    arguments = (
+        set_folder,
+        "--space",
+        "unlucky_space:space",
+        "--verify",
+        "1",
+        "--labels",
+        "hard",
+        "--jobs",
+        "1",
+    )
+    status, output, error = here("search_architectures.py", *arguments, settings=QUICK)
+    assert status == 0, error
+    rows = {
+        row["architecture"]["kind"]: row
+        for row in content(tmp_path / "searches" / "out-unlucky_space-space")["candidates"]
+    }
+    assert rows["plain"]["full"]["state"] == "complete"
+    states = {kind: row["distilled"]["state"] for kind, row in rows.items()}
+    assert states == {"plain": "complete", "raises": "failed", "hungry": "failed", "diverges": "failed"}
+    assert "- kind=raises, distilled images: ValueError: three heads are too many\n" in output
+    assert "- kind=diverges, early stopping: DivergenceError: network 0 diverged before step 2\n" in output
+    assert "memory" in rows["hungry"]["distilled"]["reason"]
+    assert "(1 complete, 3 failed)" in output
+
+
+def test_a_search_stops_when_its_time_is_up_and_goes_on(here, set_folder, tmp_path):
+    arguments = (set_folder, *AXES, *ONE, "--labels", "hard", "--output", "found", "--jobs", "1")
+    status, output, _ = here("search_architectures.py", *arguments, "--time-budget", "1s", settings=QUICK)
+    assert status == 75
+    assert "go on with the same command" in output
+    assert "12 candidates" in (tmp_path / "found" / "report.md").read_text()
+    status, output, error = here("search_architectures.py", *arguments, settings=QUICK)
+    assert status == 0, error
+    assert "(12 complete)" in output
+    assert "trusted" not in output  # nothing was verified
+
+
+def test_the_strategies_that_end_early_say_what_they_ended(here, set_folder, tmp_path):
+    arguments = (
+        set_folder,
+        *AXES,
+        "--labels",
+        "hard",
+        "--strategy",
+        "halving",
+        "--candidates",
+        "20",
+        "--jobs",
+        "1",
+    )
+    status, output, error = here("search_architectures.py", *arguments, settings=["evaluate.epochs=9"])
+    assert status == 0, error
+    (folder,) = (tmp_path / "searches").iterdir()
+    states = [row["distilled"]["state"] for row in content(folder)["candidates"]]
+    assert set(states) == {"complete", "pruned"}
+    assert f"20 candidates of the space `convnet` ({states.count('complete')} complete, " in output
+
+
+def hands(leader):
+    path = f"/proc/{leader}/task/{leader}/children"
+    return [process for process in map(int, open(path).read().split()) if is_alive(process)]
+
+
+def is_alive(process):
+    try:
+        return open(f"/proc/{process}/stat").read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition, what):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="children are looked up as Linux shows them")
+def test_hands_that_are_killed_are_replaced_and_end_with_their_leader(here, set_folder, tmp_path):
+    arguments = (set_folder, "--axis", "width=4", "--labels", "hard", "--output", "found", "--jobs", "2")
+    command = [sys.executable, str(ROOT / "tools" / "search_architectures.py"), *arguments, *flags(QUICK)]
+    leader = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment(tmp_path / "cache"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(lambda: hands(leader.pid), "a hand")
+    (first,) = hands(leader.pid)
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: hands(leader.pid) not in ([], [first]), "another hand")
+    (second,) = hands(leader.pid)
+    leader.kill()
+    leader.wait()
+    wait_for(lambda: not is_alive(second), "the end of the hand")
+    arguments = (*arguments[:-1], "1", "--candidates", "4")
+    status, output, error = here("search_architectures.py", *arguments, settings=QUICK)
+    assert status == 0, error
+    assert "(4 complete)" in output
+
+
+def test_a_set_of_the_hub_is_searched_by_its_name(here, set_folder, tmp_path, loopback, monkeypatch):
+    options = PushOptions(revision="v1", endpoint=loopback.url, token="hf_alice")
+    push_folder(set_folder, "org/digits-tiny", options)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", loopback.url)
+    arguments = ("org/digits-tiny@v1", *AXES, *ONE, "--candidates", "2", "--jobs", "1")
+    status, output, error = here("search_architectures.py", *arguments, settings=QUICK)
+    assert status == 0, error
+    assert "digits-tiny (3 per class, soft labels" in output
+    assert (tmp_path / "searches" / "digits-tiny-convnet" / "search.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--verify", "none"], "neither a number, 1 or more, nor 'all'"),
+        (["--axis", "width"], r"--axis width: expected name=value,value"),
+        (["--jobs", "0"], "--jobs and --candidates must be 1 or more"),
+        (["--space", "grid"], "unknown space 'grid'"),
+        (["--seeds", "0"], "EvaluateConfig.repeats must be 1 or more, got 0"),
+        (["--storage", "nonsense"], "the storage nonsense cannot be opened"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_a_reason(here, set_folder, arguments, message):
+    status, _, error = here("search_architectures.py", set_folder, *arguments)
+    assert status == 2
+    assert message in " ".join(error.split())
+
+
+def test_a_report_of_nothing_yet_can_be_read():
+    head = {
+        "dataset": "d",
+        "space": "s",
+        "strategy": "random",
+        "networks": 1,
+        "steps": 2,
+        "set": "x",
+        "ipc": 1,
+    }
+    head |= {"labels": "hard", "content_hash": "0" * 64, "tested_on": 3, "seen": False, "device": "cpu"}
+    head |= {"versions": {"torch": "2"}, "command": "c", "trust": {}}
+    text = markdown(head | {"candidates": [{"architecture": {"a": 1}, "distilled": None}]})
+    assert "(1 open)" in text
+    assert "No candidate is complete yet." in text
+    assert "too." not in text
