@@ -115,6 +115,7 @@ def test_a_stateful_dataloader_goes_on_in_the_middle_of_an_epoch(data, ours):
         ("transformers_trainer", "transformers", 12),
         ("timm_loader", "timm", 12),
         ("teaching", "matplotlib", 10),
+        ("optuna_search", "optuna", 15),
     ],
 )
 def test_an_example_teaches_the_network(example, framework, epochs, labels, tmp_path, monkeypatch, capsys):
@@ -123,7 +124,8 @@ def test_an_example_teaches_the_network(example, framework, epochs, labels, tmp_
     monkeypatch.chdir(ROOT)
     random.seed(0)  # timm's transforms draw from it
     output = ["--output", str(tmp_path)] if example == "teaching" else []
-    monkeypatch.setattr(sys, "argv", [str(path), "--labels", labels, "--epochs", str(epochs), *output])
+    trials = ["--trials", "3"] if example == "optuna_search" else []
+    monkeypatch.setattr(sys, "argv", [str(path), "--labels", labels, "--epochs", str(epochs), *output, *trials])
     runpy.run_path(str(path), run_name="__main__")
     printed = capsys.readouterr().out
     assert float(re.search(r"real ones: (\d+\.\d) %", printed)[1]) > 60
@@ -133,7 +135,7 @@ def test_an_example_teaches_the_network(example, framework, epochs, labels, tmp_
 
 def test_every_example_is_run_and_short():
     tested = {"pytorch_loop", "lightning_fit", "accelerate_loop", "transformers_trainer", "timm_loader"}
-    assert {path.stem for path in EXAMPLES} == tested | {"teaching"}
+    assert {path.stem for path in EXAMPLES} == tested | {"teaching", "optuna_search"}
     assert all(len(path.read_text().splitlines()) < 60 for path in EXAMPLES)
 
 

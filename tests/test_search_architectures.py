@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from commands import ROOT, environment, flags
@@ -172,13 +173,13 @@ def test_the_strategies_that_end_early_say_what_they_ended(here, set_folder, tmp
 
 
 def hands(leader):
-    path = f"/proc/{leader}/task/{leader}/children"
-    return [process for process in map(int, open(path).read().split()) if is_alive(process)]
+    children = Path(f"/proc/{leader}/task/{leader}/children").read_text().split()
+    return [process for process in map(int, children) if is_alive(process)]
 
 
 def is_alive(process):
     try:
-        return open(f"/proc/{process}/stat").read().rsplit(")", 1)[1].split()[0] not in "ZX"
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
 
@@ -190,38 +191,48 @@ def wait_for(condition, what):
         time.sleep(0.05)
 
 
+def started(folder, *arguments, **environ):
+    """The command in a process of its own."""
+    command = [sys.executable, str(ROOT / "tools" / "search_architectures.py"), *arguments, *flags(QUICK)]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(folder / "cache") | environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="children are looked up as Linux shows them")
 def test_hands_that_are_killed_are_replaced_and_end_with_their_leader(here, set_folder, tmp_path):
-    arguments = (set_folder, "--axis", "width=4", "--labels", "hard", "--output", "found", "--jobs", "2")
-    command = [sys.executable, str(ROOT / "tools" / "search_architectures.py"), *arguments, *flags(QUICK)]
-    leader = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env=environment(tmp_path / "cache"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    wait_for(lambda: hands(leader.pid), "a hand")
-    (first,) = hands(leader.pid)
-    os.kill(first, signal.SIGKILL)
-    wait_for(lambda: hands(leader.pid) not in ([], [first]), "another hand")
-    (second,) = hands(leader.pid)
-    leader.kill()
-    leader.wait()
+    arguments = (set_folder, "--axis", "width=4", "--labels", "hard", "--output", "found", "--jobs")
+    leader = started(tmp_path, *arguments, "2")
+    try:
+        wait_for(lambda: len(hands(leader.pid)) == 1, "a hand")
+        (first,) = hands(leader.pid)
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: len(set(hands(leader.pid)) - {first}) == 1, "another hand")
+        (second,) = set(hands(leader.pid)) - {first}
+    finally:
+        leader.kill()
+        leader.communicate()
     wait_for(lambda: not is_alive(second), "the end of the hand")
-    arguments = (*arguments[:-1], "1", "--candidates", "4")
-    status, output, error = here("search_architectures.py", *arguments, settings=QUICK)
+    status, output, error = here(
+        "search_architectures.py", *arguments, "1", "--candidates", "4", settings=QUICK
+    )
     assert status == 0, error
     assert "(4 complete)" in output
 
 
-def test_a_set_of_the_hub_is_searched_by_its_name(here, set_folder, tmp_path, loopback, monkeypatch):
+def test_a_set_of_the_hub_is_searched_by_its_name(set_folder, tmp_path, loopback):
     options = PushOptions(revision="v1", endpoint=loopback.url, token="hf_alice")
     push_folder(set_folder, "org/digits-tiny", options)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", loopback.url)
     arguments = ("org/digits-tiny@v1", *AXES, *ONE, "--candidates", "2", "--jobs", "1")
-    status, output, error = here("search_architectures.py", *arguments, settings=QUICK)
-    assert status == 0, error
+    hub = {"HF_ENDPOINT": loopback.url, "HF_TOKEN": "hf_alice", "HF_HOME": str(tmp_path / "hf")}
+    process = started(tmp_path, *arguments, **hub)
+    output, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
     assert "digits-tiny (3 per class, soft labels" in output
     assert (tmp_path / "searches" / "digits-tiny-convnet" / "search.json").exists()
 
