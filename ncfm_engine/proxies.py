@@ -2,11 +2,11 @@
 
 distilled  trained on the distilled images
 random     on as many random real images, with labels of the same kind: what the distilling is worth
-early      on all real images, for as many optimiser steps: what the small set is worth
+early      on all real images, for as many steps of as many images: what the small set is worth
 full       on all real images, to the end: the truth that the others try to tell
 
-The first three take the same steps of the same batch size, so equal time, and are tested on images that were
-held out of the training set. The truth alone is measured on the test set.
+The first three take as many optimiser steps, so equal time, and are tested on images that were held out of
+the training set. The truth alone is measured on the test set.
 """
 
 import math
@@ -113,7 +113,8 @@ def proxies(
     options: dict[str, Any] = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
     distilled = dataset.with_labels(labels).loader(**options)
     real = real_loader(source, source.train, **options)
-    steps = config.epochs * len(distilled)
+    steps, batch = config.epochs * len(distilled), min(config.batch_size, distilled.count)
+    early = real_loader(source, source.train, **(options | {"batch_size": batch}))
     small = math.ceil(dataset.ipc * source.num_classes / config.batch_size)
     random = random_images(dataset, source, labels, pool, device, options)
     protocol = {name: getattr(config, name) for name in PROTOCOL} | {"seed": seed}
@@ -130,6 +131,6 @@ def proxies(
     return {
         "distilled": proxy("distilled", same_images(distilled), config.epochs, small_set),
         "random": proxy("random", random, steps / small, small_set),
-        "early": proxy("early", same_images(real), steps / len(real), few),
+        "early": proxy("early", same_images(early), steps / len(early), few | {"batch_size": batch}),
         FULL: replace(full, repeats=config.full_repeats, source=test, checks=1),
     }

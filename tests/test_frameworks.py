@@ -125,7 +125,9 @@ def test_an_example_teaches_the_network(example, framework, epochs, labels, tmp_
     random.seed(0)  # timm's transforms draw from it
     output = ["--output", str(tmp_path)] if example == "teaching" else []
     trials = ["--trials", "3"] if example == "optuna_search" else []
-    monkeypatch.setattr(sys, "argv", [str(path), "--labels", labels, "--epochs", str(epochs), *output, *trials])
+    monkeypatch.setattr(
+        sys, "argv", [str(path), "--labels", labels, "--epochs", str(epochs), *output, *trials]
+    )
     runpy.run_path(str(path), run_name="__main__")
     printed = capsys.readouterr().out
     assert float(re.search(r"real ones: (\d+\.\d) %", printed)[1]) > 60

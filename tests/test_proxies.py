@@ -10,7 +10,6 @@ from distilled_data.randomness import seed_at
 from ncfm_engine import proxies as module
 from ncfm_engine.config import EvaluateConfig, NetworkConfig
 from ncfm_engine.evaluate import random_subset, train_and_test
-from ncfm_engine.pretrain import real_loader
 from ncfm_engine.proxies import FULL, PROXIES, proxies
 from ncfm_engine.sources import hold_out
 from ncfm_engine.spaces import SPACES, Space
@@ -83,10 +82,15 @@ def test_a_score_is_that_of_the_protocol_with_the_same_seed(ways, held):
     assert len(set(got)) == 2
 
 
-def test_early_stopping_ends_within_an_epoch_of_all_images(ways, held):
-    loader = real_loader(held, held.train, 50, "cpu")
-    assert ways()["early"].epochs == 18 / len(loader)
-    assert 0 < ways()["early"].epochs < 1
+@pytest.mark.parametrize(("batch_size", "images"), [(50, 50), (500, 120)])
+def test_early_stopping_sees_as_many_images_in_a_step_as_there_are_distilled_ones(ways, batch_size, images):
+    found = ways(dataclasses.replace(CONFIG, batch_size=batch_size))
+    (loader,) = found["early"].loaders([0])
+    assert loader.batch_size == images
+    steps = found["distilled"].epochs * len(found["distilled"].loaders([0])[0])
+    assert found["early"].epochs * len(loader) == pytest.approx(steps)
+    assert 0 < found["early"].epochs < 1  # it ends within the first pass over all images
+    assert found[FULL].loaders([0])[0].batch_size == batch_size
 
 
 def test_checks_are_heard_of_the_networks_that_are_trained_first(ways):

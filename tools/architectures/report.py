@@ -197,7 +197,7 @@ def _trust_table(content: Content) -> list[str]:
         "",
         f"{len(truth)} candidates were trained on all images and tested on the test set, in "
         f"{statistics.fmean(full):.1f} s each. Rank correlation with that, and intervals that hold 95 % of "
-        "bootstrap samples of the candidates; all three ways take as many steps of as many images.",
+        "bootstrap samples of the candidates. All three ways take as many optimiser steps.",
         "",
         *lines,
         "",

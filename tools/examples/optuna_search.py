@@ -34,7 +34,10 @@ def accuracy(network, part):
 
 
 def trained(trial):
-    width, kernel = trial.suggest_categorical("width", [8, 16, 32]), trial.suggest_categorical("kernel", [3, 5])
+    width, kernel = (
+        trial.suggest_categorical("width", [8, 16, 32]),
+        trial.suggest_categorical("kernel", [3, 5]),
+    )
     activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[trial.suggest_categorical("activation", ["relu", "tanh"])]
     torch.manual_seed(0)
     layers = nn.Conv2d(1, width, kernel, padding=kernel // 2), activation(), nn.MaxPool2d(2), nn.Flatten()
