@@ -114,7 +114,7 @@ def proxies(
     distilled = dataset.with_labels(labels).loader(**options)
     real = real_loader(source, source.train, **options)
     steps, batch = config.epochs * len(distilled), min(config.batch_size, distilled.count)
-    early = real_loader(source, source.train, **(options | {"batch_size": batch}))
+    early = real_loader(source, source.train, batch, device, augment=config.augment)
     small = math.ceil(dataset.ipc * source.num_classes / config.batch_size)
     random = random_images(dataset, source, labels, pool, device, options)
     protocol = {name: getattr(config, name) for name in PROTOCOL} | {"seed": seed}

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from distilled_data import MissingExtraError, UnknownNameError, UsageError
 
@@ -28,10 +28,9 @@ from .report import Report, silent
 from .spaces import Architecture, Space
 from .stop import Stopped, StopRequest
 
-if TYPE_CHECKING:
-    from optuna import Study, Trial
-    from optuna.pruners import BasePruner
-    from optuna.trial import FrozenTrial
+Study: TypeAlias = Any  # of Optuna, which is imported where it is needed
+Trial: TypeAlias = Any
+FrozenTrial: TypeAlias = Any
 
 HEARTBEAT_SECONDS = 15  # between two signs of life of a running trial
 GRACE_SECONDS = 60  # without one, after which its process is taken for dead
@@ -62,7 +61,7 @@ class Result:
     attempts: int = 1  # with those whose process died or was stopped
 
 
-def open_study(storage: str, name: str, strategy: str = "exhaustive") -> "Study":
+def open_study(storage: str, name: str, strategy: str = "exhaustive") -> Study:
     """The study of this name in a database, both made if they do not exist.
 
     `storage` is a URL as Optuna takes it, e.g. "sqlite:///search.db". Raises `UsageError` if it cannot be
@@ -105,7 +104,7 @@ def open_study(storage: str, name: str, strategy: str = "exhaustive") -> "Study"
 
 
 def search(
-    study: "Study",
+    study: Study,
     space: Space,
     candidates: Sequence[Architecture],
     score: Score,
@@ -137,7 +136,7 @@ def search(
             time.sleep(WAIT_SECONDS)
 
 
-def results_of(study: "Study", candidates: Sequence[Architecture]) -> list[Result | None]:
+def results_of(study: Study, candidates: Sequence[Architecture]) -> list[Result | None]:
     """What is known of the candidates by now, in their order; None for those that are not done."""
     done = _Progress(study, candidates).done
     return [done.get(_key(candidate)) for candidate in candidates]
@@ -149,7 +148,7 @@ class _Progress:
     `waiting` is the number of trials that were put into the storage, and that nobody has begun yet.
     """
 
-    def __init__(self, study: "Study", candidates: Sequence[Architecture]):
+    def __init__(self, study: Study, candidates: Sequence[Architecture]):
         trials: dict[Any, list[FrozenTrial]] = {}
         for trial in study.get_trials(deepcopy=False):
             trials.setdefault(_key(trial.params), []).append(trial)
@@ -174,7 +173,7 @@ def _key(architecture: Architecture) -> tuple[Any, ...]:
     return tuple(sorted(architecture.items()))
 
 
-def _result(candidate: Architecture, trials: "Sequence[FrozenTrial]") -> Result | None:
+def _result(candidate: Architecture, trials: Sequence[FrozenTrial]) -> Result | None:
     """What the trials of one candidate come to, or None if it is not done."""
     finished = [trial for trial in trials if trial.state.is_finished()]
     mine = [trial for trial in finished if "given_up" not in trial.user_attrs]
@@ -201,7 +200,7 @@ def _result(candidate: Architecture, trials: "Sequence[FrozenTrial]") -> Result 
 class _Worker:
     """Runs one trial after the other in this process."""
 
-    def __init__(self, study: "Study", space: Space, score: Score):
+    def __init__(self, study: Study, space: Space, score: Score):
         from optuna.distributions import BaseDistribution, CategoricalDistribution
 
         self.study, self.score = study, score
@@ -242,7 +241,7 @@ class _Worker:
                 with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
                     self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
 
-    def _objective(self, trial: "Trial") -> float:
+    def _objective(self, trial: Trial) -> float:
         from optuna import TrialPruned
 
         self._number = trial.number
@@ -275,7 +274,7 @@ class _Worker:
         trial.set_user_attr("scored", {"accuracies": accuracies, "seconds": seconds})
         return statistics.fmean(accuracies)
 
-    def _is_taken(self, trial: "Trial") -> bool:
+    def _is_taken(self, trial: Trial) -> bool:
         """Whether an earlier trial of the same candidate is done or in work; or this one has none."""
         key, same = _key(trial.params), []
         for other in self.study.get_trials(deepcopy=False):
@@ -285,7 +284,7 @@ class _Worker:
         return not key or busy or _result(trial.params, same) is not None
 
 
-def _pruner(strategy: str) -> "BasePruner":
+def _pruner(strategy: str) -> Any:
     from optuna import pruners
 
     if strategy == "halving":  # asynchronous (Li et al. 2018, arXiv 1810.05934)

@@ -88,7 +88,7 @@ def regret_over_time(
     places = np.maximum.accumulate(np.where(new, np.arange(len(values)), 0), axis=1)
     picks = np.take_along_axis(orders, places, axis=1)
     regrets = right.max() - right[picks]
-    return costs[orders].cumsum(1).mean(0).tolist(), regrets.mean(0).tolist()
+    return costs[orders].cumsum(1).mean(0).round(2).tolist(), regrets.mean(0).round(3).tolist()
 
 
 def trust(

@@ -12,7 +12,7 @@ import pytest
 from commands import ROOT, environment, flags
 
 from hub import PushOptions, push_folder
-from tools.architectures.report import markdown
+from tools.architectures.report import comparison, markdown
 
 QUICK = ["evaluate.epochs=2", "evaluate.full_epochs=1", "evaluate.full_repeats=1"]
 AXES = ("--axis", "width=4,8", "--axis", "depth=1,2", "--axis", "norm=instance,batch,none")
@@ -270,3 +270,49 @@ def test_a_report_of_nothing_yet_can_be_read():
     assert "(1 open)" in text
     assert "No candidate is complete yet." in text
     assert "too." not in text
+
+
+def test_the_benchmark_has_every_contender_in_every_round(here, set_folder, tmp_path):
+    arguments = (set_folder, "--axis", "width=4", "--axis", "depth=1", "--candidates", "2", "--networks", "2")
+    arguments = (*arguments, "--epochs", "1", "--jobs", "2", "--rounds", "2", "--output", "rates.json")
+    status, output, error = here("benchmark_search.py", *arguments)
+    assert status == 0, error
+    rows = json.loads((tmp_path / "rates.json").read_text())["rows"]
+    names = ["one at a time", "2 stacked", "2 processes", "2 processes, 2 stacked"]
+    assert [row["contender"] for row in rows] == names
+    for row in rows:
+        assert len(row["seconds"]) == 2
+        rate = 60 * 2 * 2 / (sum(row["seconds"]) / 2)
+        assert row["networks_per_minute"] == pytest.approx(rate, rel=0.02)
+    assert "| one at a time | " in output
+    assert output.count("|\n") == 6
+
+
+def test_searches_are_compared_in_one_table():
+    def search(name, labels, steps, values):
+        trust = {
+            way: {
+                "all": {
+                    "n": 72,
+                    "spearman": value,
+                    "spearman_low": value - 0.1,
+                    "spearman_high": value + 0.1,
+                },
+                "top": {"n": 14, "spearman": None, "spearman_low": None, "spearman_high": None},
+                "regret": 2 * value,
+            }
+            for way, value in values.items()
+        }
+        full = {"state": "complete", "seconds": 20.0, "value": 50.0}
+        rows = [{way: {"state": "complete", "seconds": 2.0} for way in values} | {"full": full}]
+        return {"set": name, "labels": labels, "steps": steps, "trust": trust, "candidates": rows}
+
+    values = {"distilled": 0.5, "random": 0.25, "early": 0.75}
+    table = comparison([search("b", "hard", 100, values), search("a", "soft", 25, values)])
+    head, _, *lines = table.splitlines()
+    assert head.startswith("| set, labels, steps | Spearman of 72: distilled | random | early stopping | ")
+    assert lines[0].startswith(
+        "| a, soft, 25 | 0.50 (0.40 to 0.60) | 0.25 (0.15 to 0.35) | 0.75 (0.65 to 0.85) | -"
+    )
+    assert lines[1].startswith("| b, hard, 100 |")
+    assert lines[0].endswith("| 1.0 | 0.5 | 1.5 | 2.0, 2.0, 2.0 |")

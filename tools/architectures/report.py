@@ -210,3 +210,33 @@ def _interval(found: Content, name: str) -> str:
     if found[name] is None:
         return "-"
     return f"{found[name]:.2f} ({found[name + '_low']:.2f} to {found[name + '_high']:.2f})"
+
+
+def comparison(contents: Sequence[Content]) -> str:
+    """A table of searches that know their truth, one line each."""
+    names = [TITLES[way].removesuffix(" images") for way in PROXIES]
+    counts = {found["trust"]["distilled"]["all"]["n"] for found in contents}
+    best = {found["trust"]["distilled"]["top"]["n"] for found in contents}
+    head = ["set, labels, steps"]
+    for title in (f"Spearman of {_numbers(counts)}", f"of the {_numbers(best)} best", "regret, points"):
+        head += [f"{title}: {names[0]}", *names[1:]]
+    lines = [f"| {' | '.join([*head, 'seconds for a candidate, likewise'])} |", "|---" * 11 + "|"]
+    for content in sorted(
+        contents, key=lambda content: (content["steps"], content["set"], content["labels"])
+    ):
+        found = [content["trust"][way] for way in PROXIES]
+        cells = [f"{content['set']}, {content['labels']}, {content['steps']}"]
+        cells += [_interval(way["all"], "spearman") for way in found]
+        best_of = [way["top"]["spearman"] for way in found]
+        cells += ["-" if value is None else f"{value:.2f}" for value in best_of]
+        cells += [f"{way['regret']:.1f}" for way in found]
+        seconds = [
+            statistics.fmean(row[way]["seconds"] for row in content["candidates"] if row[way])
+            for way in PROXIES
+        ]
+        lines.append(f"| {' | '.join([*cells, ', '.join(f'{value:.1f}' for value in seconds)])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _numbers(values: set[int]) -> str:
+    return "/".join(str(value) for value in sorted(values))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from distilled_data import UsageError
 from distilled_data.format import write_file
+from tools.architectures import report
 
 from . import findings, summary
 
@@ -23,6 +24,9 @@ def render_results(results: Path) -> dict[Path, str]:
     pages = {}
     for path in sorted(results.glob("*/table.md")):
         pages[path] = summary.markdown(json.loads(path.with_name("results.json").read_text()))
+    for folder in sorted({path.parent.parent for path in results.glob("*/*/search.json")}):
+        found = [json.loads(path.read_text()) for path in folder.glob("*/search.json")]
+        pages[folder / "searches.md"] = report.comparison(found)
     studies: dict[str, list[Path]] = {}
     for path in sorted(results.glob("study-*.json")):
         studies.setdefault(IPC.sub("", path.stem), []).append(path)
