@@ -361,10 +361,11 @@ def _merged(known: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> t
 
 
 def command() -> str:
-    """The command that runs. Where things lie on this machine is nobody's business: of paths, only the last
-    names are told.
+    """The command that runs. Where things lie on this machine, and passwords, are nobody's business: of paths
+    only the last names are told, of URLs nothing before the host.
     """
-    words = [re.sub(r"(^|[=:])/(?!/)(?:[^/]*/)*", r"\1", word) for word in sys.argv[1:]]
+    told = [re.sub(r"(sqlite:///)(?:[^/]*/)*", r"\1", re.sub(r"//[^/@]*@", "//", w)) for w in sys.argv[1:]]
+    words = [re.sub(r"(^|[=:])/(?!/)(?:[^/]*/)*", r"\1", word) for word in told]
     return shlex.join([Path(sys.argv[0]).name, *words])
 
 

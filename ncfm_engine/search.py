@@ -127,7 +127,7 @@ def search(
             return list(progress.done.values())
         if stop and stop.requested:
             raise Stopped(f"{study.study_name}, {len(progress.done)} of {len(candidates)} architectures")
-        if progress.open and not progress.waiting:
+        if progress.open:
             worker.put(random.choice(progress.open))
         if progress.open or progress.waiting:
             worker.run()

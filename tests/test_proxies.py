@@ -93,6 +93,20 @@ def test_early_stopping_sees_as_many_images_in_a_step_as_there_are_distilled_one
     assert found[FULL].loaders([0])[0].batch_size == batch_size
 
 
+@pytest.mark.parametrize("epochs", [5, 10])
+def test_the_rate_is_halved_at_each_fifth_of_the_steps(ways, held, epochs):
+    config, network = dataclasses.replace(CONFIG, epochs=epochs), SPACES["convnet"].network
+    shape = {"channels": 1, "size": (8, 8), "classes": 10}
+    loaders = ways(config)["distilled"].loaders([0])
+    training = module.start_training(
+        loaders, [network(ARCHITECTURE, **shape, seed=0)], held, config, epochs=epochs, checks=1
+    )
+    steps = 3 * epochs
+    assert training.course.steps == steps
+    halvings = [training.rate(step) / config.learning_rate for step in range(steps)]
+    assert halvings == [0.5 ** (5 * step // steps) for step in range(steps)]
+
+
 def test_checks_are_heard_of_the_networks_that_are_trained_first(ways):
     heard = []
     scores = ways(checks=3)["distilled"].score(SPACES["convnet"], ARCHITECTURE, heard.append)

@@ -13,7 +13,10 @@ import pytest
 import torch
 from commands import ROOT
 from interruptions import StopAfter
+from optuna.pruners import BasePruner
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
+from sqlalchemy.exc import IntegrityError
 
 from distilled_data import UnknownNameError, UsageError
 from ncfm_engine import search as module
@@ -103,16 +106,17 @@ def test_what_a_candidate_raises_is_recorded_and_the_study_goes_on(database):
     assert len(study.trials) == 6  # they are not tried again
 
 
-def test_a_stop_leaves_what_is_in_work_to_the_next_process(database):
+def test_a_stop_leaves_what_is_in_work_to_the_next_process_however_often(database):
     def score(architecture, check):
         raise Stopped("in the middle")
 
-    study = open_study(database, "x")
-    with pytest.raises(Stopped, match=r"^x, 0 of 6 architectures$"):
-        search(study, SMALL, list(SMALL), score, stop=StopAfter(1))
-    results = search(study, SMALL, list(SMALL), by_width)
-    assert {result.state for result in results} == {"complete"}
-    assert [result.attempts for result in results].count(2) == 1
+    study, candidate = open_study(database, "x"), next(iter(SMALL))
+    for _ in range(module.LIVES):
+        with pytest.raises(Stopped, match=r"^x, 0 of 1 architectures$"):
+            search(study, SMALL, [candidate], score, stop=StopAfter(1))
+    (result,) = search(study, SMALL, [candidate], by_width)
+    assert result.state == "complete"
+    assert result.attempts == module.LIVES + 1
 
 
 def test_progress_is_reported(database):
@@ -147,6 +151,17 @@ def test_what_is_worse_than_others_ends_early(database, strategy, most):
     assert max(result.value for result in complete) == 130 + CHECKS
     assert all(len(result.curve) < CHECKS and result.value == result.curve[-1] for result in pruned)
     assert all(len(result.curve) == CHECKS for result in complete)
+
+
+def test_a_training_that_came_to_its_end_is_complete(database):
+    class AtTheEnd(BasePruner):
+        def prune(self, study, trial):
+            return trial.last_step == CHECKS
+
+    study = open_study(database, "x")
+    study.pruner = AtTheEnd()
+    (result,) = search(study, MANY, MANY.draw(1), rising)
+    assert result.state == "complete"
 
 
 def test_nothing_ends_early_in_an_exhaustive_search(database):
@@ -257,6 +272,20 @@ def test_processes_killed_at_random_moments_and_resumed_by_two_at_once_do_everyt
         if trial.state.name == "COMPLETE" or "reason" in trial.user_attrs
     )
     assert done == {tuple(architecture.items()): 1 for architecture in SPACE}
+
+
+def test_tables_that_another_process_makes_at_the_same_time_are_no_error(database, monkeypatch):
+    failures = [IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed: alembic_version"))]
+
+    def fail_once(storage, *arguments, **options):
+        if failures:
+            raise failures.pop()
+        make(storage, *arguments, **options)
+
+    make = RDBStorage.__init__
+    monkeypatch.setattr(RDBStorage, "__init__", fail_once)
+    assert open_study(database, "x").study_name == "x"
+    assert not failures
 
 
 def test_names_and_storages_that_do_not_exist_are_refused(database, tmp_path):
