@@ -1,6 +1,7 @@
 """How well a network trained on the artifact does on real test images, beside random and all images."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -263,13 +264,13 @@ def random_images(
 ) -> Loaders:
     """Every network sees a random subset of its own, as many real images as `dataset` has packed ones."""
 
-    def loaders(seeds: Sequence[int]) -> list[Loader]:
+    @functools.cache
+    def loader(seed: int) -> Loader:
         temperature = dataset.info.labels.get("temperature", 1.0)
         choice = {"ipc": dataset.ipc, "labels": labels, "pool": pool, "temperature": temperature}
-        subsets = [random_subset(source, seed=seed, device=device, **choice) for seed in seeds]
-        return [subset.loader(**options, seed=seed) for subset, seed in zip(subsets, seeds, strict=True)]
+        return random_subset(source, seed=seed, device=device, **choice).loader(**options)
 
-    return loaders
+    return lambda seeds: [reseeded(loader(seed), seed) for seed in seeds]
 
 
 def random_subset(

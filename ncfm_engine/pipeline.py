@@ -364,8 +364,9 @@ def command() -> str:
     """The command that runs. Where things lie on this machine, and passwords, are nobody's business: of paths
     only the last names are told, of URLs nothing before the host.
     """
-    told = [re.sub(r"(sqlite:///)(?:[^/]*/)*", r"\1", re.sub(r"//[^/@]*@", "//", w)) for w in sys.argv[1:]]
-    words = [re.sub(r"(^|[=:])/(?!/)(?:[^/]*/)*", r"\1", word) for word in told]
+    words = sys.argv[1:]
+    for pattern in (r"(//)\S*@", r"(sqlite:///)(?:[^/]*/)*", r"(^|[=:])/(?!/)(?:[^/]*/)*", r"(://[^?]*)\?.*"):
+        words = [re.sub(pattern, r"\1", word) for word in words]
     return shlex.join([Path(sys.argv[0]).name, *words])
 
 

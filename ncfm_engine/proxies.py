@@ -9,13 +9,14 @@ The first three take as many optimiser steps, so equal time, and are tested on i
 the training set. The truth alone is measured on the test set.
 """
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distilled_data import DistilledDataset, DivergenceError
-from distilled_data.randomness import seed_at
+from distilled_data import DistilledDataset, DivergenceError, UsageError
+from distilled_data.randomness import seed_at, seeded
 
 from .config import EvaluateConfig
 from .evaluate import Loaders, random_images, same_images, start_training
@@ -85,7 +86,8 @@ class Proxy:
                     raise DivergenceError(f"network {repeat} diverged before step {training.step}")
             check(sum(scores) / len(scores))
 
-        training.run(f"{self.name} {dict(architecture)}", stop=stop, after_test=after_test)
+        with seeded(self.seed, "training", *group, device=self.device):  # dropout, if a module has any
+            training.run(f"{self.name} {dict(architecture)}", stop=stop, after_test=after_test)
         return [round(score, 4) for score in training.scores[-1]]
 
 
@@ -114,7 +116,12 @@ def proxies(
     distilled = dataset.with_labels(labels).loader(**options)
     real = real_loader(source, source.train, **options)
     steps, batch = config.epochs * len(distilled), min(config.batch_size, distilled.count)
-    early = real_loader(source, source.train, batch, device, augment=config.augment)
+    early = copy.copy(real)  # of the same tensors
+    early.batch_size = batch
+    if checks > steps:
+        raise UsageError(
+            f"{checks} checks of a training need as many steps; {config.epochs} epochs have {steps}"
+        )
     small = math.ceil(dataset.ipc * source.num_classes / config.batch_size)
     random = random_images(dataset, source, labels, pool, device, options)
     protocol = {name: getattr(config, name) for name in PROTOCOL} | {"seed": seed}
@@ -126,11 +133,12 @@ def proxies(
     def proxy(name: str, loaders: Loaders, epochs: float, identity: Mapping[str, Any]) -> Proxy:
         return Proxy(name, loaders, epochs, config.repeats, source, config, seed, device, checks, identity)
 
+    other = seed_at(seed, FULL)  # or what was lucky with its first weights would be so again
     whole = protocol | {"epochs": config.full_epochs, "networks": config.full_repeats, "split": test.split}
-    full = proxy(FULL, same_images(real), config.full_epochs, whole)
+    full = proxy(FULL, same_images(real), config.full_epochs, whole | {"seed": other})
     return {
         "distilled": proxy("distilled", same_images(distilled), config.epochs, small_set),
         "random": proxy("random", random, steps / small, small_set),
         "early": proxy("early", same_images(early), steps / len(early), few | {"batch_size": batch}),
-        FULL: replace(full, repeats=config.full_repeats, source=test, checks=1),
+        FULL: replace(full, repeats=config.full_repeats, source=test, checks=1, seed=other),
     }

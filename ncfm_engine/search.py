@@ -8,12 +8,13 @@ What became of a trial is read from its state in the storage:
 
 COMPLETE  scored by training to the end
 PRUNED    scored, but ended early because others were better by then (halving, hyperband)
-FAIL      with a `reason`: it raised, diverged or ran out of memory, and is not tried again;
-          `given_up`: stopped on request; else its process died
+FAIL      with a `reason`: it raised or diverged, and is not tried again; `given_up`: stopped on request;
+          else its process died or had no memory for it, and it is tried again up to `LIVES` times
 """
 
 import contextlib
 import random
+import re
 import statistics
 import time
 import warnings
@@ -22,8 +23,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
-from distilled_data import MissingExtraError, UnknownNameError, UsageError
+import torch
 
+from distilled_data import DeviceMemoryError, MissingExtraError, UnknownNameError, UsageError
+
+from .memory import is_out_of_memory
 from .report import Report, silent
 from .spaces import Architecture, Space
 from .stop import Stopped, StopRequest
@@ -37,7 +41,9 @@ GRACE_SECONDS = 60  # without one, after which its process is taken for dead
 WAIT_SECONDS = 1.0  # between two looks at what other processes are doing
 BUSY_SECONDS = 60  # that a process waits for others that write to the same file
 ATTEMPTS = 3  # to open a storage
-LIVES = 3  # processes that may die of a candidate before it counts as failed
+LIVES = 3  # times that a candidate may cost its process the life, or all memory, before it counts as failed
+
+TAKEN = "another process has it"
 
 CHECKS = 9  # scores on the way, at each ninth of a training: 1, 3 and 9 are the rungs of halving by 3
 STRATEGIES = ("exhaustive", "random", "halving", "hyperband")
@@ -97,7 +103,8 @@ def open_study(storage: str, name: str, strategy: str = "exhaustive") -> Study:
         except (ImportError, ValueError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             # Tables that two processes make at the same time are there for the one that comes second.
             if attempt == ATTEMPTS - 1:
-                text = f"the storage {storage} cannot be opened: {str(error).splitlines()[0]}"
+                place = re.sub(r"//[^/]*@", "//", storage)  # without user and password
+                text = f"the storage {place} cannot be opened: {str(error).splitlines()[0]}"
                 raise UsageError(text) from error
             time.sleep(random.uniform(0.1, 0.5))
     raise AssertionError
@@ -117,8 +124,10 @@ def search(
     `score(architecture, check)` trains networks and returns their accuracies in percent. It calls `check`
     with an accuracy `CHECKS` times, the last time at the end, or not at all if the strategy ends nothing
     early; what it raises itself makes the candidate a failed one. Raises `Stopped` when `stop` is requested:
-    what is in work is left to the next process.
+    what is in work is left to the next process. Raises `UsageError` for a candidate that is there twice.
     """
+    if len({_key(candidate) for candidate in candidates}) < len(candidates):
+        raise UsageError("a candidate is there twice")
     worker = _Worker(study, space, score)
     while True:
         progress = _Progress(study, candidates)
@@ -175,7 +184,7 @@ def _key(architecture: Architecture) -> tuple[Any, ...]:
 
 def _result(candidate: Architecture, trials: Sequence[FrozenTrial]) -> Result | None:
     """What the trials of one candidate come to, or None if it is not done."""
-    finished = [trial for trial in trials if trial.state.is_finished()]
+    finished = [t for t in trials if t.state.is_finished() and t.user_attrs.get("given_up") != TAKEN]
     mine = [trial for trial in finished if "given_up" not in trial.user_attrs]
     for trial in mine:
         notes, scored = trial.user_attrs, trial.user_attrs.get("scored", {})
@@ -194,7 +203,9 @@ def _result(candidate: Architecture, trials: Sequence[FrozenTrial]) -> Result | 
         )
     if len(mine) < LIVES:
         return None
-    return Result(candidate, "failed", reason=f"its process died {len(mine)} times", attempts=len(finished))
+    reasons = [trial.user_attrs["memory"] for trial in mine if "memory" in trial.user_attrs]
+    reason = reasons[-1] if reasons else f"its process died {len(mine)} times"
+    return Result(candidate, "failed", reason=reason, attempts=len(finished))
 
 
 class _Worker:
@@ -208,6 +219,7 @@ class _Worker:
             name: CategoricalDistribution(tuple(values)) for name, values in space.axes.items()
         }
         self._number = -1  # of the trial in work
+        self._fatal: Exception | None = None  # after which this process is of no use any more
 
     def put(self, candidate: Architecture) -> None:
         """Add a trial of this candidate, which the next `run` of any process will take."""
@@ -223,11 +235,16 @@ class _Worker:
 
         try:
             with _calm():
-                self.study.optimize(self._objective, n_trials=1, catch=(Exception,))
+                # An exception holds what the training had on the device until garbage is collected.
+                self.study.optimize(self._objective, n_trials=1, catch=(Exception,), gc_after_trial=True)
         except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
             # This process was taken for dead, since it was asleep for long: another one does the trial.
             if not self.study.get_trials(deepcopy=False)[self._number].state.is_finished():
                 raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # other processes need it too
+        if self._fatal:
+            raise self._fatal
 
     def bury(self) -> None:
         """Let trials fail whose process is dead: then they are open again."""
@@ -243,11 +260,14 @@ class _Worker:
 
     def _objective(self, trial: Trial) -> float:
         from optuna import TrialPruned
+        from optuna.exceptions import OptunaError
+        from sqlalchemy.exc import SQLAlchemyError
 
         self._number = trial.number
+        self.study._storage.record_heartbeat(trial._trial_id)  # before another thread begins to do so
         trial.set_user_attr("begun", True)
         if self._is_taken(trial):
-            trial.set_user_attr("given_up", "another process has it")
+            trial.set_user_attr("given_up", TAKEN)
             raise TrialPruned
         checks = 0
 
@@ -261,18 +281,26 @@ class _Worker:
         began = time.monotonic()
         try:
             accuracies = list(self.score(trial.params, check))
+            mean = statistics.fmean(accuracies)
         except TrialPruned:
             trial.set_user_attr("scored", {"seconds": round(time.monotonic() - began, 2)})
             raise
         except (Stopped, KeyboardInterrupt):
             trial.set_user_attr("given_up", "stopped on request")
             raise
+        except (OptunaError, SQLAlchemyError):  # of the storage
+            raise
         except Exception as error:
-            trial.set_user_attr("reason", f"{type(error).__name__}: {error}"[:500])
+            lack = isinstance(error, (DeviceMemoryError, MemoryError)) or is_out_of_memory(error)
+            if isinstance(error, torch.AcceleratorError) and not lack:
+                self._fatal = error
+                raise
+            text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+            trial.set_user_attr("memory" if lack else "reason", text[:500])
             raise
         seconds = round(time.monotonic() - began, 2)
         trial.set_user_attr("scored", {"accuracies": accuracies, "seconds": seconds})
-        return statistics.fmean(accuracies)
+        return mean
 
     def _is_taken(self, trial: Trial) -> bool:
         """Whether an earlier trial of the same candidate is done or in work; or this one has none."""

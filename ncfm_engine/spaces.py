@@ -1,6 +1,8 @@
 """Search spaces: from what an architecture is chosen, as plain data."""
 
+import hashlib
 import importlib
+import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +35,8 @@ class Space:
     build: Callable[..., nn.Module]
 
     def __post_init__(self):
+        if not self.axes:
+            raise UsageError("a space needs one axis at least; one architecture needs no search")
         for name, values in self.axes.items():
             kinds = {type(value) for value in values}
             if isinstance(values, str) or not values or not kinds <= {str, int, float, bool}:
@@ -58,8 +62,20 @@ class Space:
         order = torch.randperm(len(every), generator=generator_at(seed, "architectures"))
         return [every[index] for index in order[:count]]
 
+    @property
+    def code(self) -> str:
+        """What `build` is: its name, and a hash of the module that a user wrote it in."""
+        function = f"{self.build.__module__}.{self.build.__qualname__}"
+        if self.build.__module__ == __name__:
+            return function
+        text = inspect.getsource(sys.modules[self.build.__module__])
+        return f"{function} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
     def with_axes(self, changes: Mapping[str, str]) -> "Space":
-        """This space with other values, separated by commas, on some axes. Raises `UnknownNameError`."""
+        """This space with other values, separated by commas, on some axes. Texts must be among those there.
+
+        Raises `UnknownNameError`, and `UsageError` for a value of another type.
+        """
         axes = dict(self.axes)
         for name, text in changes.items():
             if name not in axes:
@@ -78,6 +94,8 @@ class Space:
 def _value(axis: str, word: str, known: Sequence[Choice]) -> Choice:
     """`word` as the type of the values that the axis has."""
     kind = type(known[0])
+    if kind is str and word not in known:
+        raise UnknownNameError(axis, word, map(str, known))
     try:
         return {"true": True, "false": False}[word.lower()] if kind is bool else kind(word)
     except (KeyError, ValueError) as error:

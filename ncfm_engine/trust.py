@@ -1,7 +1,7 @@
 """Whether a ranking by a proxy can be trusted: compared with the truth, which is full training."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,16 +69,11 @@ def top(truth: Sequence[float]) -> list[int]:
     return [int(index) for index in np.argsort(-np.asarray(truth), kind="stable")[:count]]
 
 
-def regret(proxy: Sequence[float], truth: Sequence[float]) -> float:
-    """How many points of accuracy the pick of the proxy lies below the best there is."""
-    return float(max(truth) - truth[int(np.argmax(proxy))])
-
-
 def regret_over_time(
-    proxy: Sequence[float], truth: Sequence[float], seconds: Sequence[float]
+    proxy: Sequence[float], truth: Sequence[float], seconds: Sequence[float], best: float
 ) -> tuple[list[float], list[float]]:
-    """The regret of the pick so far after each candidate, and the seconds spent by then, both means over
-    `ORDERS` random orders of the candidates.
+    """How many points of accuracy the pick so far lies below `best` after each candidate, and the seconds
+    spent by then, both means over `ORDERS` random orders of the candidates.
     """
     values, right, costs = (np.asarray(column, float) for column in (proxy, truth, seconds))
     generator = np.random.default_rng(0)
@@ -87,29 +82,43 @@ def regret_over_time(
     new = np.concatenate([np.ones((ORDERS, 1), bool), leads[:, 1:] > leads[:, :-1]], axis=1)
     places = np.maximum.accumulate(np.where(new, np.arange(len(values)), 0), axis=1)
     picks = np.take_along_axis(orders, places, axis=1)
-    regrets = right.max() - right[picks]
+    regrets = best - right[picks]
     return costs[orders].cumsum(1).mean(0).round(2).tolist(), regrets.mean(0).round(3).tolist()
 
 
 def trust(
-    accuracies: Sequence[Sequence[float]], truth: Sequence[float], seconds: Sequence[float]
-) -> dict[str, Any]:
-    """What a proxy is worth on candidates whose truth is known (percent).
+    accuracies: Mapping[str, Sequence[Sequence[float] | None]],
+    seconds: Mapping[str, Sequence[float]],
+    truth: Sequence[float | None],
+) -> dict[str, dict[str, Any]]:
+    """What each way to score is worth, by its name; {} while fewer than two candidates are known in all ways.
 
-    `accuracies` are those of the networks of each candidate; the proxy is their mean, and "single" the
-    Spearman correlations that one network of each would have.
+    `accuracies` are those of the networks of each candidate (percent), None where it was not scored to the
+    end; the proxy is their mean, and "single" the Spearman correlation of one network of each. Correlations
+    are over the candidates that are known in all ways. The pick is the best of all, whether its truth is
+    known or not; its "regret" is what its truth falls short of the best one there is, in points.
     """
-    proxy = [statistics.fmean(row) for row in accuracies]
-    best = top(truth)
-    pick = int(np.argmax(proxy))
-    times, regrets = regret_over_time(proxy, truth, seconds)
-    return {
-        "all": agreement(proxy, truth),
-        "top": agreement([proxy[index] for index in best], [truth[index] for index in best]),
-        "single": [agreement(column, truth)["spearman"] for column in zip(*accuracies, strict=True)],
-        "pick": pick,
-        "pick_accuracy": truth[pick],
-        "regret": regret(proxy, truth),
-        "seconds": sum(seconds),
-        "regret_over_time": {"seconds": times, "regret": regrets},
-    }
+    known = [index for index, value in enumerate(truth) if value is not None]
+    common = [index for index in known if all(column[index] for column in accuracies.values())]
+    if len(common) < 2:
+        return {}
+    right = [value for index in common if (value := truth[index]) is not None]
+    highest = max(value for value in truth if value is not None)
+    best, found = top(right), {}
+    for way, column in accuracies.items():
+        means = {index: statistics.fmean(row) for index, row in enumerate(column) if row}
+        proxy, spent = [means[index] for index in common], [seconds[way][index] for index in common]
+        times, regrets = regret_over_time(proxy, right, spent, highest)
+        pick = max(means, key=lambda index: means[index])
+        accuracy = truth[pick]
+        networks = zip(*(row for index in common if (row := column[index])), strict=True)
+        found[way] = {
+            "all": agreement(proxy, right),
+            "top": agreement([proxy[place] for place in best], [right[place] for place in best]),
+            "single": [agreement(values, right)["spearman"] for values in networks],
+            "pick": pick,
+            "pick_accuracy": accuracy,
+            "regret": None if accuracy is None else highest - accuracy,
+            "regret_over_time": {"seconds": times, "regret": regrets},
+        }
+    return found

@@ -171,6 +171,7 @@ def test_long_runs_are_compiled_and_short_ones_are_not(plan, monkeypatch):
         ("folder:/home/me/photos", "folder:photos"),
         ("sqlite:////home/me/search.db", "sqlite:///search.db"),
         ("postgresql://me:secret@host:5432/studies", "postgresql://host:5432/studies"),
+        ("postgresql://me:se/cr@t@host/studies?password=x", "postgresql://host/studies"),
         ("https://host/shards/0.tar", "https://host/shards/0.tar"),
         ("distilled/digits-ipc10", "distilled/digits-ipc10"),
     ],

@@ -7,18 +7,20 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections import Counter
 
 import pytest
 import torch
 from commands import ROOT
 from interruptions import StopAfter
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import IntegrityError
 
-from distilled_data import UnknownNameError, UsageError
+from distilled_data import DeviceMemoryError, UnknownNameError, UsageError
 from ncfm_engine import search as module
 from ncfm_engine.search import CHECKS, Result, open_study, results_of, search
 from ncfm_engine.spaces import Space
@@ -86,7 +88,7 @@ def test_what_is_done_is_not_done_again_and_more_candidates_may_follow(database)
 
 
 def test_what_a_candidate_raises_is_recorded_and_the_study_goes_on(database):
-    errors = {1: MemoryError("not enough"), 2: RuntimeError("shape mismatch\nlong story")}
+    errors = {1: ValueError("three heads"), 2: RuntimeError("shape mismatch\nlong story")}
 
     def score(architecture, check):
         if architecture["b"] and architecture["a"] in errors:
@@ -97,13 +99,78 @@ def test_what_a_candidate_raises_is_recorded_and_the_study_goes_on(database):
     results = {tuple(r.architecture.values()): r for r in search(study, SMALL, list(SMALL), score)}
     failed = {key: result.reason for key, result in results.items() if result.state == "failed"}
     assert failed == {
-        (1, True): "MemoryError: not enough",
-        (2, True): "RuntimeError: shape mismatch\nlong story",
+        (1, True): "ValueError: three heads",
+        (2, True): "RuntimeError: shape mismatch",
     }
     assert results[1, True].value is None
     assert states(study) == {"COMPLETE": 4, "FAIL": 2}
     search(study, SMALL, list(SMALL), score)
     assert len(study.trials) == 6  # they are not tried again
+
+
+def test_a_lack_of_memory_may_be_that_of_a_moment(database):
+    tries = Counter()
+
+    def score(architecture, check):
+        tries[architecture["a"]] += 1
+        if architecture["a"] == 1 and tries[1] == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        if architecture["a"] == 2:
+            raise DeviceMemoryError("too many networks at once")
+        return [5.0]
+
+    few = [{"a": a, "b": True} for a in (1, 2, 3)]
+    results = search(open_study(database, "x"), SMALL, few, score)
+    assert [result.state for result in results] == ["complete", "failed", "complete"]
+    assert results[1].reason == "DeviceMemoryError: too many networks at once"
+    assert tries == {1: 2, 2: module.LIVES, 3: 1}
+
+
+def test_a_device_that_is_broken_ends_the_process_and_costs_the_candidate_one_life(database):
+    def score(architecture, check):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered", 710)
+
+    study, candidate = open_study(database, "x"), next(iter(SMALL))
+    with pytest.raises(torch.AcceleratorError):
+        search(study, SMALL, [candidate], score)
+    (result,) = search(study, SMALL, [candidate], by_width)
+    assert (result.state, result.attempts) == ("complete", 2)
+
+
+def test_an_error_of_the_storage_is_not_the_candidates(database):
+    raised = []
+
+    def score(architecture, check):
+        if not raised:
+            raised.append(StorageInternalError("database is locked"))
+            raise raised[0]
+        return [5.0]
+
+    (result,) = search(open_study(database, "x"), SMALL, [next(iter(SMALL))], score)
+    assert (result.state, result.attempts) == ("complete", 2)
+
+
+def test_what_a_failed_training_held_is_freed(database):
+    held = []
+
+    def score(architecture, check):
+        network = torch.nn.Linear(2, 2)
+        held.append(weakref.ref(network))
+        raise ValueError(f"{network} is not wanted")
+
+    search(open_study(database, "x"), SMALL, list(SMALL), score)
+    assert [reference() for reference in held] == [None] * 6
+
+
+def test_a_score_of_nothing_is_a_failure_with_a_reason(database):
+    (result,) = search(open_study(database, "x"), SMALL, [next(iter(SMALL))], lambda *_: [])
+    assert result.state == "failed"
+    assert "mean requires at least one data point" in result.reason
+
+
+def test_a_candidate_that_is_there_twice_is_refused(database):
+    with pytest.raises(UsageError, match="a candidate is there twice"):
+        search(open_study(database, "x"), SMALL, [*SMALL, next(iter(SMALL))], by_width)
 
 
 def test_a_stop_leaves_what_is_in_work_to_the_next_process_however_often(database):
@@ -199,7 +266,7 @@ def test_of_two_trials_of_one_candidate_the_second_gives_way(database):
 
     results = search(study, SMALL, list(SMALL), score)
     assert len(scored) == len(set(scored)) == 6
-    assert len(results) == 6
+    assert [result.attempts for result in results] == [1] * 6
     assert states(study) == {"COMPLETE": 6, "PRUNED": 1}
 
 
@@ -263,7 +330,7 @@ def test_processes_killed_at_random_moments_and_resumed_by_two_at_once_do_everyt
     assert all(results)
     failed = [result for result in results if result.state == "failed"]
     assert [(result.architecture, result.reason) for result in failed] == [
-        (FAILING, "MemoryError: no room for it")
+        (FAILING, "ValueError: not to be trained")
     ]
     assert all(result.value == value(result.architecture) for result in results if result not in failed)
     done = Counter(

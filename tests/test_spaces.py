@@ -1,5 +1,7 @@
 """Search spaces: every combination once, other values by name, functions of the user."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -67,6 +69,8 @@ def test_an_axis_takes_other_values_of_its_type():
     assert len(space) == 2 * 4 * 3 * 3
     with pytest.raises(UnknownNameError, match="unknown axis 'widht'"):
         space.with_axes({"widht": "4"})
+    with pytest.raises(UnknownNameError, match=r"unknown norm 'instanc'\. Did you mean 'instance'\?"):
+        SPACES["convnet"].with_axes({"norm": "instanc"})
     with pytest.raises(UsageError, match="axis width: expected int, such as 4, got 'wide'"):
         space.with_axes({"width": "wide"})
     flag = Space({"bias": (True,)}, torch.nn.Linear)
@@ -80,6 +84,22 @@ def test_an_axis_takes_other_values_of_its_type():
 def test_senseless_axes_are_refused(values, message):
     with pytest.raises(UsageError, match=f"axis a.*{message}"):
         Space({"a": values}, torch.nn.Linear)
+
+
+def test_a_space_without_an_axis_is_refused():
+    with pytest.raises(UsageError, match="one axis at least"):
+        Space({}, torch.nn.Linear)
+
+
+def test_the_code_of_a_user_is_known_by_its_text(tmp_path, monkeypatch):
+    codes = []
+    for number, text in enumerate(["return 1", "return 2", "return 1"]):
+        (tmp_path / f"net{number}.py").write_text(f"def net(**options):\n    {text}\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        codes.append(Space({"a": (1,)}, importlib.import_module(f"net{number}").net).code)
+    hashes = [code.split()[1] for code in codes]
+    assert hashes[0] == hashes[2] != hashes[1]
+    assert SPACES["convnet"].code == "ncfm_engine.spaces._convnet"
 
 
 def test_a_space_of_the_user_is_what_his_function_returns(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from ncfm_engine import trust as module
-from ncfm_engine.trust import agreement, regret, regret_over_time, select, top, trust
+from ncfm_engine.trust import agreement, regret_over_time, select, top, trust
 
 TRUTH = [10.0, 20.0, 30.0, 40.0, 50.0]
 
@@ -63,18 +63,13 @@ def test_there_is_no_correlation_where_nothing_varies_or_of_two_candidates():
     assert agreement([1, 2], [1, 2])["spearman"] is None
 
 
-def test_regret_is_what_the_pick_falls_short_of_the_best():
-    assert regret([1, 2, 3, 9, 5], TRUTH) == 10
-    assert regret([1, 2, 3, 4, 5], TRUTH) == 0
-
-
 def test_regret_over_time_ends_with_that_of_the_pick_after_all_seconds():
-    seconds, regrets = regret_over_time([1, 2, 3, 9, 5], TRUTH, [1, 2, 3, 4, 5])
+    seconds, regrets = regret_over_time([1, 2, 3, 9, 5], TRUTH, [1, 2, 3, 4, 5], 50)
     assert seconds[-1] == pytest.approx(15)
     assert regrets[-1] == 10
     assert regrets[0] == pytest.approx(50 - 30, abs=3)  # any one of them
     assert seconds[0] == pytest.approx(3, abs=0.3)
-    perfect = regret_over_time(TRUTH, TRUTH, [1] * 5)[1]
+    perfect = regret_over_time(TRUTH, TRUTH, [1] * 5, 50)[1]
     assert perfect == sorted(perfect, reverse=True)
     assert perfect[-1] == 0
     # The best of two of five is the best of all with probability 2/5, the second with 3/10, ...
@@ -105,16 +100,43 @@ def test_the_top_group_is_the_best_fifth_by_the_truth():
     assert len(top([float(k) for k in range(10)])) == 5
 
 
+def alone(accuracies, truth):
+    """The trust in one way to score."""
+    return trust({"way": accuracies}, {"way": [1.0] * len(truth)}, truth).get("way")
+
+
 def test_a_proxy_is_the_mean_of_its_networks():
     accuracies = [[1, 9], [2, 2], [9, 3], [4, 4], [5, 5]]  # means 5, 2, 6, 4, 5
-    found = trust(accuracies, TRUTH, [1, 1, 1, 1, 2])
+    found = alone(accuracies, TRUTH)
     assert found["pick"] == 2
     assert found["pick_accuracy"] == 30
     assert found["regret"] == 20
-    assert found["seconds"] == 6
+    assert found["regret_over_time"]["regret"][-1] == 20
     assert found["all"]["spearman"] == pytest.approx(agreement([5, 2, 6, 4, 5], TRUTH)["spearman"])
     assert found["single"] == [
         pytest.approx(agreement([1, 2, 9, 4, 5], TRUTH)["spearman"]),
         pytest.approx(agreement([9, 2, 3, 4, 5], TRUTH)["spearman"]),
     ]
     assert found["top"]["n"] == 5
+
+
+def test_what_ended_early_or_failed_counts_against_the_regret():
+    ended = alone([[1], [2], [3], [4], None], TRUTH)  # the best one was not trained to the end
+    assert (ended["pick"], ended["regret"], ended["all"]["n"]) == (3, 10, 4)
+    assert ended["regret_over_time"]["regret"][-1] == 10
+    unknown = alone([[1], [2], [3], [4], [5]], [10.0, 20.0, 30.0, 40.0, None])
+    assert (unknown["pick"], unknown["pick_accuracy"], unknown["regret"]) == (4, None, None)
+
+
+def test_all_ways_are_compared_on_the_candidates_that_all_of_them_know():
+    ways = {"one": [[1], [2], None, [4], [5]], "other": [[5], None, [3], [2], [1]]}
+    found = trust(ways, {way: [1, 2, 3, 4, 5] for way in ways}, TRUTH)
+    assert [found[way]["all"]["n"] for way in ways] == [3, 3]
+    assert found["one"]["all"]["spearman"] == pytest.approx(1)
+    assert found["other"]["all"]["spearman"] == pytest.approx(-1)
+    assert [found[way]["pick"] for way in ways] == [4, 0]
+
+
+def test_nothing_is_said_of_fewer_than_two_candidates():
+    assert alone([[1], None], [10.0, 20.0]) is None
+    assert alone([[1], [2]], [10.0, None]) is None

@@ -1,6 +1,6 @@
 """How many networks are trained in a minute: one at a time, stacked, by several processes, both.
 
-  python tools/benchmark_search.py
+  python tools/benchmark_search.py --axis width=8,16,32 --axis depth=1,2,3
   python tools/benchmark_search.py FOLDER --data DIR --device cuda --networks 8 --jobs 4 --output FILE
 
 The same architectures, drawn from the grid of ConvNets, are trained on a distilled set by each contender in
@@ -10,7 +10,6 @@ turn, so that what else the machine does hits all of them. Processes share the c
 import argparse
 import dataclasses
 import json
-import os
 import queue
 import statistics
 import time
@@ -27,6 +26,7 @@ from ncfm_engine.config import EvaluateConfig
 from ncfm_engine.pipeline import provenance, real_images, recipe_of
 from ncfm_engine.plan import resolve_device
 from ncfm_engine.proxies import proxies
+from ncfm_engine.sources.spread import default_workers
 from ncfm_engine.spaces import SPACES, Architecture
 from tools.benchmark.workers import Worker
 
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     add("--candidates", type=int, default=8, help="architectures (default: 8)")
     add("--networks", type=int, default=4, help="of each architecture (default: 4)")
     add("--epochs", type=int, default=20, help="over the distilled images (default: 20)")
-    add("--jobs", type=int, default=os.cpu_count(), help="processes (default: one for each core)")
+    add("--jobs", type=int, default=default_workers(), help="processes (default: one for each core)")
     add("--rounds", type=int, default=3, help="(default: 3)")
     add("--dataset", help="the real images, where the artifact's name is not enough: folder:PATH, ...")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
@@ -125,8 +125,10 @@ def train(workers: list[Worker], candidates: list[Architecture], at_once: int) -
 
     def one(candidate: Architecture) -> None:
         worker = idle.get()
-        worker.call("train", candidate, at_once, threads)
-        idle.put(worker)
+        try:
+            worker.call("train", candidate, at_once, threads)
+        finally:
+            idle.put(worker)
 
     start = time.perf_counter()
     with ThreadPoolExecutor(len(workers)) as pool:

@@ -12,13 +12,12 @@ them work on it together. Results: search.json, report.md and plots in the outpu
 
 import argparse
 import dataclasses
-import os
 from pathlib import Path
 
 from command_line import add_source_flags, duration, reading, run_command, settings
 from filelock import FileLock
 
-from distilled_data import DistilledDataset, UsageError
+from distilled_data import DistilledDataset, HubError, UsageError
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.pipeline import command, provenance, real_images, recipe_of, teacher_pool
 from ncfm_engine.plan import resolve_device
@@ -26,6 +25,7 @@ from ncfm_engine.proxies import proxies
 from ncfm_engine.report import Bars, silent
 from ncfm_engine.search import CHECKS, EARLY_ENDING, STRATEGIES
 from ncfm_engine.sources import hold_out
+from ncfm_engine.sources.spread import default_workers
 from ncfm_engine.spaces import SPACES, load_space
 from tools.architectures.campaign import ALL, Campaign
 from tools.architectures.crew import Crew, Leash, is_hand
@@ -59,12 +59,17 @@ def parser() -> argparse.ArgumentParser:
         help="train the K best, K middle and K random candidates on all images, or all of them",
     )
     add("--seed", type=int, default=0, help="of the draw and of the trainings (default: 0)")
-    add("--output", type=Path, help="folder of the results (default: searches/SET-SPACE)")
+    add("--output", type=Path, help="folder of the results (default: searches/SET-SPACE...)")
     add("--storage", metavar="URL", help="database of the trials (default: sqlite, in the output folder)")
     add("--jobs", type=int, help="processes (default: one for each core; 4 on a GPU)")
     add("--dataset", help="the real images, where the artifact's name is not enough: folder:PATH, ...")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    add("--time-budget", type=duration, metavar="10m", help="stop in good order after this time")
+    add(
+        "--time-budget",
+        type=duration,
+        metavar="10m",
+        help="stop after this time; what is being trained begins anew",
+    )
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting of the recipe")
     add_source_flags(parser)
     return parser
@@ -76,8 +81,7 @@ def main(arguments: argparse.Namespace) -> None:
     device = resolve_device(arguments.device)
     space = load_space(arguments.space).with_axes(settings(arguments.axis, "--axis", "name=value,value"))
     name = Path(arguments.artifact.partition("@")[0]).name
-    output = arguments.output or Path("searches") / f"{name}-{arguments.space.replace(':', '-')}"
-    output.mkdir(parents=True, exist_ok=True)
+    output = arguments.output or Path("searches") / folder_name(name, arguments)
     with Leash(arguments.time_budget) as stop, Bars() as bars, Crew(arguments.jobs or jobs(device)) as crew:
         dataset = load(arguments.artifact, arguments.ipc)
         labels = arguments.labels or ("hard" if dataset.artifact.logits is None else "soft")
@@ -87,10 +91,13 @@ def main(arguments: argparse.Namespace) -> None:
             "evaluate.repeats": arguments.seeds,
         }
         recipe = recipe.replace(changes | settings(arguments.set))
+        if arguments.verify is not None and recipe.evaluate.full_repeats < 1:
+            raise UsageError("--verify needs evaluate.full_repeats of 1 or more")
         show = silent if is_hand() else bars
         real, seen = real_images(dataset, arguments.dataset, reading(arguments), stop=stop, report=show)
         held = hold_out(real, recipe.validation or VALIDATION)
-        held = dataclasses.replace(held, mean=real.mean, std=real.std)  # that the set is normalised by
+        held = dataclasses.replace(held, mean=seen.mean, std=seen.std)  # that the set is normalised by
+        output.mkdir(parents=True, exist_ok=True)
         pool = None
         if labels == "soft" and arguments.verify is not None:
             with FileLock(output / ".teacher.lock"):  # one process trains it, if it has to be trained
@@ -127,6 +134,8 @@ def main(arguments: argparse.Namespace) -> None:
             "axes": {axis: list(values) for axis, values in space.axes.items()},
             "strategy": arguments.strategy,
             "networks": recipe.evaluate.repeats,
+            "settings": dataclasses.asdict(recipe.evaluate),
+            "jobs": arguments.jobs or jobs(device),
             "steps": ways["distilled"].identity["steps"],
             "tested_on": len(held.test),
             "seen": not recipe.validation,
@@ -153,12 +162,25 @@ def load(place: str, ipc: int | None) -> DistilledDataset:
     """A set from a folder, or if there is none of this name, from the Hub."""
     if Path(place).is_dir() or place.count("/") != 1:
         return DistilledDataset.from_folder(place, ipc=ipc)
-    return DistilledDataset.from_hub(place, ipc=ipc)
+    try:
+        return DistilledDataset.from_hub(place, ipc=ipc)
+    except HubError as error:
+        raise UsageError(f"there is no folder {place}; and as a repository of the Hub: {error}") from error
+
+
+def folder_name(name: str, arguments: argparse.Namespace) -> str:
+    """Of the set, the space, and what else was asked for, so that another search does not take its place."""
+    parts = [name, arguments.space.replace(":", "-")]
+    parts += [f"ipc{arguments.ipc}"] if arguments.ipc else []
+    parts += [arguments.labels] if arguments.labels else []
+    parts += [arguments.strategy] if arguments.strategy != "exhaustive" else []
+    parts += [f"seed{arguments.seed}"] if arguments.seed else []
+    return "-".join(parts)
 
 
 def jobs(device: str) -> int:
     """Processes at once: a CPU is busiest with one on each core, a GPU waits for any single one."""
-    return 4 if device.startswith("cuda") else os.cpu_count() or 1
+    return 4 if device.startswith("cuda") else default_workers()
 
 
 def count_or_all(text: str) -> int:

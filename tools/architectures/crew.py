@@ -18,6 +18,10 @@ def is_hand() -> bool:
     return LEADER in os.environ
 
 
+REPLACEMENTS = 100  # of hands that ended by a signal or an error
+STOPPED = 75  # exit code of commands that stopped on request
+
+
 class Leash(StopRequest):
     """A hand stops when its leader is gone, too."""
 
@@ -36,10 +40,14 @@ class Crew:
     def __init__(self, count: int):
         self._hands: list[subprocess.Popen[bytes]] = []
         self._missing = 0 if is_hand() else count - 1
-        torch.set_num_threads(max(1, torch.get_num_threads() // count))
+        self._threads = max(1, torch.get_num_threads() // count)
+        self._replacements = REPLACEMENTS
 
     def mend(self) -> None:
-        self._missing += sum((hand.poll() or 0) < 0 for hand in self._hands)
+        torch.set_num_threads(self._threads)
+        broken = [hand for hand in self._hands if hand.poll() not in (None, 0, STOPPED)]
+        again = min(len(broken), self._replacements)
+        self._missing, self._replacements = self._missing + again, self._replacements - again
         self._hands = [hand for hand in self._hands if hand.poll() is None]
         for _ in range(self._missing):
             environment = os.environ | {LEADER: str(os.getpid())}
