@@ -11,15 +11,13 @@ import torch
 from ncfm_engine.stop import StopRequest
 
 LEADER = "ARCHITECTURE_SEARCH_LEADER"  # in the environment of a hand: the process that started it
+REPLACEMENTS = 100  # of hands that were killed, or ended by an error
+GOOD_ENDS = (0, 2, 75)  # exit codes: done, refused (the leader will say why), stopped on request
 
 
 def is_hand() -> bool:
     """Whether this process was started by another one to help it."""
     return LEADER in os.environ
-
-
-REPLACEMENTS = 100  # of hands that ended by a signal or an error
-STOPPED = 75  # exit code of commands that stopped on request
 
 
 class Leash(StopRequest):
@@ -45,8 +43,8 @@ class Crew:
 
     def mend(self) -> None:
         torch.set_num_threads(self._threads)
-        broken = [hand for hand in self._hands if hand.poll() not in (None, 0, STOPPED)]
-        again = min(len(broken), self._replacements)
+        lost = [hand for hand in self._hands if hand.poll() not in (None, *GOOD_ENDS)]
+        again = min(len(lost), self._replacements)
         self._missing, self._replacements = self._missing + again, self._replacements - again
         self._hands = [hand for hand in self._hands if hand.poll() is None]
         for _ in range(self._missing):
