@@ -17,7 +17,7 @@ from tools.architectures.crew import LEADER
 from tools.architectures.report import comparison, markdown
 
 QUICK = ["evaluate.epochs=2", "evaluate.full_epochs=1", "evaluate.full_repeats=1"]
-AXES = ("--axis", "width=4,8", "--axis", "depth=1,2", "--axis", "norm=instance,batch,none")
+AXES = ("--axis", "width=4,8", "--axis", "depth=1,2", "--axis", "norm=instance,batch")
 ONE = ("--axis", "activation=relu", "--axis", "pooling=avg")
 
 
@@ -40,14 +40,14 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path):
         "--seeds",
         "2",
         "--verify",
-        "2",
+        "1",
         "--output",
         "found",
     )
     status, output, error = here("search_architectures.py", *arguments, "--jobs", "1", settings=QUICK)
     assert status == 0, error
     found = content(tmp_path / "found")
-    assert len(found["candidates"]) == 12
+    assert len(found["candidates"]) == 8
     for row in found["candidates"]:
         for way in ("distilled", "random", "early"):
             assert row[way]["state"] == "complete"
@@ -55,7 +55,7 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path):
     groups = {"best", "middle", "random", "best by random", "best by early"}
     assert set(found["verified"]) == groups
     verified = {index for group in found["verified"].values() for index in group}
-    assert 6 <= len(verified) <= 8  # and the picks of random images and of early stopping
+    assert 3 <= len(verified) <= 5  # and the picks of random images and of early stopping
     assert {k for k, row in enumerate(found["candidates"]) if row["full"]} == verified
     assert set(found["trust"]) == {"distilled", "random", "early"}
     for way, trust in found["trust"].items():
@@ -64,9 +64,7 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path):
         truth = {k: found["candidates"][k]["full"]["value"] for k in verified}
         assert trust["regret"] == pytest.approx(max(truth.values()) - truth[trust["pick"]])
         assert trust["all"]["n"] == len(verified)
-    assert output.startswith(
-        "# Architectures for digits\n\n12 candidates of the space `convnet` (12 complete)"
-    )
+    assert output.startswith("# Architectures for digits\n\n8 candidates of the space `convnet` (8 complete)")
     assert "from which the distilled images were made too" in output
     assert output == (tmp_path / "found" / "report.md").read_text() + "\n"
     assert str(tmp_path) not in (tmp_path / "found" / "search.json").read_text()
@@ -148,10 +146,10 @@ def test_a_search_stops_when_its_time_is_up_and_goes_on(here, set_folder, tmp_pa
     status, output, _ = here("search_architectures.py", *arguments, "--time-budget", "1s", settings=QUICK)
     assert status == 75
     assert "go on with the same command" in output
-    assert "12 candidates" in (tmp_path / "found" / "report.md").read_text()
+    assert "8 candidates" in (tmp_path / "found" / "report.md").read_text()
     status, output, error = here("search_architectures.py", *arguments, settings=QUICK)
     assert status == 0, error
-    assert "(12 complete)" in output
+    assert "(8 complete)" in output
     assert "trusted" not in output  # nothing was verified
 
 
@@ -164,7 +162,7 @@ def test_the_strategies_that_end_early_say_what_they_ended(here, set_folder, tmp
         "--strategy",
         "halving",
         "--candidates",
-        "20",
+        "12",
         "--jobs",
         "1",
     )
@@ -173,7 +171,7 @@ def test_the_strategies_that_end_early_say_what_they_ended(here, set_folder, tmp
     (folder,) = (tmp_path / "searches").iterdir()
     states = [row["distilled"]["state"] for row in content(folder)["candidates"]]
     assert set(states) == {"complete", "pruned"}
-    assert f"20 candidates of the space `convnet` ({states.count('complete')} complete, " in output
+    assert f"12 candidates of the space `convnet` ({states.count('complete')} complete, " in output
 
 
 def hands(leader):
@@ -281,15 +279,15 @@ def test_a_report_of_nothing_yet_can_be_read():
 
 def test_the_benchmark_has_every_contender_in_every_round(here, set_folder, tmp_path):
     arguments = (set_folder, "--axis", "width=4", "--axis", "depth=1", "--candidates", "2", "--networks", "2")
-    arguments = (*arguments, "--epochs", "1", "--jobs", "2", "--rounds", "2", "--output", "rates.json")
+    arguments = (*arguments, "--epochs", "1", "--jobs", "2", "--rounds", "1", "--output", "rates.json")
     status, output, error = here("benchmark_search.py", *arguments)
     assert status == 0, error
     rows = json.loads((tmp_path / "rates.json").read_text())["rows"]
     names = ["one at a time", "2 stacked", "2 processes", "2 processes, 2 stacked"]
     assert [row["contender"] for row in rows] == names
     for row in rows:
-        assert len(row["seconds"]) == 2
-        rate = 60 * 2 * 2 / (sum(row["seconds"]) / 2)
+        assert len(row["seconds"]) == 1
+        rate = 60 * 2 * 2 / row["seconds"][0]
         assert row["networks_per_minute"] == pytest.approx(rate, rel=0.02)
     assert "| one at a time | " in output
     assert output.count("|\n") == 6
