@@ -2,18 +2,11 @@
 
 import dataclasses
 import json
-import platform
-import re
-import shlex
-import subprocess
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from distilled_data import Artifact, ArtifactError, DistilledDataset, Metadata, SourceError, UsageError
 from distilled_data.format import (
@@ -44,6 +37,7 @@ from .plan import (
     run_folder_of,
 )
 from .pretrain import FeaturePool, pretrain, train_pool
+from .provenance import command, provenance
 from .ranks import Ranks, join
 from .report import Report, plot_losses, silent
 from .sources import CHANGES, PLACES, SOURCES, Source, hold_out, load_source
@@ -358,44 +352,3 @@ def _merged(known: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> t
     setting = ("content_hash", "ipc", "network", "protocol", "labels", "split", "settings")
     rows = {tuple(row.get(name) for name in setting): row for row in [*known, *new]}
     return tuple(rows.values())
-
-
-def command() -> str:
-    """The command that runs. Where things lie on this machine, and passwords, are nobody's business: of paths
-    only the last names are told, of URLs nothing before the host.
-    """
-    words = sys.argv[1:]
-    for pattern in (r"(//)\S*@", r"(sqlite:///)(?:[^/]*/)*", r"(^|[=:])/(?!/)(?:[^/]*/)*", r"(://[^?]*)\?.*"):
-        words = [re.sub(pattern, r"\1", word) for word in words]
-    return shlex.join([Path(sys.argv[0]).name, *words])
-
-
-def provenance(device: str) -> dict[str, Any]:
-    """Hardware, versions and code revision."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
-    try:
-        package = version("distilled-data")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        package = "unknown"
-    return {
-        "device": f"{device} ({name})",
-        "versions": {
-            "distilled-data": package,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "code_revision": _code_revision(),
-    }
-
-
-def _code_revision() -> str:
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return "unknown"
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

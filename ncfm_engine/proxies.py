@@ -22,12 +22,13 @@ from .config import EvaluateConfig
 from .evaluate import Loaders, random_images, same_images, start_training
 from .pretrain import FeaturePool, real_loader
 from .search import Check
-from .sources import Source
+from .sources import Source, hold_out
 from .spaces import Architecture, Space
 from .stop import StopRequest
 from .train import grouped
 
 PROXIES, FULL = ("distilled", "random", "early"), "full"
+VALIDATION = 0.1  # share of the training images, where a set was made without a split
 PROTOCOL = ("learning_rate", "weight_decay", "batch_size", "augment", "cutmix", "precision")
 
 
@@ -93,6 +94,16 @@ class Proxy:
 
 def _unheard(accuracy: float) -> None:
     pass
+
+
+def splits(real: Source, seen: Source, validation: float) -> tuple[Source, Source]:
+    """Two sources with the same training images: one tests on images held out of them, one on the test set.
+
+    `real` is all there is; a set was made with `seen`, normalised as that is, and if it was made with a
+    `validation` split, that one is held out, otherwise `VALIDATION` of the training images.
+    """
+    held = replace(hold_out(real, validation or VALIDATION), mean=seen.mean, std=seen.std)
+    return held, replace(held, test=real.test, split=real.split)
 
 
 def proxies(

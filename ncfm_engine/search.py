@@ -40,7 +40,6 @@ HEARTBEAT_SECONDS = 15  # between two signs of life of a running trial
 GRACE_SECONDS = 60  # without one, after which its process is taken for dead
 WAIT_SECONDS = 1.0  # between two looks at what other processes are doing
 BUSY_SECONDS = 60  # that a process waits for others that write to the same file
-ATTEMPTS = 3  # to open a storage
 LIVES = 3  # times that a candidate may cost its process the life, or all memory, before it counts as failed
 
 TAKEN = "another process has it"
@@ -81,33 +80,35 @@ def open_study(storage: str, name: str, strategy: str = "exhaustive") -> Study:
     except ImportError as error:
         raise MissingExtraError("optuna", "search", "architecture search") from error
 
+    def opened() -> Study:
+        with _calm():
+            database = optuna.storages.RDBStorage(
+                storage,
+                engine_kwargs=patient,
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+            )
+            return optuna.create_study(
+                storage=database,
+                study_name=name,
+                direction="maximize",
+                sampler=optuna.samplers.RandomSampler(),  # never asked
+                pruner=_pruner(strategy),
+                load_if_exists=True,
+            )
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is in the results
     patient = {"connect_args": {"timeout": BUSY_SECONDS}} if storage.startswith("sqlite") else {}
-    for attempt in range(ATTEMPTS):
-        try:
-            with _calm():
-                database = optuna.storages.RDBStorage(
-                    storage,
-                    engine_kwargs=patient,
-                    heartbeat_interval=HEARTBEAT_SECONDS,
-                    grace_period=GRACE_SECONDS,
-                )
-                return optuna.create_study(
-                    storage=database,
-                    study_name=name,
-                    direction="maximize",
-                    sampler=optuna.samplers.RandomSampler(),  # never asked
-                    pruner=_pruner(strategy),
-                    load_if_exists=True,
-                )
-        except (ImportError, ValueError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-            # Tables that two processes make at the same time are there for the one that comes second.
-            if attempt == ATTEMPTS - 1:
-                place = re.sub(r"//[^/]*@", "//", storage)  # without user and password
-                text = f"the storage {place} cannot be opened: {str(error).splitlines()[0]}"
-                raise UsageError(text) from error
-            time.sleep(random.uniform(0.1, 0.5))
-    raise AssertionError
+    try:
+        with contextlib.suppress(SQLAlchemyError, optuna.exceptions.OptunaError):
+            return opened()
+        # Another process may have been making the tables: then they are there now.
+        time.sleep(random.uniform(0.1, 0.5))
+        return opened()
+    except (ImportError, ValueError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+        place = re.sub(r"//\S*@", "//", storage)  # without user and password
+        text = f"the storage {place} cannot be opened: {str(error).splitlines()[0]}"
+        raise UsageError(text) from error
 
 
 def search(
@@ -174,7 +175,7 @@ class _Progress:
     def figures(self) -> dict[str, float]:
         values = [result.value for result in self.done.values() if result.value is not None]
         states = [result.state for result in self.done.values()]
-        counts = {f"{state}": states.count(state) for state in ("pruned", "failed") if state in states}
+        counts = {state: states.count(state) for state in ("pruned", "failed") if state in states}
         return counts | ({"best": max(values)} if values else {})
 
 

@@ -9,7 +9,6 @@ from distilled_data import OutputError, UnknownNameError, UsageError
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, PARQUET_FILE
 from ncfm_engine.checkpoint import previous_of
 from ncfm_engine.distill import CHECKPOINT_FILE, METRICS_FILE
-from ncfm_engine.pipeline import command
 from ncfm_engine.plan import (
     Plan,
     check_output,
@@ -161,21 +160,3 @@ def test_long_runs_are_compiled_and_short_ones_are_not(plan, monkeypatch):
     assert [compiles(dataclasses.replace(p, compile="off")) for p in (plan, long)] == [False, False]
     monkeypatch.setattr(module, "which", lambda name: None)  # no compiler
     assert not compiles(long)
-
-
-@pytest.mark.parametrize(
-    ("word", "told"),
-    [
-        ("/home/me/sets/digits", "digits"),
-        ("--data=/home/me/data", "--data=data"),
-        ("folder:/home/me/photos", "folder:photos"),
-        ("sqlite:////home/me/search.db", "sqlite:///search.db"),
-        ("postgresql://me:secret@host:5432/studies", "postgresql://host:5432/studies"),
-        ("postgresql://me:se/cr@t@host/studies?password=x", "postgresql://host/studies"),
-        ("https://host/shards/0.tar", "https://host/shards/0.tar"),
-        ("distilled/digits-ipc10", "distilled/digits-ipc10"),
-    ],
-)
-def test_the_command_is_told_without_places_and_passwords(monkeypatch, word, told):
-    monkeypatch.setattr("sys.argv", ["/home/me/tools/tool.py", word])
-    assert command() == f"tool.py {told}"

@@ -10,7 +10,7 @@ from distilled_data.randomness import seed_at
 from ncfm_engine import proxies as module
 from ncfm_engine.config import EvaluateConfig, NetworkConfig
 from ncfm_engine.evaluate import random_subset, train_and_test
-from ncfm_engine.proxies import FULL, PROXIES, proxies
+from ncfm_engine.proxies import FULL, PROXIES, proxies, splits
 from ncfm_engine.sources import hold_out
 from ncfm_engine.spaces import SPACES, Space
 from ncfm_engine.stop import Stopped
@@ -38,6 +38,29 @@ def ways(digits, held):
 
     make.dataset = dataset
     return make
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.2])
+def test_no_proxy_trains_on_what_it_is_tested_on_and_none_sees_the_test_set(digits, validation):
+    seen = hold_out(digits, validation) if validation else digits
+    source, test = splits(digits, seen, validation)
+    parts = {
+        name: set(map(bytes, part.digests.numpy()))
+        for name, part in (
+            ("train", source.train),
+            ("held out", source.test),
+            ("test", test.test),
+            ("all", digits.train),
+        )
+    }
+    assert not parts["train"] & parts["held out"]
+    assert parts["train"] | parts["held out"] == parts["all"]
+    assert len(source.test) == pytest.approx((validation or 0.1) * len(digits.train), rel=0.05)
+    assert parts["test"] == set(map(bytes, digits.test.digests.numpy()))
+    assert set(map(bytes, test.train.digests.numpy())) == parts["train"]
+    assert (source.mean, source.std) == (test.mean, test.std) == (seen.mean, seen.std)
+    if validation:  # the very images that the set has not seen
+        assert parts["held out"] == set(map(bytes, seen.test.digests.numpy()))
 
 
 def quiet(accuracy):

@@ -19,8 +19,9 @@ from command_line import add_run_flags, alone, run_command, settings
 
 from distilled_data import UsageError
 from ncfm_engine.cache import cache_folder
-from ncfm_engine.pipeline import open_source, provenance
+from ncfm_engine.pipeline import open_source
 from ncfm_engine.plan import Plan, make_plan
+from ncfm_engine.provenance import provenance
 from ncfm_engine.report import Bars, plot_variants
 from ncfm_engine.sources import Source
 from ncfm_engine.stop import StopRequest

@@ -28,9 +28,9 @@ from command_line import duration, run_command, settings, size
 from distilled_data import UsageError
 from distilled_data.format import write_file
 from ncfm_engine.config import Recipe
-from ncfm_engine.pipeline import provenance
 from ncfm_engine.plan import resolve_device
 from ncfm_engine.pretrain import pretrain
+from ncfm_engine.provenance import provenance
 from ncfm_engine.report import Bars
 from ncfm_engine.sources import load_source
 from tools.benchmark.arithmetic import profile_step

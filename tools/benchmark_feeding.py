@@ -26,7 +26,7 @@ from distilled_data import Artifact, DistilledDataset, Metadata
 from distilled_data.format import ARTIFACT_FILE, write_artifact, write_file
 from distilled_data.manifest import write_manifest
 from ncfm_engine.networks import build_network
-from ncfm_engine.pipeline import provenance
+from ncfm_engine.provenance import provenance
 from tools.benchmark.feeds import AUGMENT, WholeEpoch, feeds, random_set
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from distilled_data import Artifact, DistilledDataset, Metadata
 from distilled_data.format import ARTIFACT_FILE, write_artifact, write_file
 from distilled_data.manifest import Fingerprint, write_manifest
-from ncfm_engine.pipeline import provenance
+from ncfm_engine.provenance import provenance
 from tests.hub_server import Blob, Commit, LoopbackHub, Repository
 
 REPO = "org/random"

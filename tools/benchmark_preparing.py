@@ -19,7 +19,7 @@ from pathlib import Path
 from command_line import run_command
 
 from distilled_data.format import write_file
-from ncfm_engine.pipeline import provenance
+from ncfm_engine.provenance import provenance
 from ncfm_engine.sources.decode import Decoder
 from ncfm_engine.sources.prepare import prepare
 from ncfm_engine.sources.shards import ShardReader

@@ -23,8 +23,9 @@ from command_line import add_source_flags, reading, run_command, settings
 from distilled_data import DistilledDataset
 from distilled_data.format import write_file
 from ncfm_engine.config import EvaluateConfig
-from ncfm_engine.pipeline import provenance, real_images, recipe_of
+from ncfm_engine.pipeline import real_images, recipe_of
 from ncfm_engine.plan import resolve_device
+from ncfm_engine.provenance import provenance
 from ncfm_engine.proxies import proxies
 from ncfm_engine.sources.spread import default_workers
 from ncfm_engine.spaces import SPACES, Architecture

@@ -13,26 +13,27 @@ them work on it together. Results: search.json, report.md and plots in the outpu
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from command_line import add_source_flags, duration, reading, run_command, settings
 from filelock import FileLock
 
 from distilled_data import DistilledDataset, HubError, UsageError
 from ncfm_engine.cache import cache_folder
-from ncfm_engine.pipeline import command, provenance, real_images, recipe_of, teacher_pool
+from ncfm_engine.pipeline import real_images, recipe_of, teacher_pool
 from ncfm_engine.plan import resolve_device
-from ncfm_engine.proxies import proxies
-from ncfm_engine.report import Bars, silent
+from ncfm_engine.provenance import command, provenance
+from ncfm_engine.proxies import Proxy, proxies, splits
+from ncfm_engine.report import Bars, Report, silent
 from ncfm_engine.search import CHECKS, EARLY_ENDING, STRATEGIES
-from ncfm_engine.sources import hold_out
 from ncfm_engine.sources.spread import default_workers
 from ncfm_engine.spaces import SPACES, load_space
+from ncfm_engine.stop import StopRequest
 from tools.architectures.campaign import ALL, Campaign
 from tools.architectures.crew import Crew, Leash, is_hand
 from tools.architectures.report import REPORT_FILE, summary, write
 
 DATABASE_FILE = "search.db"
-VALIDATION = 0.1  # of the training images, to test candidates on, where the set was made without a split
 EPOCHS = 300  # over the distilled images, where the recipe of the set has more
 RANDOM = 100  # candidates
 
@@ -80,69 +81,20 @@ def main(arguments: argparse.Namespace) -> None:
         raise UsageError("--jobs and --candidates must be 1 or more")
     device = resolve_device(arguments.device)
     space = load_space(arguments.space).with_axes(settings(arguments.axis, "--axis", "name=value,value"))
-    name = Path(arguments.artifact.partition("@")[0]).name
-    output = arguments.output or Path("searches") / folder_name(name, arguments)
+    output = arguments.output or Path("searches") / folder_name(arguments)
+    drawn = arguments.candidates or (RANDOM if arguments.strategy == "random" else None)
     with Leash(arguments.time_budget) as stop, Bars() as bars, Crew(arguments.jobs or jobs(device)) as crew:
-        dataset = load(arguments.artifact, arguments.ipc)
-        labels = arguments.labels or ("hard" if dataset.artifact.logits is None else "soft")
-        recipe = recipe_of(dataset)
-        changes = {
-            "evaluate.epochs": min(recipe.evaluate.epochs, EPOCHS),
-            "evaluate.repeats": arguments.seeds,
-        }
-        recipe = recipe.replace(changes | settings(arguments.set))
-        if arguments.verify is not None and recipe.evaluate.full_repeats < 1:
-            raise UsageError("--verify needs evaluate.full_repeats of 1 or more")
         show = silent if is_hand() else bars
-        real, seen = real_images(dataset, arguments.dataset, reading(arguments), stop=stop, report=show)
-        held = hold_out(real, recipe.validation or VALIDATION)
-        held = dataclasses.replace(held, mean=seen.mean, std=seen.std)  # that the set is normalised by
-        output.mkdir(parents=True, exist_ok=True)
-        pool = None
-        if labels == "soft" and arguments.verify is not None:
-            with FileLock(output / ".teacher.lock"):  # one process trains it, if it has to be trained
-                options = {"cache": cache_folder(), "device": device, "stop": stop, "report": show}
-                pool = teacher_pool(dataset, seen, **options)
-        ways = proxies(
-            dataset,
-            held,
-            dataclasses.replace(held, test=real.test, split=real.split),
-            recipe.evaluate,
-            labels=labels,
-            seed=arguments.seed,
-            device=device,
-            checks=CHECKS if arguments.strategy in EARLY_ENDING else 1,
-            pool=pool,
-        )
-        drawn = arguments.candidates or (RANDOM if arguments.strategy == "random" else None)
+        dataset = load(arguments.artifact, arguments.ipc)
         campaign = Campaign(
             space,
             space.draw(drawn, arguments.seed),
-            ways,
+            ways_to_score(arguments, dataset, device, output, stop, show),
             arguments.storage or f"sqlite:///{output / DATABASE_FILE}",
             arguments.strategy,
             arguments.verify,
             arguments.seed,
         )
-        head = {
-            "dataset": dataset.info.dataset,
-            "set": name,
-            "content_hash": dataset.content_hash,
-            "ipc": dataset.ipc,
-            "labels": labels,
-            "space": arguments.space,
-            "axes": {axis: list(values) for axis, values in space.axes.items()},
-            "strategy": arguments.strategy,
-            "networks": recipe.evaluate.repeats,
-            "settings": dataclasses.asdict(recipe.evaluate),
-            "jobs": arguments.jobs or jobs(device),
-            "steps": ways["distilled"].identity["steps"],
-            "tested_on": len(held.test),
-            "seen": not recipe.validation,
-            "seed": arguments.seed,
-            **provenance(device),
-            "command": command(),
-        }
 
         def report(stage: str, done: int, total: int, **figures: float) -> None:
             if done < total:
@@ -153,9 +105,66 @@ def main(arguments: argparse.Namespace) -> None:
             campaign.run(stop, report)
         finally:
             if not is_hand():
-                write(output, summary(head, campaign))
+                write(output, summary(head(arguments, dataset, campaign, device), campaign))
     if not is_hand():
         print((output / REPORT_FILE).read_text())
+
+
+def ways_to_score(
+    arguments: argparse.Namespace,
+    dataset: DistilledDataset,
+    device: str,
+    output: Path,
+    stop: StopRequest,
+    show: Report,
+) -> dict[str, Proxy]:
+    """The proxies and the truth on the real images of the set, which are read; creates the output folder."""
+    original, labels = recipe_of(dataset), labels_of(arguments, dataset)
+    changes = {"evaluate.epochs": min(original.evaluate.epochs, EPOCHS), "evaluate.repeats": arguments.seeds}
+    config = original.replace(changes | settings(arguments.set)).evaluate
+    if arguments.verify is not None and config.full_repeats < 1:
+        raise UsageError("--verify needs evaluate.full_repeats of 1 or more")
+    real, seen = real_images(dataset, arguments.dataset, reading(arguments), stop=stop, report=show)
+    source, test = splits(real, seen, original.validation)
+    output.mkdir(parents=True, exist_ok=True)
+    pool = None
+    if labels == "soft" and arguments.verify is not None:
+        with FileLock(output / ".teacher.lock"):  # one process trains it, if it has to be trained
+            options = {"cache": cache_folder(), "device": device, "stop": stop, "report": show}
+            pool = teacher_pool(dataset, seen, **options)
+    checks = CHECKS if arguments.strategy in EARLY_ENDING else 1
+    options = {"labels": labels, "seed": arguments.seed, "device": device, "checks": checks, "pool": pool}
+    return proxies(dataset, source, test, config, **options)
+
+
+def head(
+    arguments: argparse.Namespace, dataset: DistilledDataset, campaign: Campaign, device: str
+) -> dict[str, Any]:
+    """What the report says of the search, besides its results."""
+    way = campaign.ways["distilled"]
+    return {
+        "dataset": dataset.info.dataset,
+        "set": Path(arguments.artifact.partition("@")[0]).name,
+        "content_hash": dataset.content_hash,
+        "ipc": dataset.ipc,
+        "labels": labels_of(arguments, dataset),
+        "space": arguments.space,
+        "axes": {axis: list(values) for axis, values in campaign.space.axes.items()},
+        "strategy": arguments.strategy,
+        "networks": way.repeats,
+        "settings": dataclasses.asdict(way.config),
+        "steps": way.identity["steps"],
+        "tested_on": len(way.source.test),
+        "seen": not recipe_of(dataset).validation,
+        "seed": arguments.seed,
+        "jobs": arguments.jobs or jobs(device),
+        **provenance(device),
+        "command": command(),
+    }
+
+
+def labels_of(arguments: argparse.Namespace, dataset: DistilledDataset) -> str:
+    return arguments.labels or ("hard" if dataset.artifact.logits is None else "soft")
 
 
 def load(place: str, ipc: int | None) -> DistilledDataset:
@@ -168,9 +177,9 @@ def load(place: str, ipc: int | None) -> DistilledDataset:
         raise UsageError(f"there is no folder {place}; and as a repository of the Hub: {error}") from error
 
 
-def folder_name(name: str, arguments: argparse.Namespace) -> str:
+def folder_name(arguments: argparse.Namespace) -> str:
     """Of the set, the space, and what else was asked for, so that another search does not take its place."""
-    parts = [name, arguments.space.replace(":", "-")]
+    parts = [Path(arguments.artifact.partition("@")[0]).name, arguments.space.replace(":", "-")]
     parts += [f"ipc{arguments.ipc}"] if arguments.ipc else []
     parts += [arguments.labels] if arguments.labels else []
     parts += [arguments.strategy] if arguments.strategy != "exhaustive" else []

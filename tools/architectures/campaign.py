@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from ncfm_engine.proxies import FULL, PROXIES, Proxy
 from ncfm_engine.report import Report
 from ncfm_engine.search import EARLY_ENDING, Result, open_study, results_of, search
@@ -53,15 +51,16 @@ class Campaign:
         groups: dict[str, list[int]] = {}
         for way in PROXIES:
             results = results_of(self._study(way), self.candidates)
-            scored = [index for index, result in enumerate(results) if result and result.state == "complete"]
-            values = [result.value or 0.0 for result in results if result and result.state == "complete"]
+            scored = {
+                index: result.value or 0.0
+                for index, result in enumerate(results)
+                if result and result.state == "complete"
+            }
             if way == "distilled" and self.verify:
-                groups = {
-                    name: [scored[place] for place in places]
-                    for name, places in select(values, self.verify, self.seed).items()
-                }
+                places = select(list(scored.values()), self.verify, self.seed)
+                groups = {name: [list(scored)[place] for place in group] for name, group in places.items()}
             elif scored:
-                groups[f"best by {way}"] = [scored[int(np.argmax(values))]]
+                groups[f"best by {way}"] = [max(scored, key=lambda index: scored[index])]
         return groups
 
     def _score(self, way: str, candidates: Sequence[Architecture], stop: StopRequest, report: Report) -> None:

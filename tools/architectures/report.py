@@ -1,7 +1,6 @@
 """What a search has found: `search.json`, from which the Markdown and the plots are made."""
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from ncfm_engine.report import plot_agreement, plot_regret
 from ncfm_engine.search import Result
 from ncfm_engine.spaces import Architecture
 from ncfm_engine.trust import trust
+from tools.reproduction.findings import write_rows
 
 from .campaign import Campaign
 
@@ -48,7 +48,8 @@ def summary(head: Content, campaign: Campaign) -> dict[str, Any]:
 
 def write(folder: Path, content: Content) -> None:
     """The JSON file, the Markdown and, where there is a truth to compare with, the plots."""
-    write_file(folder / RESULTS_FILE, json.dumps(content, indent=1).encode() + b"\n")
+    head = {name: value for name, value in content.items() if name != "candidates"}
+    write_rows(folder / RESULTS_FILE, head, "candidates", content["candidates"])
     write_file(folder / REPORT_FILE, markdown(content).encode())
     found, rows = content["trust"], content["candidates"]
     for name in (SCATTER_FILE, REGRET_FILE):
@@ -96,8 +97,7 @@ def _trust(results: Mapping[str, Sequence[Result | None]]) -> dict[str, Any]:
 def markdown(content: Content) -> str:
     """The report: what was searched, the best, how far that can be trusted, and what failed."""
     rows = content["candidates"]
-    scored = [row for row in rows if row["distilled"] and "value" in row["distilled"]]
-    complete = [row for row in scored if row["distilled"]["state"] == "complete"]
+    complete = [row for row in rows if _complete(row["distilled"])]
     complete.sort(key=lambda row: -row["distilled"]["value"])
     states = [row["distilled"]["state"] if row["distilled"] else "open" for row in rows]
     counts = ", ".join(
@@ -117,21 +117,16 @@ def markdown(content: Content) -> str:
     ]
     if content["trust"]:
         lines += ["", *_trust_table(content)]
-    failed = [row for row in rows for way in row if way != "architecture" and _failed(row[way])]
+    failed = [
+        f"- {_name(row['architecture'])}, {TITLES[way]}: {row[way]['reason']}"
+        for row in rows
+        for way in TITLES
+        if row.get(way) and row[way]["state"] == "failed"
+    ]
     if failed:
-        lines += ["", "## Failed", ""]
-        lines += [
-            f"- {_name(row['architecture'])}, {TITLES[way]}: {row[way]['reason']}"
-            for row in rows
-            for way in row
-            if way != "architecture" and _failed(row[way])
-        ]
+        lines += ["", "## Failed", "", *failed]
     lines += ["", f"{content['device']}, torch {content['versions']['torch']}; `{content['command']}`."]
     return "\n".join(lines) + "\n"
-
-
-def _failed(result: Content | None) -> bool:
-    return result is not None and result["state"] == "failed"
 
 
 def _name(architecture: Architecture) -> str:
@@ -162,30 +157,29 @@ def _mean(result: Content | None) -> str:
 
 def _trust_table(content: Content) -> list[str]:
     found, rows = content["trust"], content["candidates"]
-    ways = [way for way in PROXIES if way in found]
-    truth = [row[FULL]["value"] for row in rows if row[FULL] and row[FULL]["state"] == "complete"]
+    truth = [row[FULL]["value"] for row in rows if _complete(row[FULL])]
 
     def correlation(group: str, name: str) -> list[str]:
-        return [_interval(found[way][group], name) for way in ways]
+        return [_interval(found[way][group], name) for way in PROXIES]
 
     table = {
-        "": [TITLES[way] for way in ways],
-        f"Spearman, all {found[ways[0]]['all']['n']}": correlation("all", "spearman"),
+        "": [TITLES[way] for way in PROXIES],
+        f"Spearman, all {found[PROXIES[0]]['all']['n']}": correlation("all", "spearman"),
         "Kendall, all": correlation("all", "kendall"),
-        f"Spearman, the {found[ways[0]]['top']['n']} best": correlation("top", "spearman"),
+        f"Spearman, the {found[PROXIES[0]]['top']['n']} best": correlation("top", "spearman"),
         "Kendall, the best": correlation("top", "kendall"),
         "Spearman, all, of single networks": [
             ", ".join("-" if value is None else f"{value:.2f}" for value in found[way]["single"])
-            for way in ways
+            for way in PROXIES
         ],
         f"accuracy of the pick (best of those trained in full {max(truth):.1f})": [
-            _points(found[way]["pick_accuracy"]) for way in ways
+            _points(found[way]["pick_accuracy"]) for way in PROXIES
         ],
-        "regret, points": [_points(found[way]["regret"]) for way in ways],
-        "seconds for a candidate": [f"{_seconds(rows, way):.2f}" for way in ways],
+        "regret, points": [_points(found[way]["regret"]) for way in PROXIES],
+        "seconds for a candidate": [f"{_seconds(rows, way):.2f}" for way in PROXIES],
     }
     lines = [f"| {' | '.join([name, *cells])} |" for name, cells in table.items()]
-    lines.insert(1, "|---" * (len(ways) + 1) + "|")
+    lines.insert(1, "|---" * (len(PROXIES) + 1) + "|")
     return [
         "## Can the ranking be trusted?",
         "",
@@ -224,7 +218,7 @@ def comparison(contents: Sequence[Content]) -> str:
     head = ["set, labels, steps"]
     for title in (f"Spearman of {_numbers(counts)}", f"of the {_numbers(best)} best", "regret, points"):
         head += [f"{title}: {names[0]}", *names[1:]]
-    lines = [f"| {' | '.join([*head, 'seconds for a candidate, likewise'])} |", "|---" * 11 + "|"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for content in sorted(
         contents, key=lambda content: (content["steps"], content["set"], content["labels"])
     ):
@@ -234,8 +228,7 @@ def comparison(contents: Sequence[Content]) -> str:
         best_of = [way["top"]["spearman"] for way in found]
         cells += ["-" if value is None else f"{value:.2f}" for value in best_of]
         cells += [_points(way["regret"]) for way in found]
-        seconds = [_seconds(content["candidates"], way) for way in PROXIES]
-        lines.append(f"| {' | '.join([*cells, ', '.join(f'{value:.1f}' for value in seconds)])} |")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -84,11 +84,15 @@ def _findings(content: Mapping[str, Any]) -> dict[str, Finding]:
 
 
 def write(path: Path, head: Mapping[str, Any], findings: Sequence[Finding]) -> None:
-    """A line for each finding."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
-    rows = ",\n".join("  " + json.dumps(finding.row()) for finding in findings)
-    text = "{\n" + ",\n".join([*lines, f' "findings": [\n{rows}\n ]']) + "\n}\n"
+    write_rows(path, head, "findings", [finding.row() for finding in findings])
+
+
+def write_rows(path: Path, head: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A JSON object of `head` and the list `name`, with a line for each entry of either."""
+    lines = [f" {json.dumps(field)}: {json.dumps(value)}" for field, value in head.items()]
+    listed = ",\n".join("  " + json.dumps(row) for row in rows)
+    text = "{\n" + ",\n".join([*lines, f' "{name}": [\n{listed}\n ]']) + "\n}\n"
     write_file(path, text.encode())
 
 
