@@ -19,6 +19,7 @@ from .sources import Source
 
 CACHE = 8 * 2**20  # bytes of one activation: on a CPU, batches whose activations leave the caches are slower
 PASS = 2**30  # the same on a GPU, where larger batches gain nothing more
+BLOCK = 16  # channels that oneDNN fills up to with AVX-512
 WORKSPACE = 64 * 2**20  # that cuBLAS and cuDNN take from the same allocator
 ENOUGH = 512  # synthetic images at once that keep a GPU busy
 
@@ -62,7 +63,7 @@ class Footprint:
         num_classes: int | None = None,
     ) -> "Footprint":
         shape = (1, source.channels, source.height, source.width)
-        saved, outputs, features = _count(template, shape)
+        saved, outputs, laid_out, features = _count(template, shape)
         return cls(
             config,
             source,
@@ -70,7 +71,7 @@ class Footprint:
             source.num_classes if num_classes is None else num_classes,
             saved,
             max(outputs),
-            max(a + b for a, b in itertools.pairwise(outputs)),
+            max(a + b for a, b in itertools.pairwise(laid_out)),
             features,
             sum(p.numel() for p in template.parameters()),
             kept_networks,
@@ -185,17 +186,26 @@ def _even(layout: Layout, num_classes: int) -> Layout:
     return replace(layout, classes=-(-num_classes // chunks))
 
 
-def _count(template: nn.Module, shape: tuple[int, ...]) -> tuple[int, list[int], int]:
-    """Bytes that autograd saves for one image, bytes of each layer's output, and the features' length.
+def _count(template: nn.Module, shape: tuple[int, ...]) -> tuple[int, list[int], list[int], int]:
+    """Bytes that autograd saves for one image, bytes of each layer's output, the same as a CPU's convolutions
+    lay them out, and the features' length.
 
     As in float32: under autocast most of it still is, because norms compute in float32.
     """
     network = copy.deepcopy(template).cpu().requires_grad_(False)
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     outputs: list[int] = []
+    laid_out: list[int] = []
+
+    def note(module: nn.Module, _: object, output: Tensor) -> None:
+        channels = output.shape[1]
+        filled = -(-channels // BLOCK) * BLOCK if isinstance(module, nn.Conv2d) else channels
+        outputs.append(output.nbytes)
+        laid_out.append(output.nbytes // channels * filled)
+
     for module in network.modules():
         if not any(True for _ in module.children()):
-            module.register_forward_hook(lambda _, __, out: outputs.append(out.nbytes))
+            module.register_forward_hook(note)
     saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -207,7 +217,7 @@ def _count(template: nn.Module, shape: tuple[int, ...]) -> tuple[int, list[int],
     images = torch.zeros(shape, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         features = network.features(images)  # type: ignore[operator]
-    return sum(saved.values()), outputs, features.numel()
+    return sum(saved.values()), outputs, laid_out, features.numel()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -74,7 +74,7 @@ def test_a_campaign_in_many_pieces_comes_to_what_one_piece_comes_to(tmp_path):
     stops = []
     while not stops or stops[-1]:
         try:
-            make(tmp_path / "parts", budget=0.2 * (len(stops) + 1))
+            make(tmp_path / "parts", budget=0.1 * (len(stops) + 1))
             stops.append("")
         except Stopped as place:
             stops.append(str(place))

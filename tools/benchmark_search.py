@@ -101,7 +101,7 @@ def main(arguments: argparse.Namespace) -> None:
     rows = [
         {
             "contender": name,
-            "seconds": [round(value, 3) for value in values],
+            "seconds": [round(value, 4) for value in values],
             "networks_per_minute": round(60 * len(candidates) * networks / statistics.median(values), 1),
         }
         for name, values in seconds.items()
