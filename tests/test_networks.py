@@ -58,6 +58,26 @@ def test_resnet18_for_small_images_has_its_number_of_parameters():
     assert len(parameters(network)) == 11_173_962
 
 
+def test_a_quarter_of_the_channels_is_a_sixteenth_of_the_weights():
+    whole, quarter = (
+        build_network(name, channels=3, size=32, classes=10, norm="batch")
+        for name in ("resnet18", "resnet18_x0_25")
+    )
+
+    def weights(network):
+        inner = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d) and m.in_channels > 3]
+        return sum(m.weight.numel() for m in inner)
+
+    assert weights(whole) == 16 * weights(quarter)
+    # without the stem's and the norms', which have a quarter, and the classifier's
+    assert len(parameters(quarter)) == weights(quarter) + 16 * 3 * 9 + 9_600 // 4 + 10 * 128 + 10
+    for name in ("vgg11", "alexnet"):
+        whole, quarter = (
+            build_network(name + scale, channels=3, size=32, classes=10) for scale in ("", "_x0_25")
+        )
+        assert weights(whole) == 16 * weights(quarter)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_norm_erases_the_image_at_eight_pixels(name):
     first, second = build_small(name)(images(2))

@@ -16,6 +16,7 @@ from hub import complete_folder
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.costs import Costs
 from ncfm_engine.evaluate import forget_progress
+from ncfm_engine.networks import NETWORKS
 from ncfm_engine.pipeline import evaluate_folder, write_results
 from ncfm_engine.plan import RESULTS_FILE, resolve_device, run_folder_of
 from ncfm_engine.report import Bars
@@ -29,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("folder", type=Path, help="artifact folder")
     add("--dataset", help="the real images, where the artifact's name is not enough: folder:PATH, ...")
-    add("--network", help="convnet, resnet18, vgg11, alexnet or vit (default: the artifact's own)")
+    add("--network", help=f"{', '.join(NETWORKS)} (default: the artifact's own)")
     add("--ipc", type=int, help="use only the first images of each class")
     add("--seeds", type=int, help="number of networks, each with a seed of its own")
     add("--protocol", choices=["ncfm"], default="ncfm", help="how networks are trained (default: ncfm)")

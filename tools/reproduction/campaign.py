@@ -81,7 +81,12 @@ class Campaign:
         if stage == PLAIN:
             return once | {"evaluate.augment": "none", "evaluate.cutmix": "0"}
         asked = {name: value for name, value in self.changes.items() if name in row.architectures}
-        return once | {"network.name": stage, "evaluate.labels": "hard"} | dict(row.architectures) | asked
+        return (
+            once
+            | {"network.name": stage + row.scale, "evaluate.labels": "hard"}
+            | dict(row.architectures)
+            | asked
+        )
 
     def write(self) -> None:
         """What is known of the rows that were begun: their files, a summary, a table, their losses."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from distilled_data import Metadata
 from ncfm_engine.config import Recipe
+from ncfm_engine.networks import QUARTER
 from ncfm_engine.plan import differences
 from ncfm_engine.presets import PRESETS
 
@@ -100,8 +101,10 @@ def _cells() -> dict[str, Cell]:
     }
     for name, title in TITLES.items():
         cells[f"{title}, the article"] = lambda s, name=name: _number(s["paper_architectures"].get(name))
-        cells[f"{title}, hard labels, last epoch"] = _of("last", "hard", network=name)
-        cells[f"{title}, random real images"] = _of("random", "hard", network=name)
+        for scale, width in (("", ""), (QUARTER, ", a quarter as wide")):
+            of = {"network": name + scale}
+            cells[f"{title}{width}, hard labels, last epoch"] = _of("last", "hard", **of)
+            cells[f"{title}{width}, random real images"] = _of("random", "hard", **of)
     return cells | {
         "label robust score (LRS)": lambda s: "" if s["lrs"] is None else f"{s['lrs']:.3f}",
         "augmentation robust score (ARS)": lambda s: "" if s["ars"] is None else f"{s['ars']:.3f}",
