@@ -183,4 +183,5 @@ def _done(plan: Plan) -> dict[str, Any]:
 
 
 def _source(plan: Plan) -> list[str]:
-    return [plan.dataset, str(plan.reading.get("data"))]
+    data = plan.reading.get("data")
+    return [plan.dataset, str(data and Path(data).resolve())]
