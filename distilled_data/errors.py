@@ -54,7 +54,8 @@ class MissingExtraError(DistilledDataError, ImportError):
     def __init__(self, package: str, extra: str, purpose: str):
         super().__init__(
             f"{purpose} needs the package {package!r}, which is not installed. "
-            f"Install it with: pip install 'distilled-data[{extra}]'"
+            f"Install it with: pip install 'distilled-data[{extra}]', in a checkout with: pip install -e "
+            f"'.[{extra}]'"
         )
 
 

@@ -72,6 +72,8 @@ def distill(
     """
     ranks = ranks or Ranks()
     part = ranks.part(source.num_classes)
+    if compile:
+        torch.compiler.reset()  # what was compiled for other runs would count against this one's limit
     game = MatchingStep(
         config,
         source,

@@ -227,33 +227,47 @@ def make_artifact(plan: Plan, source: Source, pool: FeaturePool, distilled: Dist
 
 
 def evaluate_folder(
-    folder: Path,
+    folder: Path, *, ipc: int | None = None, device: str, **options: Any
+) -> list[dict[str, Any]]:
+    """`evaluate_set` of the artifact in a folder, or its first `ipc` images, whose metadata get the rows too.
+
+    The progress is in the folder's run folder. `options` are those of `evaluate_set`.
+    """
+    chosen = DistilledDataset.from_folder(folder, ipc=ipc)
+    if chosen.folder != folder:
+        raise UsageError(f"{folder} holds several sets; name the folder of one, such as {chosen.folder}")
+    rows = evaluate_set(chosen, run_folder_of(folder), device=device, **options)
+    record_results(folder, rows, device)
+    return rows
+
+
+def evaluate_set(
+    chosen: DistilledDataset,
+    run_folder: Path,
     *,
     changes: dict[str, Any],
     cache: Path,
     device: str,
     dataset: str | None = None,
     reading: dict[str, Any] | None = None,
-    ipc: int | None = None,
     resume: bool = False,
     stop: StopRequest | None = None,
     report: Report = silent,
 ) -> list[dict[str, Any]]:
-    """Evaluate a saved artifact under its own recipe with `changes`, and add the rows to its metadata.
+    """Evaluate a saved set under its own recipe with `changes`; its rows, see `evaluate`.
 
     `dataset` names the real data where the artifact's own name is not enough (folder:PATH), `reading` are
     keywords of `load_source`; how images were resized is known to the artifact. Raises
     `UsageError` for an artifact that does not record its recipe, `SourceError` when the data is not what it
-    was distilled from, and `Stopped` after saving progress, from which `resume` goes on; it stays until
-    `forget_progress`.
+    was distilled from, and `Stopped` after saving progress in `run_folder`, from which `resume` goes on; it
+    stays until `forget_progress`.
     """
-    chosen = DistilledDataset.from_folder(folder, ipc=ipc)
     recipe = recipe_of(chosen).replace(changes)
     _, source = real_images(chosen, dataset, reading, stop=stop, report=report)
     pool = None
     if "soft" in recipe.evaluate.labels:  # random images are labelled by the teacher of the artifact
         pool = teacher_pool(chosen, source, cache=cache, device=device, stop=stop, report=report)
-    rows = evaluate(
+    return evaluate(
         chosen,
         source,
         recipe.evaluate,
@@ -261,13 +275,11 @@ def evaluate_folder(
         seed=recipe.seed,
         device=device,
         pool=pool,
-        folder=run_folder_of(folder),
+        folder=run_folder,
         resume=resume,
         stop=stop,
         report=report,
     )
-    record_results(folder, rows, device)
-    return rows
 
 
 def recipe_of(dataset: DistilledDataset) -> Recipe:
@@ -289,7 +301,7 @@ def real_images(
     """The real data of a set, read as it was then: all of it, and as the set saw it, which may be without a
     validation split that takes the place of the test set.
 
-    `dataset`, `reading`, and what is raised, are those of `evaluate_folder`; `options` are stop and report.
+    `dataset`, `reading`, and what is raised, are those of `evaluate_set`; `options` are stop and report.
     """
     info, name, recipe = distilled.info, named(distilled), recipe_of(distilled)
     kind = str(info.source["id"]).partition(":")[0]

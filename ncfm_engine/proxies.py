@@ -5,8 +5,8 @@ random     on as many random real images, with labels of the same kind: what the
 early      on all real images, for as many steps of as many images: what the small set is worth
 full       on all real images, to the end: the truth that the others try to tell
 
-The first three take as many optimiser steps, so equal time, and are tested on images that were held out of
-the training set. The truth alone is measured on the test set.
+All real images are those of the training set that were not held out; the first three, which take as many
+optimiser steps, so equal time, are tested on the others. The truth alone is measured on the test set.
 """
 
 import copy

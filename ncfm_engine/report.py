@@ -97,12 +97,14 @@ Columns = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # x and y, by t
 
 
 def plot_agreement(columns: Columns, path: Path) -> None:
-    """Draw scores against the truth as a PNG, a panel for each way to score; the pick of each is marked."""
+    """Draw scores against the truth as a PNG, a panel for each way to score; the best of each is marked."""
     figure, axes = _figure(list(columns), width=4 * len(columns), height=3.8)
     for axis, (scores, truth) in zip(axes, columns.values(), strict=True):
         axis.scatter(scores, truth, s=14, alpha=0.7)
         pick = max(range(len(scores)), key=lambda index: scores[index])
-        axis.scatter(scores[pick], truth[pick], s=90, facecolors="none", edgecolors="C3", label="pick")
+        axis.scatter(
+            scores[pick], truth[pick], s=90, facecolors="none", edgecolors="C3", label="best as scored"
+        )
         axis.axhline(max(truth), color="grey", linewidth=0.8, linestyle=":")
         axis.set(xlabel="accuracy as scored, percent", ylabel="accuracy by full training, percent")
     axes[0].legend(frameon=False, loc="lower right")
@@ -110,8 +112,8 @@ def plot_agreement(columns: Columns, path: Path) -> None:
 
 
 def plot_regret(columns: Columns, path: Path) -> None:
-    """Draw regret over seconds of searching as a PNG, a line for each way to score."""
-    figure, (axis,) = _figure(["regret of the pick so far, mean over random orders"], width=6, height=3.8)
+    """Draw regret over seconds of searching as a PNG, a line for each way: means over random orders."""
+    figure, (axis,) = _figure(["regret of the pick so far, among those trained in full"], width=6, height=3.8)
     for title, (seconds, regrets) in columns.items():
         axis.plot(seconds, regrets, label=title, linewidth=1.4)
     axis.set(xlabel="seconds of training", ylabel="points of accuracy below the best", ylim=(0, None))

@@ -67,6 +67,18 @@ def test_without_steps_the_preset_is_not_prolonged(here, tmp_path):
     assert rows["no steps (the real images it starts from)"]["runs"][0]["curve"] == {}
 
 
+def test_what_a_run_was_made_by_stays_with_it(here, tmp_path, monkeypatch):
+    flags = ("ablate.py", "--ipc", "1", "--only", "random real images", "--only", "the preset")
+    revisions = []
+    for seeds in ("1", "2"):
+        monkeypatch.setattr("ncfm_engine.provenance._code_revision", lambda seeds=seeds: f"revision {seeds}")
+        assert here(*flags, "--seeds", seeds, "--compile", "off", settings=SMALL)[0] == 0
+        rows = findings(tmp_path / "reproduced" / "results" / "study-recipe-digits-ipc1.json")
+        revisions.append([run["code_revision"] for run in rows["the preset"]["runs"]])
+        assert {run["compiled"] for row in rows.values() for run in row["runs"]} == {False}
+    assert revisions == [["revision 1"], ["revision 1", "revision 2"]]
+
+
 @pytest.mark.parametrize("words", [("--only", "no such variant"), ("--seeds", "0")])
 def test_a_study_of_nothing_is_refused(here, words):
     status, _, error = here("ablate.py", *words)

@@ -1,6 +1,7 @@
 """The matching loop: seeded, resumable, guarded."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -359,3 +360,11 @@ def test_a_loss_that_is_not_finite_names_step_and_class_and_keeps_the_last_check
     assert metrics(tmp_path) == []
     assert load_checkpoint(tmp_path / CHECKPOINT_FILE, IDENTITY).progress["step"] == 4
     assert torch.equal(play(folder=tmp_path, resume=True).images, play().images)
+
+
+def test_sets_that_are_made_one_after_the_other_are_all_compiled(play, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    config = dataclasses.replace(CONFIG, iterations=1)
+    for seed in range(4):
+        play(config, seed, compile=True)

@@ -14,8 +14,9 @@ from commands import ROOT, TINY, distil, environment
 from PIL import Image
 
 from distilled_data import DistilledDataset
-from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, read_artifact, write_artifact
-from distilled_data.manifest import write_manifest
+from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, MANIFEST_FILE, read_artifact, write_artifact
+from distilled_data.manifest import Fingerprint, Index, write_manifest
+from hub import PushOptions, push_folder
 
 
 def test_the_main_job_writes_the_whole_folder_and_a_table(finished):
@@ -124,6 +125,34 @@ def test_evaluating_again_adds_a_row_and_keeps_the_images(finished, here, tmp_pa
         (1, "hard"),
     ]
     DistilledDataset.from_folder(tmp_path / "copy").verify()
+
+
+def test_a_set_of_the_hub_is_evaluated_by_its_name(finished, tmp_path, loopback):
+    options = PushOptions(revision="v1", endpoint=loopback.url, token="hf_alice")
+    push_folder(finished[0] / "out", "org/digits-tiny", options)
+    hub = {"HF_ENDPOINT": loopback.url, "HF_TOKEN": "hf_alice", "HF_HOME": str(tmp_path / "hf")}
+    words = ["org/digits-tiny@v1", "--ipc", "1", "--seeds", "1", "--set", "evaluate.labels=hard"]
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "evaluate.py"), *words],
+        cwd=tmp_path,
+        env=environment(tmp_path / "cache") | hub,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "random images" in result.stdout
+    [row] = json.loads((tmp_path / "evaluations" / "digits-tiny.run" / "results.json").read_text())["rows"]
+    assert (row["ipc"], row["labels"], row["n"]) == (1, "hard", 1)
+
+
+def test_a_folder_of_several_sets_is_refused_before_anything_is_trained(finished, here, tmp_path):
+    shutil.copytree(finished[0] / "out", tmp_path / "sets" / "ipc3")
+    index = Index("ipc3", {"ipc3": Fingerprint.of(tmp_path / "sets" / "ipc3" / MANIFEST_FILE)})
+    (tmp_path / "sets" / MANIFEST_FILE).write_bytes(index.to_bytes())
+    status, output, error = here("evaluate.py", "sets", settings=["evaluate.epochs=1000000"])
+    assert (status, output) == (2, "")
+    assert "name the folder of one, such as sets/ipc3" in " ".join(error.split())
 
 
 def test_a_row_of_other_settings_does_not_replace_the_recipes_own(finished, here, tmp_path):

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 from commands import ROOT, TINY
 
 from distilled_data import CheckpointError, DistilledDataset
+from ncfm_engine.plan import make_plan
 from ncfm_engine.presets import PRESETS
 from ncfm_engine.report import silent
 from ncfm_engine.stop import Stopped, StopRequest
@@ -270,7 +272,18 @@ def test_scores_compare_soft_labels_with_random_images_under_the_same():
     }
     found = scores(rows, "convnet")
     assert found == {name: pytest.approx(value, abs=1e-3) for name, value in expected.items()}
-    assert scores(rows[:1], "convnet")["ars"] is None
+    # the labels that a set comes with are soft; hard ones alone tell neither
+    assert scores(rows[:1], "convnet") == {"lrs": None, "ars": None}
+
+
+def test_data_are_the_same_however_their_folder_is_spelt(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"dataset": "digits", "cache": tmp_path, "device": "cpu"}
+    here, there, other = (
+        campaign._source(make_plan(**options, reading={"data": Path(data)}))
+        for data in ("images", tmp_path / "images", "other")
+    )
+    assert here == there != other
 
 
 def test_figures_of_the_article_stand_beside_sets_of_its_own_images_only(finished):

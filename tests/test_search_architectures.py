@@ -128,10 +128,8 @@ def test_networks_that_cannot_be_trained_are_in_the_report_with_the_reason(here,
     )
     status, output, error = here("search_architectures.py", *arguments, settings=QUICK)
     assert status == 0, error
-    rows = {
-        row["architecture"]["kind"]: row
-        for row in content(tmp_path / "searches" / "out-unlucky_space-space-hard")["candidates"]
-    }
+    (folder,) = (tmp_path / "searches").glob("out-unlucky_space-space-hard-*")
+    rows = {row["architecture"]["kind"]: row for row in content(folder)["candidates"]}
     assert rows["plain"]["full"]["state"] == "complete"
     states = {kind: row["distilled"]["state"] for kind, row in rows.items()}
     assert states == {"plain": "complete", "raises": "failed", "hungry": "failed", "diverges": "failed"}
@@ -239,7 +237,8 @@ def test_a_set_of_the_hub_is_searched_by_its_name(set_folder, tmp_path, loopback
     output, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert "digits-tiny (3 per class, soft labels" in output
-    assert (tmp_path / "searches" / "digits-tiny-convnet" / "search.json").exists()
+    [folder] = (tmp_path / "searches").glob("digits-tiny-convnet-*")
+    assert (folder / "search.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -321,3 +320,14 @@ def test_searches_are_compared_in_one_table():
     )
     assert lines[1].startswith("| b, hard, 100 |")
     assert lines[0].endswith("| 1.0 | 0.5 | 1.5 |")
+    unverified = search("c", "hard", 25, values) | {"trust": {}}
+    assert comparison([search("b", "hard", 100, values), unverified]).count("\n") == 3
+
+
+def test_searches_that_ask_for_other_things_have_folders_of_their_own(here, set_folder, tmp_path):
+    few = (set_folder, *AXES, *ONE, "--jobs", "1")
+    for words in (("--candidates", "1"), ("--candidates", "1", "--seeds", "2"), ("--candidates", "2")):
+        status, _, error = here("search_architectures.py", *few, *words, settings=QUICK)
+        assert status == 0, error
+    found = [content(folder) for folder in (tmp_path / "searches").iterdir()]
+    assert sorted((len(f["candidates"]), f["networks"]) for f in found) == [(1, 1), (1, 2), (2, 1)]

@@ -20,7 +20,7 @@ from command_line import add_run_flags, alone, run_command, settings
 from distilled_data import UsageError
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.pipeline import open_source
-from ncfm_engine.plan import Plan, make_plan
+from ncfm_engine.plan import Plan, compiles, make_plan
 from ncfm_engine.provenance import provenance
 from ncfm_engine.report import Bars, plot_variants
 from ncfm_engine.sources import Source
@@ -29,7 +29,7 @@ from tools.reproduction.findings import Finding, line, read, write
 from tools.reproduction.runs import Laboratory
 from tools.reproduction.studies import NAMES, study
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path("reproduced") / "results"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--data", type=Path, help="folder with the files of a named dataset")
     add("--ipc", type=int, help="packed images per class")
     add("--seeds", type=int, default=3, help="distillations per variant (default: 3)")
-    add("--output", type=Path, help="JSON file (default: tools/results/study-STUDY-PRESET-ipcN.json)")
+    add("--output", type=Path, help="JSON file (default: reproduced/results/study-STUDY-PRESET-ipcN.json)")
     add("--work", type=Path, default=Path("reproduced/studies"), help="where unfinished runs lie")
     add("--plot", action="store_true", help="draw the loss curves to a PNG file of the same name")
     add_run_flags(parser)
@@ -74,7 +74,9 @@ def main(arguments: argparse.Namespace) -> None:
         source = open_source(plan, stop=stop, report=bars)
         head = description(arguments.study, plan, source)
         findings = read(output, head)
-        head |= provenance(plan.device)
+        where = provenance(plan.device)
+        origin = {"code_revision": where.pop("code_revision"), "compiled": compiles(plan)}
+        head |= where
         laboratory = Laboratory(plan, source, arguments.work, stop, bars)
         for name in chosen:
             changes = dict(variants[name].changes)
@@ -84,7 +86,7 @@ def main(arguments: argparse.Namespace) -> None:
                     f"{output} has {name!r} with other settings: {finding.changes}, not {changes}"
                 )
             for seed in range(len(finding.runs), arguments.seeds):
-                finding.runs.append(laboratory.run(variants[name], seed))
+                finding.runs.append(laboratory.run(variants[name], seed) | origin)
                 write(output, head, in_order(findings, list(variants)))
             bars.close()
             print(line(finding), flush=True)

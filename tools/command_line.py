@@ -19,7 +19,7 @@ sys.path.insert(
 
 from filelock import FileLock, Timeout
 
-from distilled_data import DistilledDataError, UsageError
+from distilled_data import DistilledDataError, DistilledDataset, HubError, UsageError
 from hub import PushOptions
 from ncfm_engine.stop import Stopped
 
@@ -149,6 +149,21 @@ def push_command(folder: Path, arguments: argparse.Namespace) -> str:
         if value:
             words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [value])
     return shlex.join(words)
+
+
+def is_repository(place: str) -> bool:
+    """Whether a set of this name is looked for on the Hub: it is not a folder, and might be org/name."""
+    return place.count("/") == 1 and not Path(place).is_dir()
+
+
+def load(place: str, ipc: int | None) -> DistilledDataset:
+    """A set from a folder, or if there is none of this name, from the Hub."""
+    if not is_repository(place):
+        return DistilledDataset.from_folder(place, ipc=ipc)
+    try:
+        return DistilledDataset.from_hub(place, ipc=ipc)
+    except HubError as error:
+        raise UsageError(f"there is no folder {place}; and as a repository of the Hub: {error}") from error
 
 
 @contextmanager

@@ -1,23 +1,34 @@
-"""Train fresh networks on an artifact and test them on the real images, beside random and all images.
+"""Train fresh networks on a set and test them on the real images, beside random and all images.
 
   python tools/evaluate.py distilled/digits-ipc10
   python tools/evaluate.py distilled/cifar10-ipc10 --data DIR --network resnet18 --seeds 3
   python tools/evaluate.py distilled/digits-ipc10 --ipc 1 --set evaluate.epochs=400
+  python tools/evaluate.py org/cifar10-ncfm@v1 --data DIR --ipc 10
 
-The rows are added to the artifact's metadata and card, and written to results.json.
+The rows are written to results.json in the run folder; where the set is a folder of one's own, they are added
+to its artifact's metadata and card too.
 """
 
 import argparse
 from pathlib import Path
 
-from command_line import add_source_flags, duration, reading, run_command, settings, table
+from command_line import (
+    add_source_flags,
+    duration,
+    is_repository,
+    load,
+    reading,
+    run_command,
+    settings,
+    table,
+)
 
 from hub import complete_folder
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.costs import Costs
 from ncfm_engine.evaluate import forget_progress
 from ncfm_engine.networks import NETWORKS
-from ncfm_engine.pipeline import evaluate_folder, write_results
+from ncfm_engine.pipeline import evaluate_folder, evaluate_set, write_results
 from ncfm_engine.plan import RESULTS_FILE, resolve_device, run_folder_of
 from ncfm_engine.report import Bars
 from ncfm_engine.stop import StopRequest
@@ -28,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("folder", type=Path, help="artifact folder")
+    add("artifact", metavar="FOLDER_OR_REPO", help="a set in a folder, or org/name[@revision] on the Hub")
     add("--dataset", help="the real images, where the artifact's name is not enough: folder:PATH, ...")
     add("--network", help=f"{', '.join(NETWORKS)} (default: the artifact's own)")
     add("--ipc", type=int, help="use only the first images of each class")
@@ -48,22 +59,25 @@ def main(arguments: argparse.Namespace) -> None:
         if value is not None:
             changes[field] = value
     device = resolve_device(arguments.device)
+    folder = Path(arguments.artifact)
+    options = {
+        "changes": changes,
+        "cache": cache_folder(),
+        "device": device,
+        "dataset": arguments.dataset,
+        "reading": reading(arguments),
+        "resume": arguments.resume,
+    }
     costs = Costs(None, device, resume=False)
     with Bars() as bars, StopRequest(arguments.time_budget) as stop, costs.stage("evaluating"):
-        rows = evaluate_folder(
-            arguments.folder,
-            changes=changes,
-            cache=cache_folder(),
-            device=device,
-            dataset=arguments.dataset,
-            reading=reading(arguments),
-            ipc=arguments.ipc,
-            resume=arguments.resume,
-            stop=stop,
-            report=bars,
-        )
-    complete_folder(arguments.folder)
-    run_folder = run_folder_of(arguments.folder)
+        options |= {"stop": stop, "report": bars}
+        if is_repository(arguments.artifact):
+            folder = Path("evaluations") / folder.name.partition("@")[0]
+            rows = evaluate_set(load(arguments.artifact, arguments.ipc), run_folder_of(folder), **options)
+        else:
+            rows = evaluate_folder(folder, ipc=arguments.ipc, **options)
+            complete_folder(folder)
+    run_folder = run_folder_of(folder)
     write_results(run_folder / RESULTS_FILE, rows, device, costs.stages)
     forget_progress(run_folder, rows)
     print(table(rows))

@@ -48,7 +48,12 @@ def parser() -> argparse.ArgumentParser:
         help="where the images of a dataset are, for instance cifar100=folder:DIR",
     )
     add("--work", type=Path, default=Path("reproduced"), help="where everything lies (default: reproduced)")
-    add("--results", type=Path, help="what is worth committing (default: tools/results)")
+    add(
+        "--results",
+        type=Path,
+        default=Path("reproduced") / "results",
+        help="what is worth keeping (default: reproduced/results; tools/results are this project's own)",
+    )
     add("--dry-run", action="store_true", help="count operations, and estimate hours from them")
     add("--rate", type=float, default=40.0, help="TFLOP/s that a device sustains, to estimate (default: 40)")
     add("--readme", action="store_true", help="only make tables and the parts of the README from the results")
@@ -62,7 +67,7 @@ def main(arguments: argparse.Namespace) -> None:
             print(path.relative_to(ROOT))
         return
     chosen = chosen_rows(arguments.table, arguments.row)
-    results = (arguments.results or ROOT / "tools" / "results") / arguments.table
+    results = arguments.results / arguments.table
     campaign = Campaign(
         TABLES[arguments.table],
         chosen,

@@ -12,13 +12,14 @@ them work on it together. Results: search.json, report.md and plots in the outpu
 
 import argparse
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
-from command_line import add_source_flags, duration, reading, run_command, settings
+from command_line import add_source_flags, duration, load, reading, run_command, settings
 from filelock import FileLock
 
-from distilled_data import DistilledDataset, HubError, UsageError
+from distilled_data import DistilledDataset, UsageError
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.pipeline import real_images, recipe_of, teacher_pool
 from ncfm_engine.plan import resolve_device
@@ -167,16 +168,6 @@ def labels_of(arguments: argparse.Namespace, dataset: DistilledDataset) -> str:
     return arguments.labels or ("hard" if dataset.artifact.logits is None else "soft")
 
 
-def load(place: str, ipc: int | None) -> DistilledDataset:
-    """A set from a folder, or if there is none of this name, from the Hub."""
-    if Path(place).is_dir() or place.count("/") != 1:
-        return DistilledDataset.from_folder(place, ipc=ipc)
-    try:
-        return DistilledDataset.from_hub(place, ipc=ipc)
-    except HubError as error:
-        raise UsageError(f"there is no folder {place}; and as a repository of the Hub: {error}") from error
-
-
 def folder_name(arguments: argparse.Namespace) -> str:
     """Of the set, the space, and what else was asked for, so that another search does not take its place."""
     parts = [Path(arguments.artifact.partition("@")[0]).name, arguments.space.replace(":", "-")]
@@ -184,6 +175,9 @@ def folder_name(arguments: argparse.Namespace) -> str:
     parts += [arguments.labels] if arguments.labels else []
     parts += [arguments.strategy] if arguments.strategy != "exhaustive" else []
     parts += [f"seed{arguments.seed}"] if arguments.seed else []
+    rest = [sorted(arguments.axis), sorted(arguments.set), arguments.candidates, arguments.seeds]
+    if rest != [[], [], None, 1]:
+        parts.append(hashlib.sha256(repr(rest).encode()).hexdigest()[:6])
     return "-".join(parts)
 
 

@@ -12,7 +12,7 @@ from ncfm_engine.report import plot_agreement, plot_regret
 from ncfm_engine.search import Result
 from ncfm_engine.spaces import Architecture
 from ncfm_engine.trust import trust
-from tools.reproduction.findings import write_rows
+from tools.listing import write_rows
 
 from .campaign import Campaign
 
@@ -183,8 +183,8 @@ def _trust_table(content: Content) -> list[str]:
     return [
         "## Can the ranking be trusted?",
         "",
-        f"{len(truth)} candidates were trained on all images and tested on the test set, in "
-        f"{_seconds(rows, FULL):.1f} s each. Rank correlation with that, and intervals that hold 95 % of "
+        f"{len(truth)} candidates were trained on all images but those held out, and tested on the test set, "
+        f"in {_seconds(rows, FULL):.1f} s each. Rank correlation with that, and intervals that hold 95 % of "
         "bootstrap samples of the candidates. All three ways take as many optimiser steps."
         + ("" if "all" in content["verified"] else CHOSEN),
         "",
@@ -211,7 +211,8 @@ def _interval(found: Content, name: str) -> str:
 
 
 def comparison(contents: Sequence[Content]) -> str:
-    """A table of searches that know their truth, one line each."""
+    """A table of the searches that know their truth, one line each."""
+    contents = [content for content in contents if content["trust"]]
     names = [TITLES[way].removesuffix(" images") for way in PROXIES]
     counts = {found["trust"]["distilled"]["all"]["n"] for found in contents}
     best = {found["trust"]["distilled"]["top"]["n"] for found in contents}

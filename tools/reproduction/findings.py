@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from distilled_data import UsageError
-from distilled_data.format import write_file
 from ncfm_engine.config import Recipe, flatten
 from ncfm_engine.presets import PRESETS
+from tools.listing import write_rows
 
 from .studies import PRESET
 from .tables import TABLES
@@ -86,14 +86,6 @@ def _findings(content: Mapping[str, Any]) -> dict[str, Finding]:
 def write(path: Path, head: Mapping[str, Any], findings: Sequence[Finding]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_rows(path, head, "findings", [finding.row() for finding in findings])
-
-
-def write_rows(path: Path, head: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A JSON object of `head` and the list `name`, with a line for each entry of either."""
-    lines = [f" {json.dumps(field)}: {json.dumps(value)}" for field, value in head.items()]
-    listed = ",\n".join("  " + json.dumps(row) for row in rows)
-    text = "{\n" + ",\n".join([*lines, f' "{name}": [\n{listed}\n ]']) + "\n}\n"
-    write_file(path, text.encode())
 
 
 def _settings(head: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,11 @@ def render_results(results: Path) -> dict[Path, str]:
     pages = {}
     for path in sorted(results.glob("*/table.md")):
         pages[path] = summary.markdown(json.loads(path.with_name("results.json").read_text()))
-    for folder in sorted({path.parent.parent for path in results.glob("*/*/search.json")}):
-        found = [json.loads(path.read_text()) for path in folder.glob("*/search.json")]
+    searches = {path: json.loads(path.read_text()) for path in sorted(results.glob("*/*/search.json"))}
+    for path, content in searches.items():
+        pages[path.with_name(report.REPORT_FILE)] = report.markdown(content)
+    for folder in {path.parent.parent for path in searches}:
+        found = [content for path, content in searches.items() if path.parent.parent == folder]
         pages[folder / "searches.md"] = report.comparison(found)
     studies: dict[str, list[Path]] = {}
     for path in sorted(results.glob("study-*.json")):

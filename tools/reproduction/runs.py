@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 
 from distilled_data import DistilledDataset
@@ -65,7 +64,6 @@ class Laboratory:
         folder = self.folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):  # another study may want the same set at the same time
-            torch.compiler.reset()  # what was compiled for other runs would count against this one's limit
             distilled = distill(
                 recipe.distill,
                 self.source,

@@ -23,9 +23,9 @@ class Variant:
 Study = Mapping[str, Variant]
 
 
-def _each(label: str, field: str, values: str, **others: str) -> Study:
+def _each(label: str, field: str, values: str) -> Study:
     """A variant for each of the values of one field."""
-    return {f"{label} {value}": Variant({f"distill.{field}": value} | others) for value in values.split()}
+    return {f"{label} {value}": Variant({f"distill.{field}": value}) for value in values.split()}
 
 
 def _distill(**changes: str) -> Variant:
@@ -64,7 +64,6 @@ RECIPE: Study = {
     **_each("calibration weight", "calibration", "0.1 10 100 1000"),
     "calibration weight 10, normal frequencies": _distill(calibration="10", discrepancy="cfd"),
     "calibration weight 10, mmd": _distill(calibration="10", discrepancy="mmd"),
-    "calibration weight 10, frequencies: 1024": _distill(calibration="10", frequencies="1024"),
     "calibration weight 10, alpha 0.1": _distill(calibration="10", alpha="0.1"),
     "calibration weight 100, normal frequencies": _distill(calibration="100", discrepancy="cfd"),
     **_each("real images per class:", "real_batch", "64 1024"),

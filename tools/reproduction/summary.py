@@ -55,7 +55,7 @@ def scores(rows: Sequence[Mapping[str, Any]], network: str) -> dict[str, float |
             None,
         )
 
-    hard, own = found("hard"), found("soft") or found("hard")  # soft labels are what the set comes with
+    hard, own = found("hard"), found("soft")  # which every set of ours comes with
     plain = found(own["labels"], NO_AUGMENTATION) if own else None
     lrs = ars = None
     if hard and own and hard["full_mean"] is not None:
