@@ -225,8 +225,14 @@ def test_a_dry_run_counts_and_makes_nothing(here, tmp_path):
     assert status == 0
     assert not (tmp_path / "results").exists()
     assert not (tmp_path / "reproduced").exists()
-    petaflop = [float(cell) for cell in output.splitlines()[1].split()[1:4]]
-    assert float(output.splitlines()[1].split()[-1]) == pytest.approx(sum(petaflop) * 1e6 / 3600, rel=0.02)
+    rows = [[float(cell) for cell in line.split()[1:]] for line in output.splitlines()[1:]]
+    assert len(rows) == 3
+    for *petaflop, most, all_of_it in rows:
+        assert len(petaflop) == 4
+        assert most == pytest.approx(sum(petaflop[:3]) * 1e6 / 3600, rel=0.02)
+        assert all_of_it == pytest.approx(sum(petaflop) * 1e6 / 3600, rel=0.02)
+    for column in zip(*rows, strict=True):
+        assert column[2] == pytest.approx(column[0] + column[1], rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from ncfm_engine.report import Bars
 from ncfm_engine.stop import StopRequest
 from tools.reproduction.campaign import STAGES, TABLE_FILE, Campaign
 from tools.reproduction.readme import update
-from tools.reproduction.tables import TABLES
+from tools.reproduction.tables import ARCHITECTURES, TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -116,24 +116,32 @@ def sources(pairs: list[str]) -> dict[str, str]:
 
 
 def estimate(campaign: Campaign, rate: float) -> None:
-    """Print what each set takes with all its evaluations, from its operations.
+    """Print what each set takes, without and with the other architectures, from its operations.
 
     Networks that several sets share are counted with each.
     """
-    head = "".join(f"{name:>14}" for name in ("pretraining", "distilling", "evaluating"))
-    print(f"{'PFLOP':20}{head}   hours at {rate:g} TFLOP/s")
-    total = 0.0
+    columns = ("pretraining", "distilling", "evaluating", "architectures")
+    head = "".join(f"{name:>14}" for name in columns)
+    print(f"{'PFLOP':20}{head}   hours at {rate:g} TFLOP/s: without them, in all")
+    totals = dict.fromkeys(columns, 0.0)
     for row in (row for row in campaign.rows if row.name in campaign.chosen):
         plan = campaign.plan(row)
         source = open_source(plan)
-        counts = operations(plan.recipe, source)
+        counts = dict.fromkeys(columns, 0.0) | operations(plan.recipe, source)
         for stage in STAGES[1:]:
             changed = plan.recipe.replace(campaign.evaluation(row, stage))
-            counts["evaluating"] += operations(changed, source)["evaluating"]
-        total += sum(counts.values())
-        cells = "".join(f"{count / 1e15:14.3g}" for count in counts.values())
-        print(f"{row.name:20}{cells}          {sum(counts.values()) / rate / 3.6e15:8.2f}")
-    print(f"{'all':62}          {total / rate / 3.6e15:8.2f}")
+            column = "architectures" if stage in ARCHITECTURES else "evaluating"
+            counts[column] += operations(changed, source)["evaluating"]
+        totals = {name: totals[name] + count for name, count in counts.items()}
+        print(line(row.name, counts, rate))
+    print(line("all", totals, rate))
+
+
+def line(name: str, counts: dict[str, float], rate: float) -> str:
+    """Operations of the stages, and the hours that they take without the last one, and with it."""
+    cells = "".join(f"{count / 1e15:14.3g}" for count in counts.values())
+    *most, rest = (count / rate / 3.6e15 for count in counts.values())
+    return f"{name:20}{cells}{sum(most):13.2f}{sum(most) + rest:10.2f}"
 
 
 if __name__ == "__main__":
