@@ -150,9 +150,10 @@ def test_a_folder_of_several_sets_is_refused_before_anything_is_trained(finished
     shutil.copytree(finished[0] / "out", tmp_path / "sets" / "ipc3")
     index = Index("ipc3", {"ipc3": Fingerprint.of(tmp_path / "sets" / "ipc3" / MANIFEST_FILE)})
     (tmp_path / "sets" / MANIFEST_FILE).write_bytes(index.to_bytes())
-    status, output, error = here("evaluate.py", "sets", settings=["evaluate.epochs=1000000"])
+    status, output, error = here("evaluate.py", "sets", settings=TINY)
     assert (status, output) == (2, "")
     assert "name the folder of one, such as sets/ipc3" in " ".join(error.split())
+    assert not (tmp_path / "sets.run").exists()
 
 
 def test_a_row_of_other_settings_does_not_replace_the_recipes_own(finished, here, tmp_path):
