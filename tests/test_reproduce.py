@@ -220,6 +220,14 @@ def test_every_row_is_a_recipe_and_the_published_ones_have_published_figures():
     assert ARCHITECTURES == ("resnet18", "vgg11", "alexnet")
 
 
+@pytest.mark.parametrize(("table", "name"), [("small", "vgg11_x0_25"), ("published", "vgg11")])
+def test_other_architectures_are_as_narrow_as_the_table(table, name):
+    made = campaign.Campaign(TABLES[table], [], None, None, {}, None, {})  # type: ignore[arg-type]
+    for row in TABLES[table]:
+        recipe = PRESETS[row.preset].recipe()
+        assert recipe.replace(made.evaluation(row, "vgg11")).network.name == name
+
+
 def test_a_dry_run_counts_and_makes_nothing(here, tmp_path):
     status, output, _ = here("reproduce.py", "digits", "--results", "results", "--dry-run", "--rate", "0.001")
     assert status == 0
@@ -229,6 +237,7 @@ def test_a_dry_run_counts_and_makes_nothing(here, tmp_path):
     assert len(rows) == 3
     for *petaflop, most, all_of_it in rows:
         assert len(petaflop) == 4
+        assert petaflop[3] > petaflop[2]  # the other architectures take more than the first one
         assert most == pytest.approx(sum(petaflop[:3]) * 1e6 / 3600, rel=0.02)
         assert all_of_it == pytest.approx(sum(petaflop) * 1e6 / 3600, rel=0.02)
     for column in zip(*rows, strict=True):
