@@ -123,11 +123,12 @@ def estimate(campaign: Campaign, rate: float) -> None:
     columns = ("pretraining", "distilling", "evaluating", "architectures")
     head = "".join(f"{name:>14}" for name in columns)
     print(f"{'PFLOP':20}{head}   hours at {rate:g} TFLOP/s: without them, in all")
-    totals = dict.fromkeys(columns, 0.0)
+    none: dict[str, float] = dict.fromkeys(columns, 0.0)
+    totals = none
     for row in (row for row in campaign.rows if row.name in campaign.chosen):
         plan = campaign.plan(row)
         source = open_source(plan)
-        counts = dict.fromkeys(columns, 0.0) | operations(plan.recipe, source)
+        counts = none | operations(plan.recipe, source)
         for stage in STAGES[1:]:
             changed = plan.recipe.replace(campaign.evaluation(row, stage))
             column = "architectures" if stage in ARCHITECTURES else "evaluating"
