@@ -43,8 +43,8 @@ PAPER_ARCHITECTURES = {
 REPORTED = {("cifar10", 1): "~36", ("cifar10", 50): "~72"}
 
 
-# The sets of the article, the most telling first, and epochs of their evaluation in a short time: 4,000 to
-# 16,000 optimiser steps, but 2,000 and 1,000 with one image per class.
+# The sets of the article, the most telling first, and epochs of their evaluation in a short time: 1,000
+# optimiser steps for the smallest, 4,000 to 16,000 for the others.
 _SETS = {
     ("cifar10", 10): 1000,
     ("cifar100", 10): 300,
@@ -84,7 +84,7 @@ TABLES: Mapping[str, tuple[Row, ...]] = {
         _set(*of, _SHORT | {"evaluate.epochs": str(epochs)}, architectures={"evaluate.repeats": "1"})
         for of, epochs in _SETS.items()
     ),
-    # On two CPU cores, an hour for each set. All networks have a quarter of the article's width.
+    # On a CPU core each, an hour for each set. All networks have a quarter of the article's width.
     "small": (
         Row(
             "cifar10-ipc10",
