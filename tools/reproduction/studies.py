@@ -66,6 +66,7 @@ RECIPE: Study = {
     "calibration weight 10, mmd": _distill(calibration="10", discrepancy="mmd"),
     "calibration weight 10, alpha 0.1": _distill(calibration="10", alpha="0.1"),
     "calibration weight 100, normal frequencies": _distill(calibration="100", discrepancy="cfd"),
+    "calibration weight 100, factor 4": _distill(calibration="100", factor="4"),
     **_each("real images per class:", "real_batch", "64 1024"),
     "fresh real features": _distill(real_features="fresh"),
     **_each("bank, entries:", "bank_size", "1 16"),
