@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # whoever imports it later keeps the group, see `join`
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
@@ -82,7 +83,13 @@ class Ranks:
 
 @contextmanager
 def join(device: str) -> Iterator[Ranks]:
-    """Meet the other processes that torchrun started; without torchrun, be alone. Raises `RankError`."""
+    """Meet the other processes that torchrun started; without torchrun, be alone. Raises `RankError`.
+
+    Nothing may keep the group: a thread of gloo that drops its tensor while Python ends aborts the process
+    (one run in 20 on a busy machine; pytorch issue 179291). The default arguments of
+    `torch.distributed.nn.functional` are the group that is there when it is first imported, which parts of
+    torch do at any time.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Ranks()

@@ -56,17 +56,29 @@ except (DistilledDataError, Stopped) as error:
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     sys.exit(3)
 """
+PARTING = """
+import sys, weakref
+import torch.distributed as dist
+from ncfm_engine.ranks import join
+
+with join("cpu") as ranks:
+    import torch.distributed.nn.functional  # as parts of torch do when they are first used
+    group = weakref.ref(dist.group.WORLD)
+    ranks.barrier()
+if group() is not None:
+    sys.exit("its threads live on, and abort the process if they drop a tensor while Python ends")
+"""
 
 
-def play(folder: Path, ranks: int, **options) -> tuple[int, str]:
-    """Run the program above in `ranks` processes: (worst exit status, all that they wrote to stderr)."""
+def play(folder: Path, ranks: int, program: str = PROGRAM, **options) -> tuple[int, str]:
+    """Run the program in `ranks` processes: (worst exit status, all that they wrote to stderr)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     meeting = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(folder), json.dumps(options)],
+            [sys.executable, "-c", program, str(folder), json.dumps(options)],
             env=environment() | meeting | {"RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -127,6 +139,11 @@ def test_a_process_that_dies_ends_all_and_the_checkpoint_goes_on_with_another_nu
 def test_processes_stop_together_when_one_is_asked_to(tmp_path):
     _, errors = play(tmp_path, 2, stops=1)
     assert errors.count("Stopped: distil, step 10 of 12") == 2
+
+
+def test_nothing_of_the_group_is_left_when_the_processes_part(tmp_path):
+    status, errors = play(tmp_path, 2, program=PARTING)
+    assert status == 0, errors
 
 
 def test_parts_cover_all_classes_once_and_are_even():
