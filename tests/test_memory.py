@@ -25,7 +25,7 @@ def measured(digits, pool, config, ipc, layout) -> int:
     images = initial_images(config, digits, pool, ipc=ipc, seed=0)
     step.backward(images, 0)  # what is made once is made here; a bank is refreshed in the next step
     images.grad = None
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
         step.backward(images, 1)
     sizes = [e.nbytes() for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = peak = 0

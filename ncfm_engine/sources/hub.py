@@ -36,7 +36,7 @@ class HubReader:
             raise UsageError(f"hf:{spec} is not hf:REPO, hf:REPO:CONFIG or hf:REPO:CONFIG:SPLIT")
         try:
             builder = datasets.load_dataset_builder(repo, config or None)
-            commit = re.search(r"@([0-9a-f]{40})", str(builder.base_path))
+            commit = re.fullmatch("[0-9a-f]{40}", str(builder.hash))  # of files on disk it is shorter
             known = [str(name) for name in builder.config.data_files or builder.info.splits or ()]
             chosen = dict(zip(PARTS, splits.split(",") if splits else _default_splits(known), strict=False))
             size = builder.info.dataset_size
@@ -44,7 +44,7 @@ class HubReader:
             self.streamed = not sliced and (size is None or size >= STREAMED_FROM)
             options = {"name": config or None, "streaming": self.streamed}
             if commit:
-                options["revision"] = commit[1]
+                options["revision"] = commit[0]
             loaded: dict[str, Any] = {
                 part: datasets.load_dataset(repo, split=split, **options) for part, split in chosen.items()
             }
@@ -72,7 +72,7 @@ class HubReader:
         self.origin = Origin(
             name,
             f"hf:{name if local else repo}" + (f":{config}" if config else ""),
-            commit[1] if commit else "unknown",
+            commit[0] if commit else "unknown",
             builder.info.license or "unknown",
             builder.info.citation or "",
         )
