@@ -41,4 +41,6 @@ def distil(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    return os.environ | {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+    torch_2_11 = "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
+    strict = {"PYTHONWARNINGS": f"error,{torch_2_11}"}
+    return os.environ | {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"} | strict
