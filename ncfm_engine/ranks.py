@@ -86,7 +86,7 @@ def join(device: str) -> Iterator[Ranks]:
     """Meet the other processes that torchrun started; without torchrun, be alone. Raises `RankError`.
 
     Nothing may keep the group: a thread of gloo that drops its tensor while Python ends aborts the process
-    (one run in 20 on a busy machine; pytorch issue 179291). The default arguments of
+    (one run in 20 on a busy machine; pytorch pull request 179291). The default arguments of
     `torch.distributed.nn.functional` are the group that is there when it is first imported, which parts of
     torch do at any time.
     """

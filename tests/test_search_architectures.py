@@ -136,6 +136,7 @@ def test_networks_that_cannot_be_trained_are_in_the_report_with_the_reason(here,
     assert "- kind=raises, distilled images: ValueError: three heads are too many\n" in output
     assert "- kind=diverges, early stopping: DivergenceError: network 0 diverged before step 2\n" in output
     assert "memory" in rows["hungry"]["distilled"]["reason"]
+    assert "Another `--storage` tries them again." in output
     assert "(1 complete, 3 failed)" in output
 
 

@@ -124,7 +124,7 @@ def markdown(content: Content) -> str:
         if row.get(way) and row[way]["state"] == "failed"
     ]
     if failed:
-        lines += ["", "## Failed", "", *failed, "", "They are not tried again with the same `--storage`."]
+        lines += ["", "## Failed", "", *failed, "", "Another `--storage` tries them again."]
     lines += ["", f"{content['device']}, torch {content['versions']['torch']}; `{content['command']}`."]
     return "\n".join(lines) + "\n"
 
