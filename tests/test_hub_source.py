@@ -158,26 +158,56 @@ def test_what_is_not_there_or_has_no_images_is_refused(tmp_path):
         load_source(f"hf:{folder}")
 
 
-def test_a_repository_is_read_over_http_and_its_commit_is_recorded(tmp_path, loopback):
-    folder = write(tmp_path / "flowers", train=slice(16), test=slice(16, None))
+def publish(folder, loopback) -> str:
+    """The commit of a folder that is made the repository org/flowers."""
     api = HfApi(loopback.url, "hf_alice")
     api.create_repo("org/flowers", repo_type="dataset")
     api.upload_folder(repo_id="org/flowers", folder_path=folder, repo_type="dataset")
+    return loopback.head("org/flowers").oid
+
+
+def read_in_a_process(home, loopback, offline: str = "0"):
+    """Id, revision, fingerprint and number of test images of org/flowers."""
     program = """
 import json
 from ncfm_engine.sources import load_source
 source = load_source("hf:org/flowers")
 print(json.dumps([source.origin.id, source.origin.revision, source.fingerprint, len(source.test)]))
 """
-    online = {"HF_ENDPOINT": loopback.url, "HF_HOME": str(tmp_path / "home"), "HF_DATASETS_OFFLINE": "0"}
+    settings = {
+        "HF_ENDPOINT": loopback.url,
+        "HF_HOME": str(home),
+        "HF_DATASETS_OFFLINE": offline,
+        "HF_HUB_OFFLINE": offline,
+    }
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env=os.environ | online | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | settings | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    commit = loopback.head("org/flowers").oid
-    local = load_source(f"hf:{folder}")
-    assert json.loads(done.stdout) == ["hf:org/flowers", commit, local.fingerprint, 8]
+    return json.loads(done.stdout)
+
+
+def test_a_repository_is_read_over_http_and_its_commit_is_recorded(tmp_path, loopback):
+    folder = write(tmp_path / "flowers", train=slice(16), test=slice(16, None))
+    commit = publish(folder, loopback)
+    expected = ["hf:org/flowers", commit, load_source(f"hf:{folder}").fingerprint, 8]
+    assert read_in_a_process(tmp_path / "home", loopback) == expected
+
+
+def test_a_repository_that_tells_its_small_size_is_kept_and_read_offline_at_the_same_commit(
+    tmp_path, loopback
+):
+    folder = write(tmp_path / "flowers", train=slice(16), test=slice(16, None))
+    splits = [{"name": "train", "num_examples": 16}, {"name": "test", "num_examples": 8}]
+    card = json.dumps({"dataset_info": {"splits": splits, "download_size": 9000, "dataset_size": 9000}})
+    (folder / "README.md").write_text(f"---\n{card}\n---\n")  # JSON is YAML
+    commit = publish(folder, loopback)
+    first = read_in_a_process(tmp_path / "home", loopback)
+    asked = len(loopback.requests)
+    assert first[1] == commit
+    assert read_in_a_process(tmp_path / "home", loopback, offline="1") == first
+    assert len(loopback.requests) == asked
