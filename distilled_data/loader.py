@@ -113,7 +113,8 @@ class Loader:
         if self.shuffle:
             order = torch.randperm(len(order), generator=generator_at(self.seed, "order", epoch))
         length = self.share * self.world_size
-        return order.repeat(-(-length // len(order)))[:length][self.rank :: self.world_size]
+        again = order.expand(-(-length // len(order)), -1).flatten()  # once: a view, nothing is copied
+        return again[:length][self.rank :: self.world_size]
 
     def batch(self, rows: Tensor, epoch: int, batch: int, offset: int = 0) -> Any:
         """Images and targets of `rows`, augmented and mixed as number `batch` of `epoch` is.
