@@ -64,7 +64,7 @@ def parse(strategy: str) -> list[list[str]]:
     slots = [slot.split("|") for slot in (DSA if strategy == "dsa" else strategy).split("_")]
     for name in (name for slot in slots for name in slot):
         if name not in OPERATIONS:
-            raise UnknownNameError("augmentation", name, [*OPERATIONS, "dsa"])
+            raise UnknownNameError.of("augmentation", name, [*OPERATIONS, "dsa"])
     return slots
 
 
@@ -94,7 +94,7 @@ def parse_mix(strategy: str) -> list[str]:
     names = strategy.split("|")
     for name in names:
         if name not in MIXES:
-            raise UnknownNameError("mix", name, list(MIXES))
+            raise UnknownNameError.of("mix", name, list(MIXES))
     return names
 
 

@@ -187,7 +187,12 @@ class DistilledDataset(Dataset):
     @property
     def images(self) -> Tensor:
         """All samples decoded, uint8 [N, channels, height, width]."""
-        return self._decode(torch.arange(len(self))).round().to(torch.uint8)
+        return self.decoded(torch.arange(len(self))).round_().to(torch.uint8)
+
+    def decoded(self, rows: Tensor) -> Tensor:
+        """The samples number `rows` [B] decoded, float32 [B, channels, height, width] in 0..255."""
+        chosen = take(self.artifact.images.flatten(0, 1), rows, self.info.factor)
+        return enlarge(chosen.float(), (self.info.height, self.info.width))
 
     @property
     def data(self) -> np.ndarray:
@@ -217,7 +222,7 @@ class DistilledDataset(Dataset):
         rows = torch.tensor(indices, dtype=torch.int64)
         rows = torch.where(rows < 0, rows + len(self), rows)
         stored, label = self._labels(self.labels)
-        images, targets = self._decode(rows), label(stored.index_select(0, rows))
+        images, targets = self.decoded(rows), label(stored.index_select(0, rows))
         if self.transform is None:
             mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (self.mean, self.std))
             samples = list((images / 255 - mean) / std)
@@ -244,9 +249,10 @@ class DistilledDataset(Dataset):
     def select(self, ipc: int | None = None, classes: Sequence[str | int] | None = None) -> Self:
         """The first `ipc` images per class, of `classes` (names or indices, renumbered in that order)."""
         ranks = format.resolve_ipc(ipc, self.ipc)
-        images, logits = self.artifact.images[:ranks].clone(), self.artifact.logits
-        logits = None if logits is None else logits[:ranks].clone()  # a view would pickle the whole set
-        artifact = Artifact(images, dataclasses.replace(self.info, ipc=ranks), logits)
+        tensors = {name: tensor[:ranks] for name, tensor in self.artifact.tensors.items()}
+        if classes is None:  # a view would keep the whole set in memory; of classes copies are made below
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        artifact = Artifact(metadata=dataclasses.replace(self.info, ipc=ranks), **tensors)
         if classes is not None:
             artifact = format.select_classes(artifact, classes)
         return self._derived(artifact, self.labels)
@@ -428,7 +434,3 @@ class DistilledDataset(Dataset):
         if labels == "logits":
             return logits, as_float
         return logits, partial(soften, temperature=self.info.labels.get("temperature", 1.0))
-
-    def _decode(self, rows: Tensor) -> Tensor:
-        chosen = take(self.artifact.images.flatten(0, 1), rows, self.info.factor)
-        return enlarge(chosen.float(), (self.info.height, self.info.width))

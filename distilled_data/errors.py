@@ -19,11 +19,13 @@
     ├── DeviceMemoryError              the work does not fit into the memory of the device
     └── RankError                      another process of a distributed run failed or never came
 
-A message says what happened, where, what was expected, what was found, and what to do next.
+A message says what happened, where, what was expected, what was found, and what to do next. An error is made
+of its message alone, so that it comes out of a worker process as what it is.
 """
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Self
 
 
 class DistilledDataError(Exception):
@@ -37,22 +39,22 @@ class UsageError(DistilledDataError, ValueError):
 
 
 class UnknownNameError(UsageError):
-    """`kind` names what was looked up ("dataset"), `known` all names that exist, `close` the likely ones."""
-
-    def __init__(self, kind: str, name: str, known: Iterable[str], close: Sequence[str] = ()):
+    @classmethod
+    def of(cls, kind: str, name: str, known: Iterable[str], close: Sequence[str] = ()) -> Self:
+        """`kind` is what was looked up ("dataset"), `known` all names that exist, `close` the likely ones."""
         known = sorted(known)
         close = close or difflib.get_close_matches(name, known, n=3)
         hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
-        super().__init__(f"unknown {kind} {name!r}. {hint}Known: {', '.join(known)}.")
+        return cls(f"unknown {kind} {name!r}. {hint}Known: {', '.join(known)}.")
 
 
 class MissingExtraError(DistilledDataError, ImportError):
-    """`package` could not be imported; installing the extra of that name brings it."""
-
     exit_code = 2
 
-    def __init__(self, package: str, extra: str, purpose: str):
-        super().__init__(
+    @classmethod
+    def of(cls, package: str, extra: str, purpose: str) -> Self:
+        """`package` could not be imported, which `purpose` needs; installing `extra` brings it."""
+        return cls(
             f"{purpose} needs the package {package!r}, which is not installed. "
             f"Install it with: pip install 'distilled-data[{extra}]', in a checkout with: pip install -e "
             f"'.[{extra}]'"

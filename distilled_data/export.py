@@ -8,18 +8,20 @@ import contextlib
 import io
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from .errors import MissingExtraError, OutputError, UsageError
+from .format import new_folder
 
 if TYPE_CHECKING:
     from .dataset import DistilledDataset
+
+AT_ONCE = 1000  # views that are decoded; all of them can be gigabytes
 
 
 def to_hf(data: "DistilledDataset") -> Any:
@@ -27,7 +29,7 @@ def to_hf(data: "DistilledDataset") -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise MissingExtraError("datasets", "data", "a Hugging Face dataset") from error
+        raise MissingExtraError.of("datasets", "data", "a Hugging Face dataset") from error
     features: dict[str, Any] = {
         "image": datasets.Image(),
         "label": datasets.ClassLabel(names=list(data.classes)),
@@ -43,12 +45,14 @@ def to_hf(data: "DistilledDataset") -> Any:
 
 
 def to_webdataset(data: "DistilledDataset", path: str | Path) -> None:
-    """Write the shard `path`: samples of `png`, `cls` and, with teacher labels, `soft.npy`."""
+    """Write the shard `path`, a .tar: samples of `png`, `cls` and, with teacher labels, `soft.npy`."""
     try:
         from webdataset.writer import TarWriter
     except ImportError as error:
-        raise MissingExtraError("webdataset", "data", "a WebDataset shard") from error
+        raise MissingExtraError.of("webdataset", "data", "a WebDataset shard") from error
     path = Path(path)
+    if path.name.endswith("gz"):
+        raise UsageError(f"a shard is not compressed, PNG is already; name it .tar, got {path.name}")
     soft = None if data.artifact.logits is None else data.soft_targets.numpy()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -59,11 +63,12 @@ def to_webdataset(data: "DistilledDataset", path: str | Path) -> None:
                 shard.write(sample if soft is None else sample | {"soft.npy": soft[number]})
         os.replace(temporary, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise OutputError(
             f"could not write {path}: {error.strerror}. The old file, if any, is there."
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def to_imagefolder(data: "DistilledDataset", path: str | Path) -> None:
@@ -71,30 +76,21 @@ def to_imagefolder(data: "DistilledDataset", path: str | Path) -> None:
 
     A class folder is the label in digits, then the name. `path` must not exist, or be an empty folder.
     """
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"{path} is not an empty folder; choose another one")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     digits = len(str(len(data.classes) - 1))
     names = [f"{label:0{digits}d}_{_file_name(name)}" for label, name in enumerate(data.classes)]
-    try:
+    with new_folder(path) as folder:
         for name in names:
-            (temporary / name).mkdir()
+            (folder / name).mkdir()
         for number, (content, label) in enumerate(zip(_pngs(data), data.targets.tolist(), strict=True)):
-            (temporary / names[label] / f"{number:08d}.png").write_bytes(content)
-        temporary.chmod(0o755)
-        os.replace(temporary, path)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OutputError(f"could not write {path}: {error.strerror}") from error
+            (folder / names[label] / f"{number:08d}.png").write_bytes(content)
 
 
 def _pngs(data: "DistilledDataset") -> Iterator[bytes]:
-    for image in data.images:
-        file = io.BytesIO()
-        to_pil(image).save(file, "PNG")
-        yield file.getvalue()
+    for rows in torch.arange(len(data)).split(AT_ONCE):
+        for image in data.decoded(rows):
+            file = io.BytesIO()
+            to_pil(image).save(file, "PNG")
+            yield file.getvalue()
 
 
 def to_pil(image: Tensor) -> Any:
@@ -102,7 +98,7 @@ def to_pil(image: Tensor) -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise MissingExtraError("pillow", "engine", "a PIL image") from error
+        raise MissingExtraError.of("pillow", "engine", "a PIL image") from error
     array = image.round().byte().permute(1, 2, 0).numpy()
     return Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array)
 

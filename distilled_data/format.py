@@ -16,8 +16,9 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ MANIFEST_FILE = "manifest.json"  # see `manifest`
 MAX_HEADER = 25_000_000  # bytes; as much as the Hub's own reader of safetensors headers takes
 FOLDER_FILES = (ARTIFACT_FILE, CARD_FILE, PARQUET_FILE, PREVIEW_FILE, MANIFEST_FILE)
 
+_TENSORS = {
+    "images": ("U8", torch.uint8),
+    "logits": ("F16", torch.float16),
+}  # in safetensors, in torch
 _DECODE = {"interpolation": "bilinear", "align_corners": False, "view_order": "row-major"}
 
 
@@ -101,9 +106,17 @@ class Metadata:
         content = {"format_version": FORMAT_VERSION, "decode": _DECODE, "value_range": [0, 255]}
         content |= dataclasses.asdict(self)
         try:
-            return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+            text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+            json.dumps(content, ensure_ascii=False).encode()  # half a character is a name of no file or card
         except (TypeError, ValueError) as error:
             raise FormatError(f"artifact metadata cannot be written as JSON: {error}") from error
+        return text
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Of the tensor `images` or `logits`."""
+        if tensor == "images":
+            return (self.ipc, len(self.classes), self.channels, self.height, self.width)
+        return (self.ipc, len(self.classes), self.factor**2, len(self.classes))
 
     @classmethod
     def from_json(cls, text: str) -> "Metadata":
@@ -142,14 +155,8 @@ class Artifact:
     logits: Tensor | None = None  # float16 [ipc, classes, factor**2, classes]
 
     def __post_init__(self):
-        m = self.metadata
-        expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-            "images": (torch.uint8, (m.ipc, len(m.classes), m.channels, m.height, m.width))
-        }
-        if self.logits is not None:
-            expected["logits"] = (torch.float16, (m.ipc, len(m.classes), m.factor**2, len(m.classes)))
-        for name, (dtype, shape) in expected.items():
-            tensor = getattr(self, name)
+        for name, tensor in self.tensors.items():
+            dtype, shape = _TENSORS[name][1], self.metadata.shape(name)
             if tensor.dtype != dtype or tuple(tensor.shape) != shape:
                 raise FormatError(
                     f"artifact tensor {name!r}: expected {dtype} {list(shape)} by the metadata, "
@@ -159,6 +166,11 @@ class Artifact:
                 object.__setattr__(self, name, tensor.contiguous())
         if self.logits is not None and not torch.isfinite(self.logits).all():
             raise FormatError("artifact tensor 'logits' holds values that are not finite")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tensors of their own memory: pickle writes all that a view lies in, a file with others of them."""
+        views = {n: t for n, t in self.tensors.items() if t.nbytes < t.untyped_storage().nbytes()}
+        return self.__dict__ | {name: tensor.clone() for name, tensor in views.items()}
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -198,20 +210,23 @@ def read_artifact(
     """
     with _open(path) as file:
         views, text = ({}, (file.metadata() or {}).get(METADATA_KEY)) if content is None else _views(content)
-        metadata = _metadata(path, text)
+        metadata = parse_metadata(path, text)
         # Parts of the file may lie about shapes; the full shapes are checked before anything is taken.
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        if set(shapes) not in ({"images"}, {"images", "logits"}):
-            raise FormatError(f"{path}: expected the tensors images and logits, got {sorted(shapes)}")
-        if shapes["images"][:2] != [metadata.ipc, len(metadata.classes)]:
-            raise FormatError(
-                f"{path}: the metadata says {metadata.ipc} images of {len(metadata.classes)} classes, "
-                f"the tensor has the shape {shapes['images']}"
-            )
+        names = set(file.keys())
+        if names not in ({"images"}, {"images", "logits"}):
+            raise FormatError(f"{path}: expected the tensors images and logits, got {sorted(names)}")
+        for name in names:
+            part = file.get_slice(name)
+            expected = [_TENSORS[name][0], *metadata.shape(name)]
+            found = [part.get_dtype(), *part.get_shape()]
+            if found != expected:
+                raise FormatError(
+                    f"{path}: tensor {name!r}: expected {expected} by the metadata, got {found}"
+                )
         ranks = slice(0, resolve_ipc(ipc, metadata.ipc))
         tensors = {
             name: views[name][ranks] if name in views else file.get_slice(name)[ranks].clone()
-            for name in shapes
+            for name in names
         }
     metadata = dataclasses.replace(metadata, ipc=ranks.stop)
     whole = Artifact(tensors["images"], metadata, tensors.get("logits"))
@@ -222,8 +237,8 @@ def _views(content: Tensor) -> tuple[dict[str, Tensor], str | None]:
     """Tensors, of the dtypes of the format, and metadata in the bytes uint8 [size] of a safetensors file."""
     start = 8 + int.from_bytes(content[:8].numpy().tobytes(), "little")
     header = json.loads(content[8:start].numpy().tobytes())
-    text = header.pop("__metadata__", {}).get(METADATA_KEY)
-    dtypes, tensors = {"U8": torch.uint8, "F16": torch.float16}, {}
+    text = (header.pop("__metadata__", None) or {}).get(METADATA_KEY)
+    dtypes, tensors = dict(_TENSORS.values()), {}
     for name, entry in header.items():
         if (dtype := dtypes.get(entry["dtype"])) is not None:
             first, end = (start + offset for offset in entry["data_offsets"])
@@ -235,7 +250,7 @@ def _views(content: Tensor) -> tuple[dict[str, Tensor], str | None]:
 def read_metadata(path: str | Path) -> Metadata:
     """Read only the header of an artifact."""
     with _open(path) as file:
-        return _metadata(path, (file.metadata() or {}).get(METADATA_KEY))
+        return parse_metadata(path, (file.metadata() or {}).get(METADATA_KEY))
 
 
 def resolve_ipc(ipc: int | None, stored: int) -> int:
@@ -254,7 +269,7 @@ def select_classes(artifact: Artifact, classes: Sequence[str | int]) -> Artifact
     names = artifact.metadata.classes
     for wanted in classes:
         if isinstance(wanted, str) and wanted not in names:
-            raise UnknownNameError("class", wanted, names)
+            raise UnknownNameError.of("class", wanted, names)
         if not isinstance(wanted, str) and wanted not in range(len(names)):
             raise UsageError(f"class index {wanted} is not a whole number in 0..{len(names) - 1}")
     index = [names.index(c) if isinstance(c, str) else int(c) for c in classes]
@@ -294,6 +309,29 @@ def write_file(path: str | Path, content: bytes) -> None:
         ) from error
 
 
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` at the end: all of it or, on any error or kill, none of it.
+
+    Raises `UsageError` if something is there that is not an empty folder, and `OutputError`.
+    """
+    path = Path(path).resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path} is not an empty folder; choose another one")
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        yield temporary
+        temporary.chmod(0o755)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"could not write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _open(path: str | Path) -> Any:
     path = Path(path)
     try:
@@ -315,7 +353,7 @@ def _open(path: str | Path) -> Any:
         raise FormatError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _metadata(path: str | Path, text: str | None) -> Metadata:
+def parse_metadata(path: str | Path, text: str | None) -> Metadata:
     if text is None:
         raise FormatError(
             f"{path} is a safetensors file of another kind: its metadata has no key {METADATA_KEY!r}"

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .errors import FormatError, MissingExtraError, UsageError
-from .format import Artifact, write_file
+from .format import METADATA_KEY, Artifact, Metadata, parse_metadata, write_file
 from .tensors import artifact_of
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ EXPECTED = (
     "images_X.pt with labels_X.pt (MTT, DATM), .npz, or a folder of images per class"
 )
 IMAGE_KEYS, LABEL_KEYS = ("images", "x", "data", "x_train"), ("labels", "y", "targets", "y_train")
-
-KNOWN_KEYS = {*IMAGE_KEYS, *LABEL_KEYS, "classes", "mean", "std", "factor", "logits", "temperature"}
+OTHER_KEYS = ("classes", "mean", "std", "factor", "logits", "temperature", METADATA_KEY)
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ class Found:
     std: Sequence[float] | None = None
     values: str | None = None
     temperature: float = 1.0
+    metadata: Metadata | None = None  # of a file that `write_set` wrote
 
 
 def read_set(
@@ -75,11 +75,14 @@ def read_set(
     What is given beats what the file says. What neither says is guessed by the images, with a warning:
     `values` (see `distilled_data.tensors.VALUES`) and, of the NCFM form, the packing `factor`, which is 1
     elsewhere. Without `classes` they are numbered. Of a DC file with several experiments the last is taken.
+    A .npz of `write_set` comes back as it was, with `name` and `license` changed if they are given; with more
+    than those it is read as anybody's.
 
     Raises `FormatError` for a file in no such form, `UsageError` for what makes no artifact or needs a word.
     """
     path = Path(path)
     found = _read(path, experiment)
+    ours = found.metadata if all(word is None for word in (classes, factor, mean, std, values)) else None
     if factor is None:
         factor = found.factor or _guess_factor(found.images)
     chosen = tuple(classes) if classes is not None else found.classes
@@ -87,6 +90,7 @@ def read_set(
         found.images,
         chosen,
         targets=found.targets,
+        logits=found.logits,
         factor=factor,
         mean=found.mean if mean is None else mean,
         std=found.std if std is None else std,
@@ -95,9 +99,9 @@ def read_set(
     )
     if chosen is None:
         warnings.warn(f"{path} names no classes; they are numbered. Give their names in order", stacklevel=2)
-    if found.logits is not None:
-        order = found.targets.argsort(stable=True).view(len(artifact.metadata.classes), -1).T
-        artifact = replace(artifact, logits=found.logits[order].half())
+    if ours is not None:
+        source = ours.source | ({} if license is None else {"license": license})
+        return replace(artifact, metadata=replace(ours, dataset=name or ours.dataset, source=source))
     source = {
         "id": name or path.stem,
         "license": license,
@@ -130,6 +134,7 @@ def write_set(data: "DistilledDataset", path: str | Path) -> None:
             "mean": np.array(data.mean),
             "std": np.array(data.std),
             "factor": np.array(data.info.factor),
+            METADATA_KEY: np.array(data.info.to_json()),
         }
         if data.artifact.logits is not None:
             arrays["logits"] = data.artifact.logits.transpose(0, 1).flatten(0, 1).numpy()
@@ -143,6 +148,7 @@ def write_set(data: "DistilledDataset", path: str | Path) -> None:
         labels = data.targets
         if data.artifact.logits is not None:
             labels = data.artifact.logits.flatten(0, 2).float() / data.info.labels.get("temperature", 1.0)
+        path.unlink(missing_ok=True)  # new labels beside old images would be read as one set
         _write_pt(_labels_beside(path), labels[order].contiguous())
         _write_pt(path, ((data.images[order] / 255 - mean) / std).contiguous())
     elif path.suffix == ".pt":
@@ -193,7 +199,9 @@ def _read_npz(path: Path) -> Found:
     try:
         # numpy leaves a file open that it opened and cannot read
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if name in KNOWN_KEYS}
+            arrays = {
+                name: file[name] for name in file.files if name in (*IMAGE_KEYS, *LABEL_KEYS, *OTHER_KEYS)
+            }
             names = list(file.files)
     except Exception as error:  # zlib, zip and numpy have one each for every kind of damage
         raise FormatError(f"{path} cannot be read as .npz without pickle: {error!r}") from error
@@ -212,6 +220,7 @@ def _read_npz(path: Path) -> Found:
             "logits": torch.from_numpy(arrays["logits"]) if "logits" in arrays else None,
             "factor": int(arrays.get("factor", 1)),
             "temperature": float(arrays.get("temperature", 1.0)),
+            "metadata": parse_metadata(path, str(arrays[METADATA_KEY])) if METADATA_KEY in arrays else None,
         } | {name: arrays[name].tolist() for name in ("mean", "std") if name in arrays}
         labels = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)
         return Found(
@@ -225,7 +234,7 @@ def _read_folder(path: Path) -> Found:
     try:
         from PIL import Image
     except ImportError as error:
-        raise MissingExtraError("pillow", "engine", "reading images") from error
+        raise MissingExtraError.of("pillow", "engine", "reading images") from error
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and folder.name[0] != ".")
     arrays, numbers = [], []
     for number, folder in enumerate(folders):
@@ -238,7 +247,7 @@ def _read_folder(path: Path) -> Found:
                             raise ValueError(f"mode {image.mode}, expected one of {', '.join(MODES)}")
                         mode = "L" if image.mode == "L" else "RGB"
                         array = np.asarray(image.convert(mode)).reshape(image.height, image.width, -1)
-            except (OSError, ValueError, Image.DecompressionBombError, Warning) as error:
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
                 raise FormatError(f"{file} cannot be read as an image: {error}") from error
             if arrays and array.shape != arrays[0].shape:
                 raise FormatError(

@@ -64,6 +64,11 @@ class Loader:
             raise UsageError(f"batch_size must be a whole number, 1 or more, got {batch_size!r}")
         if not 0 <= rank < world_size:
             raise UsageError(f"rank must be 0 to {world_size - 1} of world_size {world_size}, got {rank}")
+        for option, value in {"augment": augment, "mix": mix}.items():
+            if not (value is None or isinstance(value, str) or callable(value)):
+                raise UsageError(f"{option} must be None, a strategy's name or a callable, got {value!r}")
+        if not hasattr(seed, "__index__"):
+            raise UsageError(f"seed must be a whole number, got {seed!r}")
         if isinstance(augment, str):
             parse(augment)  # an unknown name fails here, not at the first batch
         if isinstance(mix, str):

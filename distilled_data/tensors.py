@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,11 +14,11 @@ VALUES = ("bytes", "unit", "normalised")  # 0..255, 0..1, (x - mean) / std of th
 
 
 def artifact_of(
-    images: Tensor,
+    images: Tensor | np.ndarray,
     classes: Sequence[str] | None = None,
     *,
-    targets: Tensor | None = None,
-    logits: Tensor | None = None,
+    targets: Tensor | np.ndarray | Sequence[int] | None = None,
+    logits: Tensor | np.ndarray | None = None,
     factor: int = 1,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -27,14 +28,16 @@ def artifact_of(
     """An artifact of images [ipc, classes, channels, height, width], or [N, ...] in any order with `targets`.
 
     `targets` is [N]: class numbers, or [N, classes]: probabilities, or logits if the rows do not add up to 1.
-    `logits` [ipc, classes, factor**2, classes] are for images in the first form. `values`, one of `VALUES`,
-    says what the numbers of the images are; without it bytes are bytes, and floats a guess with a warning.
-    `mean` and `std` are of pixels in [0, 1], and default to those of the images themselves.
+    `logits` are [ipc, classes, factor**2, classes] or, beside `targets`, [N, factor**2, classes]. `values`,
+    one of `VALUES`, says what the numbers of the images are; without it bytes are bytes, and floats a guess
+    with a warning. `mean` and `std` are of pixels in [0, 1], and default to those of the images themselves.
 
     Raises `UsageError` for unequal classes, wrong shapes and values that are not finite, and `FormatError`
     for what no artifact may have, such as a size that is no multiple of `factor`.
     """
-    images = images.detach().cpu()
+    images = torch.as_tensor(images).detach().cpu()
+    logits = None if logits is None else torch.as_tensor(logits).detach().cpu()
+    mean, std = _numbers("mean", mean), _numbers("std", std)
     if targets is None:
         if images.ndim != 5 or images.numel() == 0:
             raise UsageError(
@@ -42,10 +45,9 @@ def artifact_of(
                 f"{list(images.shape)}"
             )
     else:
-        if logits is not None:
-            raise UsageError("give soft labels of images [N, ...] as targets [N, classes], not as logits")
+        targets = torch.as_tensor(targets).detach().cpu()
         count = None if classes is None else len(classes)
-        images, logits = arrange(images, targets.detach().cpu(), count, factor, temperature)
+        images, logits = arrange(images, targets, logits, count, factor, temperature)
     images = to_bytes(images, mean, std, values)
     if mean is None or std is None:
         found = statistics(images)
@@ -56,8 +58,8 @@ def artifact_of(
         channels=images.shape[2],
         height=images.shape[3],
         width=images.shape[4],
-        mean=tuple(map(float, mean)),
-        std=tuple(map(float, std)),
+        mean=tuple(mean),
+        std=tuple(std),
         ipc=images.shape[0],
         factor=factor,
         labels={"temperature": temperature},
@@ -66,11 +68,16 @@ def artifact_of(
 
 
 def arrange(
-    images: Tensor, targets: Tensor, count: int | None, factor: int, temperature: float
+    images: Tensor,
+    targets: Tensor,
+    logits: Tensor | None,
+    count: int | None,
+    factor: int,
+    temperature: float,
 ) -> tuple[Tensor, Tensor | None]:
     """Images [N, ...] as [ipc, classes, ...], the rank being the order within a class, and logits likewise.
 
-    A packed image has one target, which becomes the logits of each of its `factor` ** 2 views.
+    Without logits the one soft target of a packed image becomes those of each of its `factor` ** 2 views.
     """
     targets = targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets  # as Keras has them
     if images.ndim != 4 or targets.ndim not in (1, 2) or len(images) != len(targets) or len(images) == 0:
@@ -78,6 +85,8 @@ def arrange(
             "expected images [N, channels, height, width] with targets [N] or [N, classes], got "
             f"{list(images.shape)} and {list(targets.shape)}"
         )
+    if logits is not None and len(logits) != len(images):
+        raise UsageError(f"expected logits for each of {len(images)} images, got {list(logits.shape)}")
     if targets.ndim == 1 and targets.is_floating_point() and not torch.equal(targets, targets.round()):
         raise UsageError("targets [N] must be class numbers, got fractions")
     numbers = targets.float().argmax(1) if targets.ndim == 2 else targets.long()
@@ -107,9 +116,11 @@ def arrange(
     else:
         order = numbers.argsort(stable=True)
     order = order.view(count, -1).T  # [ipc, classes]
-    return images[order], None if targets.ndim == 1 else as_logits(targets, temperature)[order, None].expand(
-        -1, -1, factor**2, -1
-    )
+    if logits is not None:
+        return images[order], logits[order]
+    if targets.ndim == 1:
+        return images[order], None
+    return images[order], as_logits(targets, temperature)[order, None].expand(-1, -1, factor**2, -1)
 
 
 def as_logits(targets: Tensor, temperature: float) -> Tensor:
@@ -127,6 +138,13 @@ def as_logits(targets: Tensor, temperature: float) -> Tensor:
             stacklevel=4,
         )
     return targets
+
+
+def _numbers(name: str, values: Sequence[float] | None) -> list[float] | None:
+    try:
+        return None if values is None else [float(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} must be numbers, one per channel, got {values!r}") from error
 
 
 def statistics(images: Tensor) -> tuple[list[float], list[float]]:

@@ -61,17 +61,26 @@ def render_card(
     sets = {"": artifacts} if isinstance(artifacts, Artifact) else artifacts
     theirs, written, body = _split((existing or "").replace("\r\n", "\n"))
     tags = theirs.get("tags") or []
+    tags = [tags] if isinstance(tags, str) else tags
+    if not isinstance(tags, list) or not all(isinstance(tag, (str, int, float)) for tag in tags):
+        raise UsageError(f"the tags of the existing card must be a list of words, got {tags!r}")
     ours = {"license": theirs.get("license") or "unknown"} | _front_matter(sets)
     made_here = not any("converted" in artifact.metadata.recipe for artifact in sets.values())
     method = ["ncfm"] if made_here else []
-    ours["tags"] = list(
-        dict.fromkeys([TAGS[0], *method, TAGS[1], *([tags] if isinstance(tags, str) else tags)])
-    )
+    ours["tags"] = list(dict.fromkeys([TAGS[0], *method, TAGS[1], *tags]))
     header = yaml.safe_dump(ours, sort_keys=False, allow_unicode=True)
     # As they are written: YAML would make another value of `language: no` or `version: 1.10`.
     header += "".join(text for name, text in written.items() if name not in ours)
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(_fields(sets, repo_id))
     return f"---\n{header}---\n\n{_merge(body, text)}"
+
+
+def text_of(content: bytes, where: str) -> str:
+    """A card from its bytes. Raises `UsageError` naming `where` they are from."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where} is not UTF-8 text ({error}); save it as that") from error
 
 
 def _split(card: str) -> tuple[dict[str, Any], dict[str, str], str]:

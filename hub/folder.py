@@ -13,7 +13,7 @@ from distilled_data.format import (
 )
 from distilled_data.manifest import write_manifest
 
-from .card import render_card
+from .card import render_card, text_of
 from .mirror import parquet_bytes
 from .preview import preview_png
 
@@ -27,7 +27,7 @@ def complete_folder(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     artifact = read_artifact(folder / ARTIFACT_FILE)
     card = folder / CARD_FILE
-    existing = card.read_text(encoding="utf-8") if card.exists() else None
+    existing = text_of(card.read_bytes(), str(card)) if card.exists() else None
     write_file(folder / PARQUET_FILE, parquet_bytes(artifact))
     write_file(folder / PREVIEW_FILE, preview_png(artifact))
     write_file(card, render_card(artifact, existing).encode())

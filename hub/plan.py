@@ -24,8 +24,8 @@ from distilled_data.manifest import (
     verify_folder,
 )
 
-from .card import images_per_class, render_card
-from .repository import Contents, git_hash, hub_hash, look, text_of
+from .card import images_per_class, render_card, text_of
+from .repository import Contents, git_hash, hub_hash, look
 
 _TAG = re.compile(r"(?!.*(\.\.|//|@\{))[\w.][\w./+@-]*(?<!\.lock)(?<![./])")
 

@@ -15,6 +15,8 @@ from distilled_data.client import call
 from distilled_data.format import ARTIFACT_FILE, CARD_FILE, MANIFEST_FILE
 from distilled_data.remote import RemoteSet, Repository
 
+from .card import text_of
+
 T = TypeVar("T")
 
 
@@ -83,13 +85,6 @@ def hub_hash(entry: RepoFile) -> str:
 
 def git_hash(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def text_of(content: bytes, where: str) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{where} is not UTF-8 text ({error}); save it as that") from error
 
 
 def _sound(read: Callable[[], T], repo_id: str, force: bool) -> T | None:

@@ -35,7 +35,7 @@ class _Config:
 
     def _known(self, kind: str, name: str, known: Iterable[str]) -> None:
         if getattr(self, name) not in known:
-            raise UnknownNameError(kind, getattr(self, name), known)
+            raise UnknownNameError.of(kind, getattr(self, name), known)
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class EvaluateConfig(_Config):
         self._within(0, 1, "cutmix")
         for name in self.labels:
             if name not in ("hard", "soft"):
-                raise UnknownNameError("label kind", name, ("hard", "soft"))
+                raise UnknownNameError.of("label kind", name, ("hard", "soft"))
         self._require(0 < len(set(self.labels)) == len(self.labels), "labels", "must be hard, soft or both")
 
     @property
@@ -239,7 +239,7 @@ def _replace(config: Any, path: str, names: list[str], value: Any) -> Any:
     if name not in types or dataclasses.is_dataclass(types[name]) != bool(rest):
         known = flatten(dataclasses.asdict(Recipe()))
         same = [setting for setting in known if setting.endswith(f".{path}")]
-        raise UnknownNameError("setting", path, known, close=same)
+        raise UnknownNameError.of("setting", path, known, close=same)
     new = _replace(getattr(config, name), path, rest, value) if rest else _convert(path, value, types[name])
     return dataclasses.replace(config, **{name: new})
 

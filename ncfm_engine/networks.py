@@ -80,7 +80,7 @@ def build_network(
         ("pooling", pooling, POOLINGS),
     ):
         if choice not in choices:
-            raise UnknownNameError(kind, choice, choices)
+            raise UnknownNameError.of(kind, choice, choices)
     size = (size, size) if isinstance(size, int) else size
     with initial_weights(seed):
         if name == "vit":

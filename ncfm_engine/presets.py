@@ -135,7 +135,7 @@ def find_preset(name: str | None, dataset: str, ipc: int | None) -> tuple[str, P
     """
     if name is not None:
         if name not in PRESETS:
-            raise UnknownNameError("preset", name, PRESETS)
+            raise UnknownNameError.of("preset", name, PRESETS)
         return name, PRESETS[name]
     for candidate in (f"{dataset}-ipc{ipc}", dataset, f"{dataset}-ipc10"):
         if candidate in PRESETS:

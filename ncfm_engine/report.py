@@ -125,7 +125,7 @@ def _figure(titles: list[str], width: float, height: float = 3.2) -> tuple[Any, 
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtraError("matplotlib", "engine", "the plot") from error
+        raise MissingExtraError.of("matplotlib", "engine", "the plot") from error
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = list(figure.subplots(1, len(titles), squeeze=False)[0])
     for axis, title in zip(axes, titles, strict=True):

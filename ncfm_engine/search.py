@@ -73,12 +73,12 @@ def open_study(storage: str, name: str, strategy: str = "exhaustive") -> Study:
     opened, `UnknownNameError` for a strategy that does not exist.
     """
     if strategy not in STRATEGIES:
-        raise UnknownNameError("strategy", strategy, STRATEGIES)
+        raise UnknownNameError.of("strategy", strategy, STRATEGIES)
     try:
         import optuna
         from sqlalchemy.exc import SQLAlchemyError
     except ImportError as error:
-        raise MissingExtraError("optuna", "search", "architecture search") from error
+        raise MissingExtraError.of("optuna", "search", "architecture search") from error
 
     def opened() -> Study:
         with _calm():

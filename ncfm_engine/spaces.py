@@ -79,7 +79,7 @@ class Space:
         axes = dict(self.axes)
         for name, text in changes.items():
             if name not in axes:
-                raise UnknownNameError("axis", name, axes)
+                raise UnknownNameError.of("axis", name, axes)
             axes[name] = tuple(_value(name, word.strip(), axes[name]) for word in text.split(","))
         return Space(axes, self.build)
 
@@ -95,7 +95,7 @@ def _value(axis: str, word: str, known: Sequence[Choice]) -> Choice:
     """`word` as the type of the values that the axis has."""
     kind = type(known[0])
     if kind is str and word not in known:
-        raise UnknownNameError(axis, word, map(str, known))
+        raise UnknownNameError.of(axis, word, map(str, known))
     try:
         return {"true": True, "false": False}[word.lower()] if kind is bool else kind(word)
     except (KeyError, ValueError) as error:
@@ -145,7 +145,7 @@ def load_space(name: str) -> Space:
         return SPACES[name]
     module, colon, function = name.partition(":")
     if not colon:
-        raise UnknownNameError("space", name, [*SPACES, "module:function"])
+        raise UnknownNameError.of("space", name, [*SPACES, "module:function"])
     sys.path.insert(0, "")  # the folder in which the command was called
     try:
         space = getattr(importlib.import_module(module), function)()

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from artifacts import make_artifact
 
-from distilled_data import DistilledDataset, MissingExtraError, OutputError, UsageError
+from distilled_data import DistilledDataset, MissingExtraError, OutputError, UsageError, export
 
 
 @pytest.fixture(params=[1, 3], ids=["grey", "colour"])
@@ -76,7 +76,49 @@ def test_what_cannot_be_written_is_said_and_nothing_is_left(data, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         data.to_webdataset(tmp_path / "file" / "a.tar")
+    with pytest.raises(OutputError):
+        data.to_imagefolder(tmp_path / "file" / "a")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_interrupted_export_leaves_nothing_and_the_old_file(data, tmp_path, monkeypatch):
+    data.to_webdataset(tmp_path / "a.tar")
+    before = (tmp_path / "a.tar").read_bytes()
+
+    def interrupt(image):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "to_pil", interrupt)
+    for write, name in ((data.to_webdataset, "a.tar"), (data.to_imagefolder, "b")):
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+    assert (tmp_path / "a.tar").read_bytes() == before
+
+
+def test_a_shard_is_not_called_compressed(data, tmp_path):
+    with pytest.raises(UsageError, match=r"name it \.tar, got a\.tar\.gz"):
+        data.to_webdataset(tmp_path / "a.tar.gz")
+
+
+def test_the_folder_one_is_in_may_be_written_while_it_is_empty(data, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    data.to_imagefolder(".")
+    assert len(list((tmp_path / "out").iterdir())) == 10
+
+
+def test_an_export_decodes_part_by_part(data, tmp_path, monkeypatch):
+    sizes, decoded = [], data.decoded
+
+    def counted(rows):
+        sizes.append(len(rows))
+        return decoded(rows)
+
+    monkeypatch.setattr(export, "AT_ONCE", 7)
+    monkeypatch.setattr(data, "decoded", counted)
+    data.to_imagefolder(tmp_path / "out")
+    assert (sum(sizes), max(sizes)) == (len(data), 7)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from artifacts import make_artifact
 from safetensors.torch import save, save_file
 
 from distilled_data import (
@@ -186,14 +188,64 @@ def test_metadata_that_is_not_one_json_object_is_refused(text):
         {"logits": torch.zeros(3, 4, 4, 4)},
         {"logits": torch.full((3, 4, 4, 4), torch.nan, dtype=torch.float16)},
         {"logits": torch.zeros(2, 4, 4, 4, dtype=torch.float16)},
+        {"logits": torch.tensor(0.0, dtype=torch.float16)},
         {"more": torch.zeros(1)},
     ],
 )
 def test_tensors_that_do_not_fit_the_metadata_are_refused(tmp_path, artifact, tensors):
     content = save(artifact.tensors | tensors, {f.METADATA_KEY: artifact.metadata.to_json()})
     (tmp_path / "a").write_bytes(content)
-    with pytest.raises(FormatError):
-        f.read_artifact(tmp_path / "a")
+    refuse(tmp_path / "a")
+
+
+def refuse(path):
+    for options in (
+        {},
+        {"ipc": 1},
+        {"content": torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)},
+    ):
+        with pytest.raises(FormatError):
+            f.read_artifact(path, **options)
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E8M0", "BOOL"])
+def test_tensors_of_any_other_kind_are_refused(tmp_path, artifact, dtype):
+    bits = {"F4": 4, "F6_E2M3": 6}.get(dtype, 8)
+    shape = list(artifact.images.shape)
+    size = artifact.images.numel() * bits // 8
+    entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}
+    write_raw(tmp_path / "a", {f.METADATA_KEY: artifact.metadata.to_json()}, entry, size)
+    refuse(tmp_path / "a")
+
+
+def test_metadata_of_nothing_is_refused(tmp_path):
+    write_raw(tmp_path / "a", None, {"dtype": "U8", "shape": [6], "data_offsets": [0, 6]}, 6)
+    refuse(tmp_path / "a")
+
+
+def write_raw(path, metadata, images, size):
+    header = json.dumps({"__metadata__": metadata, "images": images}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+
+
+def test_half_a_character_is_refused_before_anything_is_written(tmp_path, artifact):
+    classes = ("caf\udce9", *artifact.metadata.classes[1:])
+    odd = dataclasses.replace(artifact, metadata=dataclasses.replace(artifact.metadata, classes=classes))
+    with pytest.raises(FormatError, match="surrogates not allowed"):
+        f.write_artifact(tmp_path / "a", odd)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pickled_set_is_as_large_as_its_tensors(tmp_path):
+    large = make_artifact(ipc=20)
+    f.write_artifact(tmp_path / "a", large)
+    content = torch.frombuffer(bytearray((tmp_path / "a").read_bytes()), dtype=torch.uint8)
+    read = f.read_artifact(tmp_path / "a", content=content)
+    size = sum(tensor.nbytes for tensor in large.tensors.values())
+    assert size < len(pickle.dumps(read)) < 1.2 * size
+    again = pickle.loads(pickle.dumps(read))
+    assert again.content_hash == large.content_hash
+    assert again.metadata == large.metadata
 
 
 def test_files_are_readable_by_everyone_whatever_the_umask(tmp_path):

@@ -192,6 +192,17 @@ def test_a_card_without_our_sections_keeps_its_text_and_gets_them_below():
 def test_a_card_whose_front_matter_is_broken_is_refused():
     with pytest.raises(UsageError, match="not valid YAML"):
         render_card(make_artifact(), "---\nlicense: [\n---\n")
+    for tags in ("5", "[{a: b}]", "{a: b}"):
+        with pytest.raises(UsageError, match="must be a list of words"):
+            render_card(make_artifact(), f"---\ntags: {tags}\n---\n")
+
+
+def test_a_card_that_is_not_utf_8_is_refused_and_left(tmp_path):
+    folder = make_folder(tmp_path, make_artifact())
+    (folder / "README.md").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"README\.md is not UTF-8 text"):
+        complete_folder(folder)
+    assert (folder / "README.md").read_bytes() == b"caf\xe9"
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from artifacts import DIGITS, make_artifact, make_folder
 from PIL import Image
 
-from distilled_data import DistilledDataset, FormatError, UsageError
+from distilled_data import DistilledDataset, FormatError, OutputError, UsageError, interchange
 from distilled_data.interchange import read_set, write_set
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
@@ -100,6 +100,19 @@ def test_arrays_of_npz_are_found_by_name_and_may_have_the_channels_last(names, l
     assert {image.numpy().tobytes() for image in artifact.images[:, 3]} == {
         image.numpy().tobytes() for image in pixels[9:12]
     }
+
+
+@pytest.mark.parametrize("labels", [NUMBERS, NUMBERS[:, None], F.one_hot(NUMBERS, 10)])
+def test_logits_of_npz_stay_with_their_images(labels, pixels, tmp_path):
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    logits = torch.arange(300.0).view(30, 1, 10)
+    arrays = {"images": pixels[order], "labels": labels[order], "logits": logits[order]}
+    np.savez(tmp_path / "a.npz", **{name: array.numpy() for name, array in arrays.items()})
+    artifact = read_set(tmp_path / "a.npz", classes=DIGITS)
+    of_image = {image.numpy().tobytes(): row for image, row in zip(pixels, logits, strict=True)}
+    assert len(of_image) == 30
+    for image, row in zip(artifact.images.flatten(0, 1), artifact.logits.flatten(0, 1), strict=True):
+        assert torch.equal(row.float(), of_image[image.numpy().tobytes()])
 
 
 # What the file does not say
@@ -209,6 +222,8 @@ def test_a_damaged_file_is_named(name, pixels, tmp_path):
         ({"images": torch.full((30, 3, 8, 8), torch.nan)}, "not finite"),
         ({"images": torch.zeros(30, 8, 8)}, "expected images"),
         ({"labels": torch.zeros(30, 4)}, "targets have 4 classes, the names given are 10"),
+        ({"logits": torch.zeros(20, 1, 10)}, "logits for each of 30 images, got \\[20, 1, 10\\]"),
+        ({"mean": torch.tensor(0.5)}, "mean must be numbers, one per channel, got 0.5"),
     ],
 )
 def test_arrays_that_make_no_set_are_refused(change, message, pixels, tmp_path):
@@ -229,6 +244,10 @@ def test_images_of_two_sizes_and_bombs_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
     with pytest.raises(FormatError, match=r"0.a.png cannot be read"):
         read_set(tmp_path / "set")
+    content = (tmp_path / "set" / "0" / "a.png").read_bytes()
+    (tmp_path / "set" / "0" / "a.png").write_bytes(content.replace(b"IDAT", b"ID\0T"))
+    with pytest.raises(FormatError, match=r"0.a.png cannot be read"):
+        read_set(tmp_path / "set")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FormatError, match="no images in class folders"):
         read_set(tmp_path / "empty")
@@ -240,14 +259,37 @@ def test_images_of_two_sizes_and_bombs_are_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("logits", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_npz_holds_everything(channels, logits, tmp_path):
-    artifact = make_artifact(ipc=2, channels=channels, logits=logits, labels={"temperature": 2.0})
+    words = {"labels": {"temperature": 2.0}, "recipe": {"augment": "crop"}}
+    artifact = make_artifact(ipc=2, channels=channels, logits=logits, **words)
     write_set(DistilledDataset(artifact), tmp_path / "a.npz")
     again = read_set(tmp_path / "a.npz")
     assert again.content_hash == artifact.content_hash
-    same = ("classes", "mean", "std", "factor", "ipc")
-    assert all(getattr(again.metadata, name) == getattr(artifact.metadata, name) for name in same)
-    if logits:
-        assert torch.equal(DistilledDataset(again).soft_targets, DistilledDataset(artifact).soft_targets)
+    assert again.metadata == artifact.metadata
+    named = read_set(tmp_path / "a.npz", name="ours", license="mit").metadata
+    assert (named.dataset, named.source, named.recipe) == ("ours", {"license": "mit"}, {"augment": "crop"})
+    other = read_set(tmp_path / "a.npz", classes=[f"class {digit}" for digit in DIGITS]).metadata
+    assert (other.source["form"], other.classes[0]) == ("npz", f"class {DIGITS[0]}")
+
+
+def test_metadata_that_is_none_is_said_of_its_file(pixels, tmp_path):
+    np.savez(tmp_path / "a.npz", images=pixels.numpy(), labels=NUMBERS.numpy(), distilled_data="{}")
+    with pytest.raises(FormatError, match=r"a\.npz.*format_version"):
+        read_set(tmp_path / "a.npz")
+
+
+def test_a_write_that_breaks_off_leaves_no_pair_of_old_images_and_new_labels(tmp_path, monkeypatch):
+    write_set(DistilledDataset(make_artifact(ipc=2)), tmp_path / "images_a.pt")
+    write = interchange.write_file
+
+    def fail(path, content):
+        if path.name.startswith("images"):
+            raise OutputError("no space")
+        write(path, content)
+
+    monkeypatch.setattr(interchange, "write_file", fail)
+    with pytest.raises(OutputError):
+        write_set(DistilledDataset(make_artifact(ipc=2, logits=False)), tmp_path / "images_a.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["labels_a.pt"]
 
 
 def test_the_list_of_ncfm_comes_back(tmp_path):
@@ -317,6 +359,30 @@ def test_the_command_overwrites_nothing(pixels, tmp_path, here):
     status, _, errors = here("convert.py", "data.pt", "out")
     assert status == 2
     assert "is there already" in errors
+    make_folder(tmp_path / "set", make_artifact(ipc=2))
+    (tmp_path / "mine.npz").write_text("mine")
+    status, _, errors = here("convert.py", "set", "mine.npz")
+    assert (status, (tmp_path / "mine.npz").read_text()) == (2, "mine")
+    assert "is there already" in errors
+
+
+def test_the_command_ignores_no_word(tmp_path, here):
+    make_folder(tmp_path / "set", make_artifact(ipc=2))
+    status, _, errors = here("convert.py", "set", "set.npz", "--license", "mit")
+    assert status == 2
+    assert "--license" in errors
+    assert not (tmp_path / "set.npz").exists()
+
+
+def test_a_folder_that_cannot_be_completed_is_not_begun(pixels, tmp_path, here):
+    for number, pixel in enumerate(pixels):
+        folder = tmp_path / "syn" / f"caf\udce9{NUMBERS[number]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixel.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+    status, _, errors = here("convert.py", "syn", "out")
+    assert status == 2
+    assert "surrogates not allowed" in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["syn"]
 
 
 def test_a_set_in_memory_may_be_rows_with_targets(pixels):
@@ -376,6 +442,18 @@ def test_parameters_are_taken_as_values(pixels):
     data = DistilledDataset.from_tensors(images, targets=soft, values="unit")
     assert len(data.content_hash) == 64
     assert not data[0][0].requires_grad
+    views = torch.nn.Parameter(torch.zeros(30, 4, 10))
+    logits = DistilledDataset.from_tensors(images, logits=views, targets=NUMBERS, factor=2, values="unit")
+    assert not next(iter(logits.loader()))[1].requires_grad
+    assert len(logits.content_hash) == 64
+
+
+def test_arrays_and_lists_are_taken_as_tensors_are(pixels):
+    expected = DistilledDataset.from_tensors(pixels, targets=NUMBERS)
+    data = DistilledDataset.from_tensors(pixels.numpy(), targets=NUMBERS.tolist())
+    assert data.content_hash == expected.content_hash
+    with pytest.raises(UsageError, match=r"mean must be numbers, one per channel, got 0\.5"):
+        DistilledDataset.from_tensors(pixels, targets=NUMBERS, mean=0.5)
 
 
 def test_classes_that_nobody_shows_are_refused_before_they_are_counted(pixels):

@@ -1,5 +1,7 @@
 """The loader: every sample once per epoch, addressed randomness, nothing but a gather away from the set."""
 
+import re
+
 import pytest
 import torch
 
@@ -190,6 +192,13 @@ def test_changing_a_batch_changes_nothing_in_the_set(data):
 def test_a_batch_size_below_one_is_refused(data, batch_size):
     with pytest.raises(UsageError, match=f"1 or more, got {batch_size}"):
         data.loader(batch_size)
+
+
+@pytest.mark.parametrize("option", [{"augment": ("flip", "crop")}, {"mix": 5}, {"seed": None}, {"seed": 1.5}])
+def test_an_option_of_no_use_is_refused_before_the_first_batch(data, option):
+    (name, value), *_ = option.items()
+    with pytest.raises(UsageError, match=re.escape(f"{name} must be") + ".*" + re.escape(f"got {value!r}")):
+        data.loader(**option)
 
 
 def test_an_unknown_strategy_is_refused_before_the_first_batch(artifact):

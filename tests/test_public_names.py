@@ -1,13 +1,20 @@
 """The public surface of the design: names, signatures and shapes that users may rely on."""
 
 import inspect
+import pickle
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 import distilled_data
-from distilled_data import DistilledDataset, errors, soft_cross_entropy
+from distilled_data import (
+    DistilledDataset,
+    MissingExtraError,
+    UnknownNameError,
+    errors,
+    soft_cross_entropy,
+)
 from distilled_data.loader import Loader
 from ncfm_engine.discrepancy import characteristic_function, ncfd
 from ncfm_engine.frequencies import SamplingNetwork
@@ -65,6 +72,19 @@ def test_every_error_is_exported_and_is_one_of_ours():
     }
     assert set(defined) <= set(distilled_data.__all__)
     assert all(issubclass(error, distilled_data.DistilledDataError) for error in defined.values())
+
+
+ERRORS = [getattr(errors, name) for name in distilled_data.__all__ if name.endswith("Error")]
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_an_error_comes_out_of_another_process_as_what_it_is(kind):
+    raised = {
+        UnknownNameError: UnknownNameError.of("class", "dg", ["cat", "dog"]),
+        MissingExtraError: MissingExtraError.of("optuna", "search", "the search"),
+    }.get(kind, kind("what happened"))
+    for again in (pickle.loads(pickle.dumps(raised)), kind(str(raised))):  # pickle; DataLoader
+        assert (type(again), str(again)) == (kind, str(raised))
 
 
 @pytest.mark.parametrize(

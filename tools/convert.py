@@ -19,10 +19,12 @@ from pathlib import Path
 from command_line import run_command
 
 from distilled_data import DistilledDataset, UsageError
-from distilled_data.format import ARTIFACT_FILE, write_artifact
+from distilled_data.format import ARTIFACT_FILE, new_folder, write_artifact
 from distilled_data.interchange import read_set, write_set
 from distilled_data.tensors import VALUES
 from hub import complete_folder
+
+WORDS = ("name", "classes", "factor", "values", "mean", "std", "license", "experiment")  # of `read_set`
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     add("source", type=Path, help="a set of another project, or an artifact folder")
     add("output", type=Path, help="artifact folder to write, or the file or folder to export to")
     add("--name", help="name of the dataset (default: that of the file)")
-    add("--classes", help="class names in label order, joined by commas")
+    add("--classes", type=lambda text: text.split(","), help="class names in label order, joined by commas")
     add("--factor", type=int, help="each image is factor x factor tiles (NCFM, IDC: 2)")
     add(
         "--values", choices=VALUES, help="what the numbers of the images are: 0 to 255, 0 to 1, or normalised"
@@ -46,30 +48,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> None:
+    if arguments.output.exists():
+        raise UsageError(f"{arguments.output} is there already; choose another name, or remove it")
     if (arguments.source / ARTIFACT_FILE).exists():
+        said = [f"--{name}" for name in WORDS if getattr(arguments, name) != parser().get_default(name)]
+        if said:
+            raise UsageError(f"{arguments.source} is an artifact, which says itself what {said[0]} would")
         data = DistilledDataset.from_folder(arguments.source)
         write_set(data, arguments.output)
         print(f"{data}\nwritten to {arguments.output}")
         return
-    if arguments.output.exists():
-        raise UsageError(f"{arguments.output} is there already; choose another folder, or remove it")
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        artifact = read_set(
-            arguments.source,
-            name=arguments.name,
-            classes=arguments.classes.split(",") if arguments.classes else None,
-            factor=arguments.factor,
-            mean=arguments.mean,
-            std=arguments.std,
-            values=arguments.values,
-            license=arguments.license,
-            experiment=arguments.experiment,
-        )
+        artifact = read_set(arguments.source, **{name: getattr(arguments, name) for name in WORDS})
     for note in notes:
         print(f"note: {note.message}")
-    write_artifact(arguments.output / ARTIFACT_FILE, artifact)
-    complete_folder(arguments.output)
+    with new_folder(arguments.output) as folder:
+        write_artifact(folder / ARTIFACT_FILE, artifact)
+        complete_folder(folder)
     print(f"{DistilledDataset(artifact)}\nwritten to {arguments.output}")
 
 

@@ -97,11 +97,11 @@ def chosen_rows(table: str | None, names: list[str]) -> list[str]:
     if table is None:
         raise UsageError(f"name a table: {', '.join(TABLES)}")
     if table not in TABLES:
-        raise UnknownNameError("table", table, TABLES)
+        raise UnknownNameError.of("table", table, TABLES)
     known = [row.name for row in TABLES[table]]
     for name in names:
         if name not in known:
-            raise UnknownNameError("row", name, known)
+            raise UnknownNameError.of("row", name, known)
     return names or known
 
 
@@ -111,7 +111,7 @@ def sources(pairs: list[str]) -> dict[str, str]:
     known = {PRESETS[row.preset].dataset for table in TABLES.values() for row in table}
     for name in chosen:
         if name not in known:
-            raise UnknownNameError("dataset of a table", name, known)
+            raise UnknownNameError.of("dataset of a table", name, known)
     return chosen
 
 

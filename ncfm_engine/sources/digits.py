@@ -22,7 +22,7 @@ def read_digits() -> ArrayReader:
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise MissingExtraError("scikit-learn", "engine", "the dataset 'digits'") from error
+        raise MissingExtraError.of("scikit-learn", "engine", "the dataset 'digits'") from error
     values, labels = datasets.load_digits(return_X_y=True)  # values 0..16, [1797, 64]
     images = (values.reshape(-1, 8, 8) * 255 / 16).round().astype(np.uint8)
     parts = {"train": (images, np.asarray(labels))}

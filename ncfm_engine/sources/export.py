@@ -26,7 +26,7 @@ def to_webdataset(source: Source, folder: str | Path) -> list[Path]:
     try:
         from webdataset.writer import TarWriter
     except ImportError as error:
-        raise MissingExtraError("webdataset", "data", "writing WebDataset shards") from error
+        raise MissingExtraError.of("webdataset", "data", "writing WebDataset shards") from error
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder; choose another one")

@@ -29,7 +29,7 @@ class HubReader:
         try:
             import datasets
         except ImportError as error:
-            raise MissingExtraError("datasets", "data", f"the dataset 'hf:{spec}'") from error
+            raise MissingExtraError.of("datasets", "data", f"the dataset 'hf:{spec}'") from error
         self.where = f"hf:{spec}"
         repo, config, splits = [*spec.split(":", 2), "", ""][:3]
         if not repo or splits.count(",") > 1:

@@ -46,7 +46,7 @@ def open_reader(
     """
     name, _, place = spec.partition(":")
     if name not in SOURCES or (place and name not in PLACES):
-        raise UnknownNameError("dataset", spec, SOURCES)
+        raise UnknownNameError.of("dataset", spec, SOURCES)
     for flag, value, kinds in (
         ("--data", data, tuple(ARCHIVES)),
         ("--classes", classes, ("wds", "npz")),

@@ -43,7 +43,7 @@ class ShardReader:
             from webdataset.gopen import gopen
             from webdataset.shardlists import expand_urls
         except ImportError as error:
-            raise MissingExtraError("webdataset", "data", f"the dataset 'wds:{pattern}'") from error
+            raise MissingExtraError.of("webdataset", "data", f"the dataset 'wds:{pattern}'") from error
         self._open: Callable[[str], Any] = gopen
         self.where = f"wds:{pattern}"
         shards: list[str] = []
