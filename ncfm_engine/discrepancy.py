@@ -29,8 +29,11 @@ class _MeanWave(torch.autograd.Function):
         features, frequencies, angle = ctx.saved_tensors
         slope = angle.cos().mul_(sine[:, None]).sub_(angle.sin().mul_(cosine[:, None]))
         slope = slope.div_(features.shape[1])
-        of_features = slope @ frequencies if ctx.needs_input_grad[0] else None
-        of_frequencies = slope.flatten(0, 1).T @ features.flatten(0, 1) if ctx.needs_input_grad[1] else None
+        with torch.autocast(features.device.type, enabled=False):  # whatever the caller's backward is in
+            of_features = slope @ frequencies if ctx.needs_input_grad[0] else None
+            of_frequencies = (
+                slope.flatten(0, 1).T @ features.flatten(0, 1) if ctx.needs_input_grad[1] else None
+            )
         return of_features, of_frequencies
 
 

@@ -272,6 +272,9 @@ class _Match:
         for number, image in enumerate(whole["images"].isfinite().flatten(2).all(2).all(0).tolist()):
             if not image:
                 raise _divergence(f"an image of class {number}", self.step)
+        ascending = self.ascent.state.values() if self.ascent else ()
+        if not all(t.isfinite().all() for t in (*self.players, *(s["momentum_buffer"] for s in ascending))):
+            raise _divergence("the sampling network", self.step)
         if self.folder and self.ranks.rank == 0:
             self._write(self.folder / CHECKPOINT_FILE, whole, pending)
         self.ranks.barrier()

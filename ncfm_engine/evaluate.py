@@ -24,6 +24,7 @@ from .batches import Batches, reseeded
 from .checkpoint import load_checkpoint, previous_of, save_checkpoint
 from .config import EvaluateConfig, NetworkConfig
 from .label import label
+from .memory import trained_at_once
 from .pretrain import FeaturePool, build, real_loader, real_test_loader
 from .report import Report, silent
 from .sampling import ClassSampler
@@ -182,7 +183,9 @@ class _Trainings:
         recorded, config = self.progress.scores, self.config
         missing = [repeat for repeat in range(repeats) if f"{name} {repeat}" not in recorded]
         self.progress.seconds.setdefault(name, 0.0)
-        for group in grouped(missing, config.at_once, self.device):
+        network = build(self.network, self.source, self.seed)
+        size = config.at_once or trained_at_once(network, self.source, config.batch_size, self.device)
+        for group in grouped(missing, size):
             done = sum(f"{name} {repeat}" in recorded for repeat in range(repeats)) * epochs
             seeds = [seed_at(self.seed, repeat) for repeat in group]
             self.progress.run(

@@ -7,6 +7,7 @@ what their backward pass needs. The counts are compared with measured peaks in t
 import copy
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +21,9 @@ from .sources import Source
 CACHE = 8 * 2**20  # bytes of one activation: on a CPU, batches whose activations leave the caches are slower
 PASS = 2**30  # the same on a GPU, where larger batches gain nothing more
 BLOCK = 16  # channels that oneDNN fills up to with AVX-512
-WORKSPACE = 64 * 2**20  # that cuBLAS and cuDNN take from the same allocator
+# That libraries take from the same allocator: cuBLAS 32 MiB on Hopper for each thread, of which autograd's is
+# another one, and cuDNN about as much.
+WORKSPACE = 128 * 2**20
 ENOUGH = 512  # synthetic images at once that keep a GPU busy
 
 
@@ -98,10 +101,12 @@ class Footprint:
     def fixed(self, layout: Layout) -> dict[str, int]:
         """What lies on the device all the time, by name."""
         config, share = self.config, self.num_classes / self.source.num_classes
+        tensors = 4 + (1 if config.ema else 0) + (2 if config.quantised else 0)
+        synthetic = 4 * tensors * self.ipc * self.num_classes * self.pixels
         bank = config.kept_entries * self.num_classes * self.real_per_class * self.dim * 4
         counted = {
             "workspaces of the libraries": 0 if self.cpu else WORKSPACE,
-            "synthetic images with gradient and optimiser": 16 * self.ipc * self.num_classes * self.pixels,
+            "synthetic images with gradient and optimiser": synthetic,
             "feature networks": 4 * self.parameters * (self.kept_networks + 2),
             "frequencies": 16 * self.frequencies * self.dim,
         }
@@ -181,7 +186,7 @@ def _places(cpu: bool) -> list[dict[str, bool]]:
 
 
 def _even(layout: Layout, num_classes: int) -> Layout:
-    """As many chunks, of sizes that differ by one at most: fixed shapes, and no small rest."""
+    """As many chunks, as equal as they can be with one shape: only the last one may be smaller."""
     chunks = -(-num_classes // layout.classes)
     return replace(layout, classes=-(-num_classes // chunks))
 
@@ -206,6 +211,12 @@ def _count(template: nn.Module, shape: tuple[int, ...]) -> tuple[int, list[int],
     for module in network.modules():
         if not any(True for _ in module.children()):
             module.register_forward_hook(note)
+    features, saved = _saved(network.features, weights, torch.zeros(shape, requires_grad=True))  # type: ignore[arg-type]
+    return saved, outputs, laid_out, features.numel()
+
+
+def _saved(forward: Callable[[Tensor], Tensor], weights: set[int], images: Tensor) -> tuple[Tensor, int]:
+    """What `forward` makes of images, and the bytes that autograd saves for it, `weights` left out."""
     saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -214,10 +225,24 @@ def _count(template: nn.Module, shape: tuple[int, ...]) -> tuple[int, list[int],
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    images = torch.zeros(shape, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        features = network.features(images)  # type: ignore[operator]
-    return sum(saved.values()), outputs, laid_out, features.numel()
+        output = forward(images)
+    return output, sum(saved.values())
+
+
+def trained_at_once(network: nn.Module, source: Source, batch_size: int, device: str) -> int:
+    """Networks like this one that are trained together where nothing else is said.
+
+    A CPU is busy with one, and stacked convolutions are slower there. A GPU takes as many as half of its free
+    memory holds the activations of.
+    """
+    if torch.device(device).type == "cpu":
+        return 1
+    network = copy.deepcopy(network).cpu()
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    images = torch.zeros(2, source.channels, source.height, source.width)  # batch norm takes no single one
+    _, saved = _saved(network, weights, images)
+    return max(1, int(torch.cuda.mem_get_info(device)[0] / 2 // (saved / 2 * batch_size)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

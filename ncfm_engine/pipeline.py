@@ -158,7 +158,7 @@ def _recorded(plan: Plan, artifact: Artifact) -> list[dict[str, Any]] | None:
     wanted = (artifact.content_hash, settings, config.repeats, config.full_repeats)
     names = ("content_hash", "settings", "n", "full_n")
     found = {row["labels"]: row for row in rows if tuple(row[name] for name in names) == wanted}
-    whole = stored.content_hash == artifact.content_hash and set(config.labels) <= set(found)
+    whole = _same(stored, artifact) and set(config.labels) <= set(found)
     return [found[labels] for labels in config.labels] if whole else None
 
 
@@ -168,7 +168,12 @@ def _results_of(plan: Plan, artifact: Artifact) -> tuple[dict[str, Any], ...]:
         there = read_artifact(plan.output / ARTIFACT_FILE)
     except ArtifactError:
         return ()
-    return there.metadata.results if plan.resume and there.content_hash == artifact.content_hash else ()
+    return there.metadata.results if plan.resume and _same(there, artifact) else ()
+
+
+def _same(one: Artifact, other: Artifact) -> bool:
+    """Whether they are the same images and labels, those at the same temperature."""
+    return one.content_hash == other.content_hash and one.metadata.labels == other.metadata.labels
 
 
 def _pool(plan: Plan, source: Source, ranks: Ranks, stop: StopRequest, report: Report) -> FeaturePool:
@@ -258,10 +263,17 @@ def evaluate_set(
 
     `dataset` names the real data where the artifact's own name is not enough (folder:PATH), `reading` are
     keywords of `load_source`; how images were resized is known to the artifact. Raises
-    `UsageError` for an artifact that does not record its recipe, `SourceError` when the data is not what it
+    `UsageError` for an artifact that does not record its recipe and for changes that an evaluation does not
+    depend on, `SourceError` when the data is not what it
     was distilled from, and `Stopped` after saving progress in `run_folder`, from which `resume` goes on; it
     stays until `forget_progress`.
     """
+    if idle := [
+        name for name in changes if not name.startswith(("evaluate.", "network.")) and name != "seed"
+    ]:
+        raise UsageError(
+            f"{idle[0]} does not change an evaluation; expected seed, or settings of evaluate and network"
+        )
     recipe = recipe_of(chosen).replace(changes)
     _, source = real_images(chosen, dataset, reading, stop=stop, report=report)
     pool = None

@@ -132,7 +132,7 @@ def resolve_device(name: str) -> str:
 def identity(plan: Plan, source: Source) -> dict[str, Any]:
     """Everything that decides the distilled images, flat; a checkpoint made under another is refused.
 
-    torch and the kind of device do: they round, and draw on a GPU, differently.
+    torch, the kind of device and whether passes are compiled do: they round, and draw on a GPU, differently.
 
     The number of iterations is left out where nothing depends on it: such a run may be prolonged.
     """
@@ -146,7 +146,8 @@ def identity(plan: Plan, source: Source) -> dict[str, Any]:
         if name not in free and not name.startswith(("label.", "evaluate."))
     }
     kept |= {"dataset": source.name, "dataset fingerprint": source.fingerprint}
-    return kept | {"torch": str(torch.__version__), "device": torch.device(plan.device).type}
+    kept |= {"torch": str(torch.__version__), "device": torch.device(plan.device).type}
+    return kept | {"compiled": compiles(plan)}
 
 
 def check_output(plan: Plan) -> None:
@@ -229,9 +230,10 @@ def compiles(plan: Plan) -> bool:
     """Whether passes are compiled: as asked, or where it pays (a long run) and can be done."""
     if plan.compile != "auto":
         return plan.compile == "on"
-    compiler = "triton" if torch.device(plan.device).type == "cuda" else "C++"
-    found = find_spec("triton") if compiler == "triton" else which("g++") or which("clang++")
-    return found is not None and plan.recipe.distill.iterations >= COMPILE_FROM
+    found = which("g++") or which("clang++")
+    if torch.device(plan.device).type == "cuda":  # Triton calls a C compiler
+        found = find_spec("triton") and (os.environ.get("CC") or which("gcc") or which("clang"))
+    return bool(found) and plan.recipe.distill.iterations >= COMPILE_FROM
 
 
 def describe(plan: Plan, source: Source) -> str:

@@ -19,6 +19,7 @@ from distilled_data.randomness import seed_at
 from .batches import Batches, reseeded
 from .checkpoint import Checkpoint, load_checkpoint, previous_of, save_checkpoint
 from .config import NetworkConfig, PretrainConfig
+from .memory import trained_at_once
 from .networks import build_network
 from .report import Report, silent
 from .sources import LabelledImages, Source
@@ -171,7 +172,8 @@ def train_pool(
     folder, mine = cache / "pool" / key, range(share[0], config.networks, share[1])
     members = {index: member for index in mine if (member := _cached(folder, index))}
     missing = [index for index in mine if index not in members]
-    for group in grouped(missing, config.at_once, device):
+    size = config.at_once or trained_at_once(template, source, config.batch_size, device)
+    for group in grouped(missing, size):
         done, total = len(members) * config.epochs, len(mine) * config.epochs
         members |= _trained(
             _training(config, network, source, [seed_at(seed, "pool", i) for i in group], device),

@@ -6,7 +6,8 @@ early      on all real images, for as many steps of as many images: what the sma
 full       on all real images, to the end: the truth that the others try to tell
 
 All real images are those of the training set that were not held out; the first three, which take as many
-optimiser steps, so equal time, are tested on the others. The truth alone is measured on the test set.
+optimiser steps, are tested on the others. That is equal time, but for random images where a packed set has
+fewer than fill a batch: its own batches are then larger. The truth alone is measured on the test set.
 """
 
 import copy
@@ -15,11 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from distilled_data import DistilledDataset, DivergenceError, UsageError
 from distilled_data.randomness import seed_at, seeded
 
 from .config import EvaluateConfig
 from .evaluate import Loaders, random_images, same_images, start_training
+from .memory import trained_at_once
 from .pretrain import FeaturePool, real_loader
 from .search import Check
 from .sources import Source, hold_out
@@ -56,7 +60,10 @@ class Proxy:
         the building of the network raises.
         """
         accuracies: list[float] = []
-        for group in grouped(range(self.repeats), self.config.at_once, self.device):
+        size = self.config.at_once or trained_at_once(
+            self._network(space, architecture, 0), self.source, self.config.batch_size, self.device
+        )
+        for group in grouped(range(self.repeats), size):
             accuracies += self._train(space, architecture, group, check, stop)
             check = _unheard
         return accuracies
@@ -69,16 +76,10 @@ class Proxy:
         check: Check,
         stop: StopRequest | None,
     ) -> list[float]:
-        seeds, source = [seed_at(self.seed, repeat) for repeat in group], self.source
-        size = source.height, source.width
-        networks = [
-            space.network(
-                architecture, channels=source.channels, size=size, classes=source.num_classes, seed=seed
-            )
-            for seed in seeds
-        ]
+        seeds = [seed_at(self.seed, repeat) for repeat in group]
+        networks = [self._network(space, architecture, seed) for seed in seeds]
         training = start_training(
-            self.loaders(seeds), networks, source, self.config, epochs=self.epochs, checks=self.checks
+            self.loaders(seeds), networks, self.source, self.config, epochs=self.epochs, checks=self.checks
         )
 
         def after_test(scores: list[float]) -> None:
@@ -90,6 +91,13 @@ class Proxy:
         with seeded(self.seed, "training", *group, device=self.device):  # dropout, if a module has any
             training.run(f"{self.name} {dict(architecture)}", stop=stop, after_test=after_test)
         return [round(score, 4) for score in training.scores[-1]]
+
+    def _network(self, space: Space, architecture: Architecture, seed: int) -> nn.Module:
+        source = self.source
+        size = source.height, source.width
+        return space.network(
+            architecture, channels=source.channels, size=size, classes=source.num_classes, seed=seed
+        )
 
 
 def _unheard(accuracy: float) -> None:

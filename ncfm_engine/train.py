@@ -33,13 +33,9 @@ CHECKPOINT_SECONDS = 30.0  # about the most work that a killed process loses
 Save = Callable[[Mapping[str, Tensor], Mapping[str, Any]], None]  # tensors, and progress in JSON
 
 
-def grouped(indices: Sequence[int], wanted: int, device: str) -> list[list[int]]:
-    """`indices` in groups to be trained together, `wanted` at once; 0 leaves it to the device.
-
-    A GPU is filled by all of them; a CPU is busy with one, and stacked convolutions are slower there.
-    """
-    size = wanted or (len(indices) if torch.device(device).type == "cuda" else 1)
-    return [list(indices[first : first + size]) for first in range(0, len(indices), max(size, 1))]
+def grouped(indices: Sequence[int], size: int) -> list[list[int]]:
+    """`indices` in groups, of `size` or less, to be trained together."""
+    return [list(indices[first : first + size]) for first in range(0, len(indices), size)]
 
 
 def named(group: Sequence[int]) -> str:

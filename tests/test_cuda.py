@@ -1,6 +1,8 @@
 """What only a GPU can show. Skipped where there is none."""
 
 import dataclasses
+import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -44,6 +46,18 @@ def test_a_step_on_the_gpu_is_the_step_on_the_cpu_but_for_the_frequencies(digits
     assert difference < 0.05
 
 
+@contextmanager
+def no_waiting():
+    """Whatever waits for the device in here raises."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the mode is a prototype, once
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("features", ["fresh", "bank"])
 def test_a_step_never_waits_for_the_device(digits, pool_there, features, resident):
@@ -51,11 +65,8 @@ def test_a_step_never_waits_for_the_device(digits, pool_there, features, residen
     layout = Layout(10, 1000, images_resident=resident, bank_resident=resident)
     step, images = game(digits, pool_there, "cuda", config, layout=layout)
     step.backward(images, 0)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         step.backward(images, 1)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("features", ["fresh", "bank"])
@@ -119,13 +130,10 @@ def test_a_loader_on_the_gpu_gives_the_batches_of_the_cpu_and_never_waits_for_it
     expected = [*data.loader(12, **options), *data.loader(12, augment=torch.sqrt)]
     loaders = data.loader(12, device="cuda", **options), data.loader(12, device="cuda", augment=torch.sqrt)
     [list(loader) for loader in loaders]  # the first pass fills the caches of the device
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         for loader in loaders:
             loader.set_epoch(0)
         batches = [batch for loader in loaders for batch in loader]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     for batch, other in zip(batches, expected, strict=True):
         for here, there in zip(batch, other, strict=True):
             torch.testing.assert_close(here.cpu(), there, atol=1e-4, rtol=1e-4)

@@ -90,9 +90,13 @@ def test_gradients_are_finite_at_zero_amplitude_and_at_identical_batches(alpha):
 
 def test_autocast_does_not_lower_the_precision():
     a, b = features(0, 1, 200, 8), features(1, 1, 200, 8)
+    b.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = ncfd(a, b, FREQUENCIES)
-    assert torch.equal(inside, ncfd(a, b, FREQUENCIES))
+        [gradient] = torch.autograd.grad(inside.sum(), b)
+    outside = ncfd(a, b, FREQUENCIES)
+    assert torch.equal(inside, outside)
+    assert torch.equal(gradient, torch.autograd.grad(outside.sum(), b)[0])
 
 
 def test_mmd_is_the_mean_squared_difference_over_normal_frequencies():

@@ -330,6 +330,19 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(play, tmp_path
     assert load_checkpoint(tmp_path / CHECKPOINT_FILE, IDENTITY).progress["step"] == 4
 
 
+def test_a_sampling_network_that_is_not_finite_never_reaches_a_checkpoint(play, tmp_path, monkeypatch):
+    def poison(self, images, step, real=module.MatchingStep.backward):
+        losses = real(self, images, step)
+        if step == 7:
+            next(self.sampler.parameters()).grad[0] = float("nan")
+        return losses
+
+    monkeypatch.setattr(module.MatchingStep, "backward", poison)
+    with pytest.raises(DivergenceError, match="the sampling network at step 8 is not finite"):
+        play(folder=tmp_path)
+    assert load_checkpoint(tmp_path / CHECKPOINT_FILE, IDENTITY).progress["step"] == 4
+
+
 def test_metrics_that_cannot_be_written_are_an_output_error(play, tmp_path):
     real_open = module.Path.open
 

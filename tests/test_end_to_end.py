@@ -127,6 +127,23 @@ def test_evaluating_again_adds_a_row_and_keeps_the_images(finished, here, tmp_pa
     DistilledDataset.from_folder(tmp_path / "copy").verify()
 
 
+@pytest.mark.parametrize("change", ["validation=0.2", "label.temperature=4", "distill.factor=2"])
+def test_an_evaluation_ignores_no_setting(finished, here, tmp_path, change):
+    shutil.copytree(finished[0] / "out", tmp_path / "copy")
+    status, _, error = here("evaluate.py", "copy", settings=[change])
+    assert status == 2
+    assert f"{change.partition('=')[0]} does not change an evaluation" in " ".join(error.split())
+
+
+def test_a_run_resumed_at_another_temperature_puts_it_into_the_artifact(here):
+    arguments = ("distill_and_push.py", "--dataset", "digits", "--ipc", "1", "--output", "out", "--resume")
+    for temperature in (1, 4):
+        settings = [*TINY, f"label.temperature={temperature}", "evaluate.labels=soft"]
+        status, _, error = here(*arguments, settings=settings)
+        assert status == 0, error
+        assert DistilledDataset.from_folder("out").info.labels["temperature"] == temperature
+
+
 def test_a_set_of_the_hub_is_evaluated_by_its_name(finished, tmp_path, loopback):
     options = PushOptions(revision="v1", endpoint=loopback.url, token="hf_alice")
     push_folder(finished[0] / "out", "org/digits-tiny", options)

@@ -1,15 +1,19 @@
 """The memory of a step: counted as it is measured, and cut to a budget."""
 
 import dataclasses
+import itertools
 
 import pytest
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 from distilled_data import UsageError
 from ncfm_engine.config import DistillConfig
+from ncfm_engine.distill import distill
 from ncfm_engine.initial import initial_images
 from ncfm_engine.matching import MatchingStep
-from ncfm_engine.memory import Footprint, Layout, choose_layout
+from ncfm_engine.memory import Footprint, Layout, choose_layout, trained_at_once
+from ncfm_engine.networks import build_network
 
 BASE = DistillConfig(real_batch=100, real_features="fresh", frequencies=256, factor=1, weight=1.0)
 
@@ -17,6 +21,11 @@ BASE = DistillConfig(real_batch=100, real_features="fresh", frequencies=256, fac
 def count(digits, pool, config=BASE, ipc=10, device="cpu") -> Footprint:
     kept = pool.trajectory[..., 0].numel()
     return Footprint.of(config, pool.template, digits, ipc=ipc, kept_networks=kept, device=device)
+
+
+def peak_of(record: profile) -> int:
+    sizes = [e.nbytes() for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(itertools.accumulate(sizes, initial=0))
 
 
 def measured(digits, pool, config, ipc, layout) -> int:
@@ -27,12 +36,7 @@ def measured(digits, pool, config, ipc, layout) -> int:
     images.grad = None
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
         step.backward(images, 1)
-    sizes = [e.nbytes() for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = peak = 0
-    for size in sizes:
-        now += size
-        peak = max(peak, now)
-    return peak
+    return peak_of(record)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +63,18 @@ def test_the_count_is_at_least_the_measured_peak_and_not_far_above(digits, pool,
         of_step += counts.fixed(layout)["bank of real features"] // config.bank_size  # the new entry
     peak = measured(digits, pool, config, ipc, layout)
     assert 0.5 * of_step < peak <= of_step
+
+
+@pytest.mark.parametrize("change", [{"ema": 0.9}, {"quantised": 1.0}, {"ema": 0.9, "quantised": 1.0}])
+def test_what_a_run_keeps_of_its_images_is_counted(digits, pool, change):
+    ipc, layout, peaks, counted = 100, Layout(1, 10), [], []
+    for config in (BASE, dataclasses.replace(BASE, **change)):
+        config = dataclasses.replace(config, iterations=3, calibration=0.0)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
+            distill(config, digits, pool, ipc=ipc, seed=0, device="cpu", layout=layout)
+        peaks.append(peak_of(record))
+        counted.append(count(digits, pool, config, ipc).total(layout))
+    assert 0.9 * (counted[1] - counted[0]) < peaks[1] - peaks[0] <= 1.1 * (counted[1] - counted[0])
 
 
 def test_without_a_budget_all_classes_go_at_once_on_a_gpu_and_caches_decide_on_a_cpu(digits, pool):
@@ -123,3 +139,22 @@ def test_a_prefix_is_counted_with_the_set(digits, pool):
     nested = count(digits, pool, dataclasses.replace(BASE, nested=True))
     plain = count(digits, pool)
     assert nested.per_class - plain.per_class == 12 * plain.views_per_class * BASE.frequencies
+
+
+def test_a_cpu_trains_one_network_at_a_time_and_a_gpu_what_half_of_its_memory_holds(digits, monkeypatch):
+    network, batch = build_network("convnet", channels=1, size=8, classes=10, width=8, depth=2), 64
+    assert trained_at_once(network, digits, batch, "cpu") == 1
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(torch.zeros(batch, 1, 8, 8))
+    for weights in network.parameters():
+        kept.pop(weights.untyped_storage().data_ptr(), None)
+    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    for free, expected in ((2.5 * 2 * size, 2), (20.5 * 2 * size, 20), (0, 1)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (int(free), 0))
+        assert trained_at_once(network, digits, batch, "cuda:1") == expected

@@ -10,6 +10,7 @@ from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, PARQUET_FILE
 from ncfm_engine.checkpoint import previous_of
 from ncfm_engine.distill import CHECKPOINT_FILE, METRICS_FILE
 from ncfm_engine.plan import (
+    COMPILE_FROM,
     Plan,
     check_output,
     clear_output,
@@ -133,12 +134,13 @@ def test_the_identity_changes_with_what_decides_the_images_only(plan, digits):
     rounded = {"distill.schedule": "constant", "distill.quantised": 0.1}
     assert of(rounded | {"distill.iterations": 7}) != of(rounded)  # its last steps are others
     constant = {"distill.schedule": "constant"}
-    assert of(constant) == of(constant | {"distill.iterations": 10_000})
+    assert of(constant) == of(constant | {"distill.iterations": COMPILE_FROM - 1})
     for schedule in ("cosine", "plateau"):
         other = {"distill.schedule": schedule}
         assert of(other) != of(other | {"distill.iterations": 10_000})
     assert of({}, dataclasses.replace(digits, fingerprint="other")) != same
     assert identity(dataclasses.replace(plan, device="cuda"), digits) != same
+    assert identity(dataclasses.replace(plan, compile="on"), digits) != same
 
 
 def test_a_memory_budget_cuts_the_classes_and_one_that_is_too_small_is_refused(plan, digits):
@@ -160,3 +162,9 @@ def test_long_runs_are_compiled_and_short_ones_are_not(plan, monkeypatch):
     assert [compiles(dataclasses.replace(p, compile="off")) for p in (plan, long)] == [False, False]
     monkeypatch.setattr(module, "which", lambda name: None)  # no compiler
     assert not compiles(long)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(module, "find_spec", lambda name: object())  # Triton needs one as well
+    there = dataclasses.replace(long, device="cuda")
+    assert not compiles(there)
+    monkeypatch.setenv("CC", "cc")
+    assert compiles(there)

@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     add("--time-budget", type=duration, metavar="10m", help="stop at a checkpoint after this time")
     add("--resume", action="store_true", help="go on from the last checkpoint of the same evaluation")
-    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting of the recipe")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any of evaluate and network")
     add_source_flags(parser)
     return parser
 
