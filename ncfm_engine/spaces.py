@@ -2,11 +2,13 @@
 
 import hashlib
 import importlib
-import inspect
 import itertools
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from distilled_data.randomness import generator_at
 from .networks import ACTIVATIONS, NORMS, POOLINGS, build_network, initial_weights, resnet
 
 __all__ = ["SPACES", "Architecture", "Space", "load_space"]
+
+LIBRARIES = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 
 Choice = str | int | float | bool
 Architecture = Mapping[str, Choice]  # one value of every axis
@@ -64,11 +68,12 @@ class Space:
 
     @property
     def code(self) -> str:
-        """What `build` is: its name, and a hash of the module that a user wrote it in."""
-        function = f"{self.build.__module__}.{self.build.__qualname__}"
+        """What `build` is: its name, and a hash of the modules of the user's that it is made of."""
+        name = getattr(self.build, "__qualname__", type(self.build).__qualname__)
+        function = f"{self.build.__module__}.{name}"
         if self.build.__module__ == __name__:
             return function
-        text = inspect.getsource(sys.modules[self.build.__module__])
+        text = "".join(_sources(self.build.__module__))
         return f"{function} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def with_axes(self, changes: Mapping[str, str]) -> "Space":
@@ -89,6 +94,22 @@ class Space:
         """A network on the CPU, with the initial weights that `seed` gives."""
         with initial_weights(seed):
             return self.build(channels=channels, size=size, classes=classes, **architecture)
+
+
+def _sources(name: str) -> Iterator[str]:
+    """The text of a module and of all that it has names from, but for installed packages."""
+    found, left = set(), [name]
+    while left:
+        name = left.pop()
+        module = sys.modules.get(name)
+        path = Path(getattr(module, "__file__", None) or "")
+        installed = name.partition(".")[0] == __package__ or any(map(path.is_relative_to, LIBRARIES))
+        if path.suffix != ".py" or installed or path in found:
+            continue
+        found.add(path)
+        for value in vars(module).values():
+            left.append(value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", ""))
+    return (path.read_text() for path in sorted(found))
 
 
 def _value(axis: str, word: str, known: Sequence[Choice]) -> Choice:
@@ -149,10 +170,12 @@ def load_space(name: str) -> Space:
     sys.path.insert(0, "")  # the folder in which the command was called
     try:
         space = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"the space {name} cannot be had: {error}") from error
+    except Exception as error:  # whatever a user's code raises
+        reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise UsageError(f"the space {name} cannot be had: {reason}") from error
     finally:
         sys.path.remove("")
+        sys.path.append("")  # for what `build` imports when it is called
     if not isinstance(space, Space):
         raise UsageError(f"{name} must return a Space of ncfm_engine.spaces, got {type(space).__name__}")
     return space

@@ -50,20 +50,27 @@ def counting(report: Report, stage: str, done: int, total: int, networks: int) -
 
 
 class Networks:
-    """M networks of one architecture: `weights` float32 [M, P], a row each, in the order of `parameters()`.
+    """M networks of one architecture: `weights` float32 [M, P], a row each, in the order of `parameters()`,
+    those left out that require no gradient.
 
-    `buffers` are their running statistics, [M, ...] each, which are changed in place by every batch.
+    `buffers` are these and running statistics, [M, ...] each, which are changed in place by every batch.
     `precision` "bfloat16" computes under autocast; weights and optimiser stay float32.
     """
 
     def __init__(self, networks: Sequence[nn.Module], device: str, precision: str = "float32"):
-        rows = [nn.utils.parameters_to_vector(network.parameters()).detach() for network in networks]
+        trained = [name for name, weights in networks[0].named_parameters() if weights.requires_grad]
         states = [dict(network.named_buffers()) for network in networks]
+        rows = []
+        for network, state in zip(networks, states, strict=True):
+            parameters = dict(network.named_parameters())
+            rows.append(nn.utils.parameters_to_vector([parameters.pop(name) for name in trained]).detach())
+            state.update({name: weights.detach() for name, weights in parameters.items()})
         self.buffers = {name: torch.stack([s[name] for s in states]).to(device) for name in states[0]}
         self.template = networks[0].to(device).requires_grad_(False)  # lends its structure
         self.weights = torch.stack(rows).to(device).requires_grad_()
         self.precision = precision
-        self._shapes = {name: parameter.shape for name, parameter in self.template.named_parameters()}
+        shapes = {name: weights.shape for name, weights in self.template.named_parameters()}
+        self._shapes = {name: shapes[name] for name in trained}
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits float32 [M, B, classes] of images [M, B, channels, H, W], or [B, ...] for all networks."""

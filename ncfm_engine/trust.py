@@ -26,7 +26,8 @@ def select(values: Sequence[float], k: int, seed: int = 0) -> dict[str, list[int
 
 def agreement(proxy: Sequence[float], truth: Sequence[float]) -> dict[str, Any]:
     """Spearman's and Kendall's (tau-b) rank correlation, each with the interval that holds 95 % of bootstrap
-    samples of the candidates. None where nothing varies, or for fewer than three candidates.
+    samples of the candidates. None where nothing varies, or for fewer than three candidates; of fewer than
+    five there is no interval, which would often be a point.
     """
     count = len(proxy)
     draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
@@ -37,7 +38,7 @@ def agreement(proxy: Sequence[float], truth: Sequence[float]) -> dict[str, Any]:
         values = correlation(np.asarray(proxy, float), np.asarray(truth, float), samples)
         known = values[1:][np.isfinite(values[1:])]
         defined = count >= 3 and bool(np.isfinite(values[0]))
-        low, high = np.percentile(known, [2.5, 97.5]).tolist() if defined else (None, None)
+        low, high = np.percentile(known, [2.5, 97.5]).tolist() if defined and count >= 5 else (None, None)
         found |= {name: float(values[0]) if defined else None, f"{name}_low": low, f"{name}_high": high}
     return found
 

@@ -26,14 +26,20 @@ ARCHITECTURE = "alexnet"  # the fastest of them on a CPU
 
 
 def make(
-    folder, changes=SMALL, stages=(campaign.DISTIL, campaign.PLAIN), budget=None, rows=TABLES["digits"]
+    folder,
+    changes=SMALL,
+    stages=(campaign.DISTIL, campaign.PLAIN),
+    budget=None,
+    rows=TABLES["digits"],
+    work="work",
+    chosen="digits-ipc1",
 ) -> campaign.Campaign:
     """The set of one digit of each class in `folder`; the same again goes on there."""
     options = {"cache": folder.parent / "cache", "device": "cpu"}
     made = campaign.Campaign(
         rows,
-        ["digits-ipc1"],
-        folder / "work",
+        [chosen],
+        folder / work,
         folder / "results" / "digits",
         sources={},
         data=None,
@@ -125,6 +131,18 @@ def test_a_row_has_every_figure_and_an_artifact_that_loads(finished):
     text = (finished / "results" / "digits" / "table.md").read_text()
     for title in ("hard labels, last", "random real images, soft", "AlexNet", "(LRS)", "(ARS)", "bytes"):
         assert title in text
+
+
+def test_processes_with_folders_of_their_own_share_one_table(copied):
+    results = copied / "results" / "digits"
+    one = (results / "table.md").read_text()
+    make(copied, stages=(campaign.DISTIL,), work="other", chosen="digits-ipc10")
+    sets = json.loads((results / "results.json").read_text())["sets"]
+    assert [entry["row"] for entry in sets] == [row.name for row in TABLES["digits"]]
+    assert (results / "table.md").read_text() != one
+    make(copied, stages=(campaign.DISTIL, campaign.PLAIN, ARCHITECTURE))  # done: it only writes what it knows
+    again = json.loads((results / "results.json").read_text())["sets"]
+    assert [entry["row"] for entry in again] == [entry["row"] for entry in sets]
 
 
 def test_what_is_done_is_not_done_again(copied, monkeypatch):
@@ -242,6 +260,8 @@ def test_a_dry_run_counts_and_makes_nothing(here, tmp_path):
         assert all_of_it == pytest.approx(sum(petaflop) * 1e6 / 3600, rel=0.02)
     for column in zip(*rows, strict=True):
         assert column[2] == pytest.approx(column[0] + column[1], rel=0.02)
+    status, _, error = here("reproduce.py", "digits", "--dry-run", "--rate", "0")
+    assert (status, "--rate must be positive, got 0.0" in error) == (2, True)
 
 
 @pytest.mark.parametrize(

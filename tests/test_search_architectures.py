@@ -13,12 +13,19 @@ import pytest
 from commands import ROOT, environment, flags
 
 from hub import PushOptions, push_folder
+from ncfm_engine import trust
 from tools.architectures.crew import LEADER
 from tools.architectures.report import comparison, markdown
 
 QUICK = ["evaluate.epochs=2", "evaluate.full_epochs=1", "evaluate.full_repeats=1"]
 AXES = ("--axis", "width=4,8", "--axis", "depth=1,2", "--axis", "norm=instance,batch")
 ONE = ("--axis", "activation=relu", "--axis", "pooling=avg")
+
+
+FULL_ONCE = ["evaluate.full_epochs=1", "evaluate.full_repeats=1"]
+HEAD = {"dataset": "d", "space": "s", "strategy": "random", "networks": 1, "steps": 2, "set": "x", "ipc": 1}
+HEAD |= {"labels": "hard", "content_hash": "0" * 64, "tested_on": 3, "seen": False, "device": "cpu"}
+HEAD |= {"versions": {"torch": "2"}, "command": "c"}
 
 
 @pytest.fixture
@@ -58,12 +65,12 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path):
     assert 3 <= len(verified) <= 5  # and the picks of random images and of early stopping
     assert {k for k, row in enumerate(found["candidates"]) if row["full"]} == verified
     assert set(found["trust"]) == {"distilled", "random", "early"}
-    for way, trust in found["trust"].items():
+    for way, of_way in found["trust"].items():
         values = {k: found["candidates"][k][way]["value"] for k in verified}
-        assert trust["pick"] == max(values, key=lambda k: values[k])
+        assert of_way["pick"] == max(values, key=lambda k: values[k])
         truth = {k: found["candidates"][k]["full"]["value"] for k in verified}
-        assert trust["regret"] == pytest.approx(max(truth.values()) - truth[trust["pick"]])
-        assert trust["all"]["n"] == len(verified)
+        assert of_way["regret"] == pytest.approx(max(truth.values()) - truth[of_way["pick"]])
+        assert of_way["all"]["n"] == len(verified)
     assert output.startswith("# Architectures for digits\n\n8 candidates of the space `convnet` (8 complete)")
     assert "from which the distilled images were made too" in output
     assert output == (tmp_path / "found" / "report.md").read_text() + "\n"
@@ -128,7 +135,7 @@ def test_networks_that_cannot_be_trained_are_in_the_report_with_the_reason(here,
     )
     status, output, error = here("search_architectures.py", *arguments, settings=QUICK)
     assert status == 0, error
-    (folder,) = (tmp_path / "searches").glob("out-unlucky_space-space-hard-*")
+    (folder,) = (tmp_path / "searches").glob("out-*-unlucky_space-space-hard-*")
     rows = {row["architecture"]["kind"]: row for row in content(folder)["candidates"]}
     assert rows["plain"]["full"]["state"] == "complete"
     states = {kind: row["distilled"]["state"] for kind, row in rows.items()}
@@ -164,10 +171,16 @@ def test_the_strategies_that_end_early_say_what_they_ended(here, set_folder, tmp
         "12",
         "--jobs",
         "1",
+        "--verify",
+        "1",
     )
-    status, output, error = here("search_architectures.py", *arguments, settings=["evaluate.epochs=9"])
+    status, output, error = here(
+        "search_architectures.py", *arguments, settings=["evaluate.epochs=9", *FULL_ONCE]
+    )
     assert status == 0, error
     (folder,) = (tmp_path / "searches").iterdir()
+    assert not (folder / "regret.png").exists()
+    assert "regret.png" not in output
     states = [row["distilled"]["state"] for row in content(folder)["candidates"]]
     assert set(states) == {"complete", "pruned"}
     assert f"12 candidates of the space `convnet` ({states.count('complete')} complete, " in output
@@ -238,7 +251,7 @@ def test_a_set_of_the_hub_is_searched_by_its_name(set_folder, tmp_path, loopback
     output, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert "digits-tiny (3 per class, soft labels" in output
-    [folder] = (tmp_path / "searches").glob("digits-tiny-convnet-*")
+    [folder] = (tmp_path / "searches").glob("digits-tiny-*-convnet-*")
     assert (folder / "search.json").exists()
 
 
@@ -247,6 +260,9 @@ def test_a_set_of_the_hub_is_searched_by_its_name(set_folder, tmp_path, loopback
     [
         (["--verify", "none"], "neither a number, 1 or more, nor 'all'"),
         (["--axis", "width"], r"--axis width: expected name=value,value"),
+        (["--axis", "width=4", "--axis", "width=8"], "--axis is given twice for one name: width=4 width=8"),
+        (["--set", "validation=0.2"], "--set validation does not change a search"),
+        (["--set", "evaluate.labels=hard"], "--set evaluate.labels does not change a search"),
         (["--jobs", "0"], "--jobs and --candidates must be 1 or more"),
         (["--space", "grid"], "unknown space 'grid'"),
         (["--seeds", "0"], "EvaluateConfig.repeats must be 1 or more, got 0"),
@@ -260,21 +276,27 @@ def test_wrong_usage_ends_with_2_and_a_reason(here, set_folder, arguments, messa
 
 
 def test_a_report_of_nothing_yet_can_be_read():
-    head = {
-        "dataset": "d",
-        "space": "s",
-        "strategy": "random",
-        "networks": 1,
-        "steps": 2,
-        "set": "x",
-        "ipc": 1,
-    }
-    head |= {"labels": "hard", "content_hash": "0" * 64, "tested_on": 3, "seen": False, "device": "cpu"}
-    head |= {"versions": {"torch": "2"}, "command": "c", "trust": {}}
-    text = markdown(head | {"candidates": [{"architecture": {"a": 1}, "distilled": None}]})
+    text = markdown(HEAD | {"trust": {}, "candidates": [{"architecture": {"a": 1}, "distilled": None}]})
     assert "(1 open)" in text
     assert "No candidate is complete." in text
     assert "too." not in text
+
+
+def test_a_report_says_why_nothing_is_said_of_trust_and_what_was_pruned():
+    done = {"state": "complete", "value": 50.0, "accuracies": [50.0], "seconds": 1.0}
+    pruned = {"state": "pruned"}
+    ways = {"distilled": done, "random": pruned, "early": done, "full": done}
+    text = markdown(HEAD | {"trust": {}, "candidates": [{"architecture": {"a": 1}} | ways]})
+    assert "## Can the ranking be trusted?\n\nThat cannot be told: fewer than two" in text
+    truths = [done | {"value": value, "accuracies": [value]} for value in (1.0, 2.0, 3.0)]
+    ways = ("distilled", "random", "early")
+    rows = [{"architecture": {"a": 1}} | dict.fromkeys((*ways, "full"), truth) for truth in truths]
+    values, column = [truth["value"] for truth in truths], [truth["accuracies"] for truth in truths]
+    found = trust.trust(dict.fromkeys(ways, column), dict.fromkeys(ways, [1.0] * 3), values)
+    content = HEAD | {"trust": found, "candidates": rows, "verified": {}, "strategy": "halving"}
+    assert "| Spearman, all 3 | 1.00 | 1.00 | 1.00 |" in markdown(content)
+    assert "steps with candidates that they do not prune" in markdown(content)
+    assert "optimiser steps. They are" in markdown(content | {"strategy": "exhaustive"})
 
 
 def test_the_benchmark_has_every_contender_in_every_round(here, set_folder, tmp_path):

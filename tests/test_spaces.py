@@ -102,6 +102,51 @@ def test_the_code_of_a_user_is_known_by_its_text(tmp_path, monkeypatch):
     assert SPACES["convnet"].code == "ncfm_engine.spaces._convnet"
 
 
+def test_the_code_of_a_user_is_all_modules_that_it_is_made_of(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "blocks_used.py").write_text(
+        "import torch\nimport whole_used\n\ndef net(**options):\n    return 1\n"
+    )
+    (tmp_path / "outer_used.py").write_text(
+        "from blocks_used import net\n"
+        "class Build:\n"
+        "    def __call__(self, **options):\n"
+        "        return net()\n"
+    )
+    (tmp_path / "whole_used.py").write_text("SIZE = 1\n")
+    build = importlib.import_module("outer_used").Build()
+    codes = [Space({"a": (1,)}, build).code]
+    for changed in ("whole_used", "blocks_used", "outer_used"):
+        with (tmp_path / f"{changed}.py").open("a") as file:
+            file.write("# otherwise\n")
+        codes.append(Space({"a": (1,)}, build).code)
+    assert len(set(codes)) == 4
+    assert codes[0].startswith("outer_used.Build ")
+
+
+def test_what_a_users_module_raises_is_said_and_what_it_imports_later_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_space.py").write_text("def space(:\n")
+    (tmp_path / "late_part.py").write_text("import torch\nMODULE = torch.nn.Linear\n")
+    (tmp_path / "late_space.py").write_text(
+        "from ncfm_engine.spaces import Space\n"
+        "def net(channels, size, classes, a):\n"
+        "    import late_part\n"
+        "    return late_part.MODULE(channels, classes)\n"
+        "def space():\n"
+        "    return Space({'a': (1,)}, net)\n"
+        "def fails():\n"
+        "    raise KeyError('width')\n"
+    )
+    with pytest.raises(UsageError, match="broken_space:space cannot be had: SyntaxError"):
+        load_space("broken_space:space")
+    with pytest.raises(UsageError, match="late_space:fails cannot be had: KeyError: 'width'"):
+        load_space("late_space:fails")
+    with pytest.raises(UsageError, match=":space cannot be had: ValueError"):
+        load_space(":space")
+    assert load_space("late_space:space").network({"a": 1}, **SIZE, seed=0).weight.shape == (4, 3)
+
+
 def test_a_space_of_the_user_is_what_his_function_returns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(

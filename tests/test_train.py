@@ -237,6 +237,21 @@ def test_attention_can_be_stacked():
     assert torch.allclose(same[0], expected[0], atol=1e-4)
 
 
+def test_weights_that_require_no_gradient_stay_what_each_network_has(loader):
+    networks = [network_of(seed) for seed in SEEDS]
+    for network in networks:
+        next(network.parameters()).requires_grad_(False)
+    frozen = torch.stack([next(network.parameters()).clone() for network in networks])
+    name = next(name for name, _ in networks[0].named_parameters())
+    expected = torch.stack([network(loader.batch(torch.arange(8), 0, 0)[0]) for network in networks])
+    stacked = Networks(networks, "cpu")
+    images, _ = loader.batch(torch.arange(8), 0, 0)
+    assert torch.allclose(stacked(images), expected, atol=1e-5)
+    stacked(images).square().sum().backward()
+    assert stacked.weights.shape[1] + frozen[0].numel() == sum(p.numel() for p in networks[0].parameters())
+    assert torch.equal(stacked.buffers[name], frozen)
+
+
 def test_networks_are_grouped_in_order():
     assert grouped([0, 2, 5], 2) == [[0, 2], [5]]
     assert grouped([0, 2, 5], 9) == [[0, 2, 5]]

@@ -63,6 +63,13 @@ def test_there_is_no_correlation_where_nothing_varies_or_of_two_candidates():
     assert agreement([1, 2], [1, 2])["spearman"] is None
 
 
+def test_of_four_candidates_or_fewer_there_is_no_interval():
+    four, five = (agreement(range(count), range(count)) for count in (4, 5))
+    assert four["spearman"] == pytest.approx(1)
+    assert (four["spearman_low"], four["kendall_high"]) == (None, None)
+    assert five["spearman_low"] == pytest.approx(1)
+
+
 def test_regret_over_time_ends_with_that_of_the_pick_after_all_seconds():
     seconds, regrets = regret_over_time([1, 2, 3, 9, 5], TRUTH, [1, 2, 3, 4, 5], 50)
     assert seconds[-1] == pytest.approx(15)

@@ -191,11 +191,14 @@ def duration(text: str) -> float:
 def settings(
     pairs: list[str], flag: str = "--set", form: str = "field=value, for instance distill.alpha=0.3"
 ) -> dict[str, str]:
-    """`--set field=value` pairs as a mapping."""
+    """`--set field=value` pairs as a mapping; of a `--set` that is given twice the last one counts."""
     for pair in pairs:
         if "=" not in pair:
             raise UsageError(f"{flag} {pair}: expected {form}")
-    return dict(pair.split("=", 1) for pair in pairs)
+    chosen = dict(pair.split("=", 1) for pair in pairs)
+    if len(chosen) < len(pairs) and flag != "--set":
+        raise UsageError(f"{flag} is given twice for one name: {' '.join(pairs)}")
+    return chosen
 
 
 def table(rows: list[dict]) -> str:

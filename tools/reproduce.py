@@ -66,6 +66,8 @@ def main(arguments: argparse.Namespace) -> None:
         for path in update(ROOT):
             print(path.relative_to(ROOT))
         return
+    if not arguments.rate > 0:
+        raise UsageError(f"--rate must be positive, got {arguments.rate}")
     chosen = chosen_rows(arguments.table, arguments.row)
     results = arguments.results / arguments.table
     campaign = Campaign(

@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         help="train the K best, K middle and K random candidates on all images, or all of them",
     )
     add("--seed", type=int, default=0, help="of the draw and of the trainings (default: 0)")
-    add("--output", type=Path, help="folder of the results (default: searches/SET-SPACE...)")
+    add("--output", type=Path, help="folder of the results (default: searches/SET-HASH-SPACE...)")
     add("--storage", metavar="URL", help="database of the trials (default: sqlite, in the output folder)")
     add("--jobs", type=int, help="processes (default: one for each core; 4 on a GPU)")
     add("--dataset", help="the real images, where the artifact's name is not enough: folder:PATH, ...")
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="10m",
         help="stop after this time; what is being trained begins anew",
     )
-    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting of the recipe")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any of evaluate")
     add_source_flags(parser)
     return parser
 
@@ -82,11 +82,11 @@ def main(arguments: argparse.Namespace) -> None:
         raise UsageError("--jobs and --candidates must be 1 or more")
     device = resolve_device(arguments.device)
     space = load_space(arguments.space).with_axes(settings(arguments.axis, "--axis", "name=value,value"))
-    output = arguments.output or Path("searches") / folder_name(arguments)
     drawn = arguments.candidates or (RANDOM if arguments.strategy == "random" else None)
     with Leash(arguments.time_budget) as stop, Bars() as bars, Crew(arguments.jobs or jobs(device)) as crew:
         show = silent if is_hand() else bars
         dataset = load(arguments.artifact, arguments.ipc)
+        output = arguments.output or Path("searches") / folder_name(arguments, dataset)
         campaign = Campaign(
             space,
             space.draw(drawn, arguments.seed),
@@ -122,7 +122,11 @@ def ways_to_score(
     """The proxies and the truth on the real images of the set, which are read; creates the output folder."""
     original, labels = recipe_of(dataset), labels_of(arguments, dataset)
     changes = {"evaluate.epochs": min(original.evaluate.epochs, EPOCHS), "evaluate.repeats": arguments.seeds}
-    config = original.replace(changes | settings(arguments.set)).evaluate
+    said = settings(arguments.set)
+    for name in said:
+        if not name.startswith("evaluate.") or name == "evaluate.labels":
+            raise UsageError(f"--set {name} does not change a search; expected evaluate.*, but for labels")
+    config = original.replace(changes | said).evaluate
     if arguments.verify is not None and config.full_repeats < 1:
         raise UsageError("--verify needs evaluate.full_repeats of 1 or more")
     real, seen = real_images(dataset, arguments.dataset, reading(arguments), stop=stop, report=show)
@@ -168,9 +172,10 @@ def labels_of(arguments: argparse.Namespace, dataset: DistilledDataset) -> str:
     return arguments.labels or ("hard" if dataset.artifact.logits is None else "soft")
 
 
-def folder_name(arguments: argparse.Namespace) -> str:
+def folder_name(arguments: argparse.Namespace, dataset: DistilledDataset) -> str:
     """Of the set, the space, and what else was asked for, so that another search does not take its place."""
-    parts = [Path(arguments.artifact.partition("@")[0]).name, arguments.space.replace(":", "-")]
+    name = Path(arguments.artifact.partition("@")[0]).name
+    parts = [name, dataset.content_hash[:6], arguments.space.replace(":", "-")]
     parts += [f"ipc{arguments.ipc}"] if arguments.ipc else []
     parts += [arguments.labels] if arguments.labels else []
     parts += [arguments.strategy] if arguments.strategy != "exhaustive" else []

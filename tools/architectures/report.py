@@ -9,7 +9,7 @@ from typing import Any
 from distilled_data.format import write_file
 from ncfm_engine.proxies import FULL, PROXIES
 from ncfm_engine.report import plot_agreement, plot_regret
-from ncfm_engine.search import Result
+from ncfm_engine.search import EARLY_ENDING, Result
 from ncfm_engine.spaces import Architecture
 from ncfm_engine.trust import trust
 from tools.listing import write_rows
@@ -28,6 +28,16 @@ SHOWN = 10  # candidates in the report
 CHOSEN = (
     " They are the best, some in the middle and some at random by the ranking of the distilled images, and "
     "the picks of the others: correlations are higher among such than among all candidates."
+)
+
+TITLE = "## Can the ranking be trusted?"
+UNKNOWN = (
+    "That cannot be told: fewer than two of the candidates that were trained in full were scored to the end "
+    "in all three ways. More are with --strategy exhaustive, or a larger --verify."
+)
+PRUNED = (
+    " with candidates that they do not prune; only those that none of them pruned are compared, which are "
+    "few and good ones."
 )
 
 Content = Mapping[str, Any]
@@ -63,6 +73,7 @@ def write(folder: Path, content: Content) -> None:
             },
             folder / SCATTER_FILE,
         )
+    if found and content["strategy"] not in EARLY_ENDING:  # what was pruned took time as well
         regrets = {TITLES[way]: way_found["regret_over_time"] for way, way_found in found.items()}
         plot_regret(
             {title: (columns["seconds"], columns["regret"]) for title, columns in regrets.items()},
@@ -117,6 +128,8 @@ def markdown(content: Content) -> str:
     ]
     if content["trust"]:
         lines += ["", *_trust_table(content)]
+    elif any(_complete(row.get(FULL)) for row in rows):
+        lines += ["", TITLE, "", UNKNOWN]
     failed = [
         f"- {_name(row['architecture'])}, {TITLES[way]}: {row[way]['reason']}"
         for row in rows
@@ -181,17 +194,18 @@ def _trust_table(content: Content) -> list[str]:
     lines = [f"| {' | '.join([name, *cells])} |" for name, cells in table.items()]
     lines.insert(1, "|---" * (len(PROXIES) + 1) + "|")
     return [
-        "## Can the ranking be trusted?",
+        TITLE,
         "",
         f"{len(truth)} candidates were trained on all images but those held out, and tested on the test set, "
         f"in {_seconds(rows, FULL):.1f} s each. Rank correlation with that, and intervals that hold 95 % of "
-        "bootstrap samples of the candidates. All three ways take as many optimiser steps."
+        "bootstrap samples of the candidates. All three ways take as many optimiser steps"
+        + (PRUNED if content["strategy"] in EARLY_ENDING else ".")
         + ("" if "all" in content["verified"] else CHOSEN),
         "",
         *lines,
         "",
         f"![score against full accuracy]({SCATTER_FILE})",
-        f"![regret over time]({REGRET_FILE})",
+        *([] if content["strategy"] in EARLY_ENDING else [f"![regret over time]({REGRET_FILE})"]),
     ]
 
 
@@ -207,6 +221,8 @@ def _points(value: float | None) -> str:
 def _interval(found: Content, name: str) -> str:
     if found[name] is None:
         return "-"
+    if found[name + "_low"] is None:
+        return f"{found[name]:.2f}"
     return f"{found[name]:.2f} ({found[name + '_low']:.2f} to {found[name + '_high']:.2f})"
 
 

@@ -2,10 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from distilled_data import ArtifactError, DistilledDataset
 from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, write_file
@@ -89,28 +91,29 @@ class Campaign:
         )
 
     def write(self) -> None:
-        """What is known of the rows that were begun: their files, a summary, a table, their losses."""
-        found, curves = [], {}
-        for row in self.rows:
-            plan = self.plan(row)
-            done = _done(plan)
-            if done["stages"].get(DISTIL) and (plan.run_folder / RESULTS_FILE).exists():
-                self._collect(row, plan)
-                info = DistilledDataset.from_folder(plan.output).info
-                results, costs = (
-                    json.loads((plan.run_folder / name).read_text()) for name in (RESULTS_FILE, COSTS_FILE)
-                )
-                latest = done["stages"].values()
-                rows = [known for known in results["rows"] if _key(known) in latest]
-                size = (plan.output / ARTIFACT_FILE).stat().st_size
-                found.append(summary(row.name, info, rows, costs, size))
-                lines = (plan.run_folder / METRICS_FILE).read_text().splitlines()
-                if lines:
-                    curves[row.name] = [curve([json.loads(line) for line in lines])]
-        content = {"table": self.results.name, "sets": found}
-        write_file(self.results / RESULTS_FILE, json.dumps(content, indent=1).encode() + b"\n")
-        write_file(self.results / TABLE_FILE, markdown(content).encode())
-        plot_variants(curves, self.results / CURVES_FILE)
+        """What is known of the rows that were begun: their files, a summary, a table, their losses.
+
+        Rows that a process with another `work` put into the same results stay there.
+        """
+        path = self.results / RESULTS_FILE
+        with FileLock(self.results.with_name(f".{self.results.name}.lock")):
+            there = json.loads(path.read_text())["sets"] if path.exists() else []
+            known = {entry["row"]: entry for entry in there}
+            for row in self.rows:
+                plan = self.plan(row)
+                done = _done(plan)
+                if done["stages"].get(DISTIL) and (plan.run_folder / RESULTS_FILE).exists():
+                    known[row.name] = self._collect(row, plan, done["stages"].values())
+            found = [known[row.name] for row in self.rows if row.name in known]
+            content = {"table": self.results.name, "sets": found}
+            write_file(path, json.dumps(content, indent=1).encode() + b"\n")
+            write_file(self.results / TABLE_FILE, markdown(content).encode())
+            curves = {}
+            for entry in found:
+                metrics = self.results / entry["row"] / METRICS_FILE
+                if metrics.exists() and (lines := metrics.read_text().splitlines()):
+                    curves[entry["row"]] = [curve([json.loads(line) for line in lines])]
+            plot_variants(curves, self.results / CURVES_FILE)
 
     def _do(self, row: Row, stage: str, plan: Plan, stop: StopRequest, report: Report) -> None:
         if stage == DISTIL:
@@ -154,8 +157,8 @@ class Campaign:
         full = {known["full_n"] for known in results["rows"] if _key(known) == wanted}
         return _done(plan)["stages"].get(stage) == wanted and full == {recipe.evaluate.full_repeats}
 
-    def _collect(self, row: Row, plan: Plan) -> None:
-        """Copy what is worth committing to `results`."""
+    def _collect(self, row: Row, plan: Plan, latest: Collection[Any]) -> dict[str, Any]:
+        """Copy what is worth committing to `results`; the summary, of the `latest` evaluations."""
         folder = self.results / row.name
         if not all((plan.output / name).exists() for name in FOLDER_FILES):
             complete_folder(plan.output)
@@ -166,6 +169,12 @@ class Campaign:
             target = folder / (file.relative_to(plan.output) if plan.output in file.parents else file.name)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
+        info = DistilledDataset.from_folder(plan.output).info
+        results, costs = (
+            json.loads((plan.run_folder / name).read_text()) for name in (RESULTS_FILE, COSTS_FILE)
+        )
+        rows = [known for known in results["rows"] if _key(known) in latest]
+        return summary(row.name, info, rows, costs, (plan.output / ARTIFACT_FILE).stat().st_size)
 
 
 def _key(row: dict[str, Any]) -> list[Any]:
