@@ -168,9 +168,14 @@ class Artifact:
             raise FormatError("artifact tensor 'logits' holds values that are not finite")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tensors of their own memory: pickle writes all that a view lies in, a file with others of them."""
-        views = {n: t for n, t in self.tensors.items() if t.nbytes < t.untyped_storage().nbytes()}
-        return self.__dict__ | {name: tensor.clone() for name, tensor in views.items()}
+        """Tensors get memory of their own: pickle writes all that a view lies in, which is a whole file.
+
+        They keep it, because multiprocessing passes on memory that has to live until it is received.
+        """
+        for name, tensor in self.tensors.items():
+            if tensor.nbytes < tensor.untyped_storage().nbytes():
+                object.__setattr__(self, name, tensor.clone())
+        return self.__dict__
 
     @property
     def tensors(self) -> dict[str, Tensor]:
