@@ -66,7 +66,7 @@ def test_the_count_is_at_least_the_measured_peak_and_not_far_above(digits, pool,
 
 
 def test_what_a_run_keeps_of_its_images_is_counted(digits, pool):
-    ipc, layout, peaks, counted = 50, Layout(1, 100), [], []
+    ipc, layout, peaks, counted = 20, Layout(2, 40), [], []
     base = dataclasses.replace(BASE, iterations=2, calibration=0.0, real_batch=20, frequencies=16)
     for change in ({}, {"ema": 0.9}, {"quantised": 1.0}, {"ema": 0.9, "quantised": 1.0}):
         config = dataclasses.replace(base, **change)
