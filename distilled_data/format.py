@@ -40,10 +40,7 @@ MANIFEST_FILE = "manifest.json"  # see `manifest`
 MAX_HEADER = 25_000_000  # bytes; as much as the Hub's own reader of safetensors headers takes
 FOLDER_FILES = (ARTIFACT_FILE, CARD_FILE, PARQUET_FILE, PREVIEW_FILE, MANIFEST_FILE)
 
-_TENSORS = {
-    "images": ("U8", torch.uint8),
-    "logits": ("F16", torch.float16),
-}  # in safetensors, in torch
+_TENSORS = {"images": ("U8", torch.uint8), "logits": ("F16", torch.float16)}  # to safetensors, to torch
 _DECODE = {"interpolation": "bilinear", "align_corners": False, "view_order": "row-major"}
 
 

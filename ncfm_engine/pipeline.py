@@ -262,18 +262,16 @@ def evaluate_set(
     """Evaluate a saved set under its own recipe with `changes`; its rows, see `evaluate`.
 
     `dataset` names the real data where the artifact's own name is not enough (folder:PATH), `reading` are
-    keywords of `load_source`; how images were resized is known to the artifact. Raises
-    `UsageError` for an artifact that does not record its recipe and for changes that an evaluation does not
-    depend on, `SourceError` when the data is not what it
-    was distilled from, and `Stopped` after saving progress in `run_folder`, from which `resume` goes on; it
-    stays until `forget_progress`.
+    keywords of `load_source`; how images were resized is known to the artifact. Raises `UsageError` for an
+    artifact that does not record its recipe and for changes that no evaluation depends on, `SourceError` when
+    the data is not what it was distilled from, and `Stopped` after saving progress in `run_folder`, from which
+    `resume` goes on; it stays until `forget_progress`.
     """
-    if idle := [
-        name for name in changes if not name.startswith(("evaluate.", "network.")) and name != "seed"
-    ]:
-        raise UsageError(
-            f"{idle[0]} does not change an evaluation; expected seed, or settings of evaluate and network"
-        )
+    for name in changes:
+        if not name.startswith(("evaluate.", "network.")) and name != "seed":
+            raise UsageError(
+                f"{name} does not change an evaluation; expected seed, or settings of evaluate and network"
+            )
     recipe = recipe_of(chosen).replace(changes)
     _, source = real_images(chosen, dataset, reading, stop=stop, report=report)
     pool = None

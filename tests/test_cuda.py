@@ -1,4 +1,7 @@
-"""What only a GPU can show. Skipped where there is none."""
+"""What only a GPU can show. Skipped where there is none.
+
+There `-o filterwarnings=default` keeps a warning of CUDA's own from failing a test.
+"""
 
 import dataclasses
 import warnings
