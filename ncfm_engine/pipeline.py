@@ -264,8 +264,8 @@ def evaluate_set(
     `dataset` names the real data where the artifact's own name is not enough (folder:PATH), `reading` are
     keywords of `load_source`; how images were resized is known to the artifact. Raises `UsageError` for an
     artifact that does not record its recipe and for changes that no evaluation depends on, `SourceError` when
-    the data is not what it was distilled from, and `Stopped` after saving progress in `run_folder`, from which
-    `resume` goes on; it stays until `forget_progress`.
+    the data is not what it was distilled from, and `Stopped` after saving progress in `run_folder`, from
+    which `resume` goes on; it stays until `forget_progress`.
     """
     for name in changes:
         if not name.startswith(("evaluate.", "network.")) and name != "seed":

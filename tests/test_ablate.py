@@ -182,6 +182,11 @@ def test_findings_of_other_settings_are_not_mixed(here, tmp_path):
     assert status == 2
     assert "settings.distill.alpha is 0.5 there and 0.4 here" in " ".join(error.split())
     assert (tmp_path / "rows.json").read_bytes() == before
+    for other in (b"mine", b"[1]", b"\xff"):
+        (tmp_path / "rows.json").write_bytes(other)
+        status, _, error = here(*flags, settings=SMALL)
+        assert (status, (tmp_path / "rows.json").read_bytes()) == (2, other)
+        assert "does not hold the findings of a study" in " ".join(error.split())
 
 
 def test_labels_and_rounding_are_measured_on_the_images_that_are_there(here, tmp_path):

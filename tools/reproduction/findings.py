@@ -65,7 +65,10 @@ def read(path: Path, head: Mapping[str, Any]) -> dict[str, Finding]:
     """The findings that lie at `path`, by variant. Raises `UsageError` for those of another study."""
     if not path.exists():
         return {}
-    content = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:  # of JSON or UTF-8
+        content = {}
     if "findings" not in content:
         raise UsageError(f"{path} does not hold the findings of a study. Choose another --output.")
     there, here = (flatten(dict(part) | {"settings": _settings(part)}) for part in (content, head))
