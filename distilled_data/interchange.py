@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import FormatError, MissingExtraError, UsageError
+from .errors import FormatError, MissingExtraError, OutputError, UsageError
 from .format import METADATA_KEY, Artifact, Metadata, parse_metadata, write_file
 from .tensors import artifact_of
 
@@ -76,7 +76,7 @@ def read_set(
     `values` (see `distilled_data.tensors.VALUES`) and, of the NCFM form, the packing `factor`, which is 1
     elsewhere. Without `classes` they are numbered. Of a DC file with several experiments the last is taken.
     A .npz of `write_set` comes back as it was, with `name` and `license` changed if they are given; with more
-    than those it is read as anybody's.
+    than those, or with other arrays in it, it is read as anybody's.
 
     Raises `FormatError` for a file in no such form, `UsageError` for what makes no artifact or needs a word.
     """
@@ -99,7 +99,8 @@ def read_set(
     )
     if chosen is None:
         warnings.warn(f"{path} names no classes; they are numbered. Give their names in order", stacklevel=2)
-    if ours is not None:
+    told = ("classes", "channels", "height", "width", "mean", "std", "ipc", "factor")
+    if ours is not None and all(getattr(ours, name) == getattr(artifact.metadata, name) for name in told):
         source = ours.source | ({} if license is None else {"license": license})
         return replace(artifact, metadata=replace(ours, dataset=name or ours.dataset, source=source))
     source = {
@@ -148,9 +149,13 @@ def write_set(data: "DistilledDataset", path: str | Path) -> None:
         labels = data.targets
         if data.artifact.logits is not None:
             labels = data.artifact.logits.flatten(0, 2).float() / data.info.labels.get("temperature", 1.0)
-        path.unlink(missing_ok=True)  # new labels beside old images would be read as one set
-        _write_pt(_labels_beside(path), labels[order].contiguous())
-        _write_pt(path, ((data.images[order] / 255 - mean) / std).contiguous())
+        images = ((data.images[order] / 255 - mean) / std).contiguous()
+        try:
+            path.unlink(missing_ok=True)  # new labels beside old images would be read as one set
+        except OSError as error:
+            raise OutputError(f"{path} cannot be replaced: {error.strerror}") from error
+        _write_pt(labels_beside(path), labels[order].contiguous())
+        _write_pt(path, images)
     elif path.suffix == ".pt":
         _write_pt(path, [packed / 255, numbers])
     elif path.suffix == "":
@@ -172,7 +177,7 @@ def _read(path: Path, experiment: int) -> Found:
         return _read_npz(path)
     content = _load_pt(path)
     match content:
-        case Tensor() if "images" in path.name and (labels := _labels_beside(path)).exists():
+        case Tensor() if "images" in path.name and (labels := labels_beside(path)).exists():
             return _pair(path, "images and labels (MTT, DATM)", [content, _load_pt(labels)])
         case Tensor():
             raise UsageError(
@@ -303,7 +308,7 @@ def _write_pt(path: Path, content: Any) -> None:
     write_file(path, file.getvalue())
 
 
-def _labels_beside(path: Path) -> Path:
+def labels_beside(path: Path) -> Path:
     return path.with_name(path.name.replace("images", "labels", 1))
 
 

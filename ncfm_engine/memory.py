@@ -233,8 +233,9 @@ def _saved(forward: Callable[[Tensor], Tensor], weights: set[int], images: Tenso
 def trained_at_once(network: nn.Module, source: Source, batch_size: int, device: str) -> int:
     """Networks like this one that are trained together where nothing else is said.
 
-    A CPU is busy with one, and stacked convolutions are slower there. A GPU takes as many as half of its free
-    memory holds the activations of.
+    A CPU is busy with one, and stacked convolutions are slower there. A GPU takes as many as half of its
+    memory holds the activations of; not of what is free at the moment, or a resumed run would form other
+    groups.
     """
     if torch.device(device).type == "cpu":
         return 1
@@ -242,7 +243,7 @@ def trained_at_once(network: nn.Module, source: Source, batch_size: int, device:
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     images = torch.zeros(2, source.channels, source.height, source.width)  # batch norm takes no single one
     _, saved = _saved(network, weights, images)
-    return max(1, int(torch.cuda.mem_get_info(device)[0] / 2 // (saved / 2 * batch_size)))
+    return max(1, int(torch.cuda.mem_get_info(device)[1] / 2 // (saved / 2 * batch_size)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

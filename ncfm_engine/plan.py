@@ -147,7 +147,7 @@ def identity(plan: Plan, source: Source) -> dict[str, Any]:
     }
     kept |= {"dataset": source.name, "dataset fingerprint": source.fingerprint}
     kept |= {"torch": str(torch.__version__), "device": torch.device(plan.device).type}
-    return kept | {"compiled": compiles(plan)}
+    return kept | ({"compiled": True} if compiles(plan) else {})
 
 
 def check_output(plan: Plan) -> None:

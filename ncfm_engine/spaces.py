@@ -1,5 +1,6 @@
 """Search spaces: from what an architecture is chosen, as plain data."""
 
+import functools
 import hashlib
 import importlib
 import itertools
@@ -66,14 +67,18 @@ class Space:
         order = torch.randperm(len(every), generator=generator_at(seed, "architectures"))
         return [every[index] for index in order[:count]]
 
-    @property
+    @functools.cached_property  # before anything is built, which may import more
     def code(self) -> str:
         """What `build` is: its name, and a hash of the modules of the user's that it is made of."""
-        name = getattr(self.build, "__qualname__", type(self.build).__qualname__)
-        function = f"{self.build.__module__}.{name}"
-        if self.build.__module__ == __name__:
+        build, bound = self.build, []
+        while isinstance(build, functools.partial):
+            bound.append(repr((build.args, build.keywords)))
+            build = build.func
+        name = getattr(build, "__qualname__", type(build).__qualname__)
+        function = " ".join([f"{build.__module__}.{name}", *bound])
+        if build.__module__ == __name__:
             return function
-        text = "".join(_sources(self.build.__module__))
+        text = "".join(_sources(build.__module__))
         return f"{function} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def with_axes(self, changes: Mapping[str, str]) -> "Space":
@@ -97,18 +102,19 @@ class Space:
 
 
 def _sources(name: str) -> Iterator[str]:
-    """The text of a module and of all that it has names from, but for installed packages."""
-    found, left = set(), [name]
+    """The text of a module and of all that it has names from, but for those of installed packages."""
+    first, found, left = name, set(), [name]
     while left:
         name = left.pop()
         module = sys.modules.get(name)
         path = Path(getattr(module, "__file__", None) or "")
         installed = name.partition(".")[0] == __package__ or any(map(path.is_relative_to, LIBRARIES))
-        if path.suffix != ".py" or installed or path in found:
+        if path.suffix != ".py" or (installed and name != first) or path in found:
             continue
         found.add(path)
         for value in vars(module).values():
-            left.append(value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", ""))
+            of = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+            left += [of] if isinstance(of, str) else []
     return (path.read_text() for path in sorted(found))
 
 
@@ -175,7 +181,8 @@ def load_space(name: str) -> Space:
         raise UsageError(f"the space {name} cannot be had: {reason}") from error
     finally:
         sys.path.remove("")
-        sys.path.append("")  # for what `build` imports when it is called
+    if "" not in sys.path:  # for what `build` imports when it is called
+        sys.path.append("")
     if not isinstance(space, Space):
         raise UsageError(f"{name} must return a Space of ncfm_engine.spaces, got {type(space).__name__}")
     return space

@@ -271,6 +271,19 @@ def test_npz_holds_everything(channels, logits, tmp_path):
     assert (other.source["form"], other.classes[0]) == ("npz", f"class {DIGITS[0]}")
 
 
+def test_a_file_of_ours_with_other_arrays_is_what_the_arrays_say(tmp_path):
+    write_set(DistilledDataset(make_artifact(ipc=2, recipe={"augment": "crop"})), tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as file:
+        arrays = dict(file)
+    order = np.flatnonzero(np.arange(20) % 2)  # one of each class
+    few = {name: arrays[name][order] for name in ("images", "labels", "logits")}
+    for change, ipc, first in (({"classes": arrays["classes"][::-1]}, 2, DIGITS[-1]), (few, 1, DIGITS[0])):
+        np.savez(tmp_path / "b.npz", **arrays | change)
+        metadata = read_set(tmp_path / "b.npz").metadata
+        assert (metadata.ipc, metadata.classes[0]) == (ipc, first)
+        assert "augment" not in metadata.recipe
+
+
 def test_metadata_that_is_none_is_said_of_its_file(pixels, tmp_path):
     np.savez(tmp_path / "a.npz", images=pixels.numpy(), labels=NUMBERS.numpy(), distilled_data="{}")
     with pytest.raises(FormatError, match=r"a\.npz.*format_version"):
@@ -361,9 +374,11 @@ def test_the_command_overwrites_nothing(pixels, tmp_path, here):
     assert "is there already" in errors
     make_folder(tmp_path / "set", make_artifact(ipc=2))
     (tmp_path / "mine.npz").write_text("mine")
-    status, _, errors = here("convert.py", "set", "mine.npz")
-    assert (status, (tmp_path / "mine.npz").read_text()) == (2, "mine")
-    assert "is there already" in errors
+    (tmp_path / "labels_mine.pt").write_text("mine")
+    for name, there in (("mine.npz", "mine.npz"), ("images_mine.pt", "labels_mine.pt")):
+        status, _, errors = here("convert.py", "set", name)
+        assert (status, (tmp_path / there).read_text()) == (2, "mine")
+        assert f"{there} is there already" in errors
 
 
 def test_the_command_ignores_no_word(tmp_path, here):

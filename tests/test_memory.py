@@ -156,6 +156,6 @@ def test_a_cpu_trains_one_network_at_a_time_and_a_gpu_what_half_of_its_memory_ho
     for weights in network.parameters():
         kept.pop(weights.untyped_storage().data_ptr(), None)
     size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    for free, expected in ((2.5 * 2 * size, 2), (20.5 * 2 * size, 20), (0, 1)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (int(free), 0))
+    for total, expected in ((2.5 * 2 * size, 2), (20.5 * 2 * size, 20), (0, 1)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, total=total: (0, int(total)))
         assert trained_at_once(network, digits, batch, "cuda:1") == expected

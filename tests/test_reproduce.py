@@ -143,6 +143,10 @@ def test_processes_with_folders_of_their_own_share_one_table(copied):
     make(copied, stages=(campaign.DISTIL, campaign.PLAIN, ARCHITECTURE))  # done: it only writes what it knows
     again = json.loads((results / "results.json").read_text())["sets"]
     assert [entry["row"] for entry in again] == [entry["row"] for entry in sets]
+    (copied / "work" / "digits-ipc1.run" / campaign.STAGES_FILE).unlink()  # as on other real images
+    make(copied, stages=(), work="work")
+    left = json.loads((results / "results.json").read_text())["sets"]
+    assert [entry["row"] for entry in left] == ["digits-ipc10"]
 
 
 def test_what_is_done_is_not_done_again(copied, monkeypatch):

@@ -1,6 +1,9 @@
 """Search spaces: every combination once, other values by name, functions of the user."""
 
+import functools
+import hashlib
 import importlib
+import sys
 
 import pytest
 import torch
@@ -108,6 +111,7 @@ def test_the_code_of_a_user_is_all_modules_that_it_is_made_of(tmp_path, monkeypa
         "import torch\nimport whole_used\n\ndef net(**options):\n    return 1\n"
     )
     (tmp_path / "outer_used.py").write_text(
+        "from random import random\n"  # a method, which has no module
         "from blocks_used import net\n"
         "class Build:\n"
         "    def __call__(self, **options):\n"
@@ -124,8 +128,32 @@ def test_the_code_of_a_user_is_all_modules_that_it_is_made_of(tmp_path, monkeypa
     assert codes[0].startswith("outer_used.Build ")
 
 
+def test_the_code_is_that_of_the_moment_before_anything_is_built(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "lazy_nets").mkdir()
+    (tmp_path / "lazy_nets" / "__init__.py").write_text(
+        "def net(**options):\n    from .blocks import net\n    return net()\n"
+    )
+    (tmp_path / "lazy_nets" / "blocks.py").write_text("def net():\n    return 1\n")
+    space = Space({"a": (1,)}, importlib.import_module("lazy_nets").net)
+    before = space.code
+    space.build()
+    assert space.code == before
+
+
+def test_what_is_installed_or_bound_is_told_apart():
+    resnets = importlib.import_module("torchvision.models.resnet")
+    axes = {"a": (1,)}
+    built = [resnets.resnet18, *(functools.partial(resnets.resnet18, progress=x) for x in (True, False))]
+    codes = [Space(axes, build).code for build in (*built, functools.partial(resnets.resnet34))]
+    assert len(set(codes)) == 4
+    nothing = hashlib.sha256(b"").hexdigest()[:12]
+    assert not any(code.endswith(nothing) for code in codes)
+
+
 def test_what_a_users_module_raises_is_said_and_what_it_imports_later_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "broken_space.py").write_text("def space(:\n")
     (tmp_path / "late_part.py").write_text("import torch\nMODULE = torch.nn.Linear\n")
     (tmp_path / "late_space.py").write_text(

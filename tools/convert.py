@@ -20,7 +20,7 @@ from command_line import run_command
 
 from distilled_data import DistilledDataset, UsageError
 from distilled_data.format import ARTIFACT_FILE, new_folder, write_artifact
-from distilled_data.interchange import read_set, write_set
+from distilled_data.interchange import labels_beside, read_set, write_set
 from distilled_data.tensors import VALUES
 from hub import complete_folder
 
@@ -48,8 +48,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    if arguments.output.exists():
-        raise UsageError(f"{arguments.output} is there already; choose another name, or remove it")
+    pair = [labels_beside(arguments.output)] if arguments.output.suffix == ".pt" else []
+    for path in (arguments.output, *pair):
+        if path.exists():
+            raise UsageError(f"{path} is there already; choose another name, or remove it")
     if (arguments.source / ARTIFACT_FILE).exists():
         said = [f"--{name}" for name in WORDS if getattr(arguments, name) != parser().get_default(name)]
         if said:

@@ -104,6 +104,8 @@ class Campaign:
                 done = _done(plan)
                 if done["stages"].get(DISTIL) and (plan.run_folder / RESULTS_FILE).exists():
                     known[row.name] = self._collect(row, plan, done["stages"].values())
+                elif plan.run_folder.exists():  # begun here, anew or on other real images
+                    known.pop(row.name, None)
             found = [known[row.name] for row in self.rows if row.name in known]
             content = {"table": self.results.name, "sets": found}
             write_file(path, json.dumps(content, indent=1).encode() + b"\n")
