@@ -140,6 +140,7 @@ def test_the_identity_changes_with_what_decides_the_images_only(plan, digits):
         assert of(other) != of(other | {"distill.iterations": 10_000})
     assert of({}, dataclasses.replace(digits, fingerprint="other")) != same
     assert identity(dataclasses.replace(plan, device="cuda"), digits) != same
+    assert "compiled" not in same  # nor in checkpoints of before it was noted
     assert identity(dataclasses.replace(plan, compile="on"), digits) == same | {"compiled": True}
 
 
