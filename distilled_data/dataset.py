@@ -17,7 +17,7 @@ from .decode import enlarge, take
 from .errors import FormatError, UsageError
 from .format import ARTIFACT_FILE, Artifact, Metadata
 from .indexing import rows_of, stacked
-from .labels import as_float, as_they_are, one_hot, soften
+from .labels import as_float, as_they_are, one_hot, relabelled, soften
 from .loader import Batches, Indices, Loader, Mix, as_it_is
 from .manifest import Index, read_manifest, read_verified, verify_folder
 from .randomness import generator_at
@@ -326,6 +326,7 @@ class DistilledDataset(Dataset):
         device: torch.device | str = "cpu",
         augment: str | Callable[[Tensor], Tensor] | None = None,
         mix: Mix | None = None,
+        teacher: Callable[[Tensor], Tensor] | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
         seed: int = 0,
@@ -337,6 +338,10 @@ class DistilledDataset(Dataset):
 
         `augment="dsa"` is the strategy that the set was evaluated with, where the artifact names one:
         digits, for instance, must not be flipped. `mix`, such as "cutmix", makes class numbers probabilities.
+
+        `teacher`, a network on `device`, gives logits [B, classes] for every batch as it comes out, augmented
+        and mixed: its targets, "soft" at the temperature of the set, or "logits". In the worker processes of
+        `dataloader` it is copied. Source: FKD (Shen & Xing 2022, arXiv 2112.01528), where they are stored.
         """
         if self.transform is not None or self.target_transform is not None:
             raise UsageError(
@@ -346,7 +351,8 @@ class DistilledDataset(Dataset):
         if augment == "dsa":
             augment = self.info.recipe.get("augment", DSA)
         targets, label = self._labels(self.labels)
-        if isinstance(mix, str) and self.labels == "logits":
+        relabel = None if teacher is None else self._relabel(teacher)
+        if isinstance(mix, str) and self.labels == "logits" and teacher is None:
             raise UsageError(f"mix={mix!r} mixes probabilities; got labels='logits', expected soft or hard")
         if isinstance(mix, str) and self.labels == "hard":
             label = partial(one_hot, classes=len(self.classes))
@@ -361,6 +367,7 @@ class DistilledDataset(Dataset):
             device=device,
             augment=augment,
             mix=mix,
+            relabel=relabel,
             shuffle=shuffle,
             drop_last=drop_last,
             seed=seed,
@@ -376,6 +383,7 @@ class DistilledDataset(Dataset):
         *,
         augment: str | Callable[[Tensor], Tensor] | None = None,
         mix: Mix | None = None,
+        teacher: Callable[[Tensor], Tensor] | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
         seed: int = 0,
@@ -394,6 +402,7 @@ class DistilledDataset(Dataset):
             batch_size,
             augment=augment,
             mix=mix,
+            teacher=teacher,
             shuffle=shuffle,
             drop_last=drop_last,
             seed=seed,
@@ -424,13 +433,25 @@ class DistilledDataset(Dataset):
         derived.keys = self.keys
         return derived
 
+    def _relabel(self, teacher: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """What makes targets of a batch of normalised images."""
+        if not callable(teacher):
+            raise UsageError(f"teacher must be None, a network or another callable, got {teacher!r}")
+        if getattr(teacher, "training", False):
+            raise UsageError("the teacher is in training mode, where it would change; call teacher.eval()")
+        if self.labels == "hard":
+            raise UsageError("labels='hard' take no teacher; expected soft or logits (with_labels)")
+        return partial(relabelled, teacher=teacher, label=self._of_logits(self.labels))
+
     def _labels(self, labels: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """What is stored for every sample, and what makes targets of this kind of it."""
         if labels == "hard":
             return self.targets, as_they_are
         if self.artifact.logits is None:
             return self.targets, partial(one_hot, classes=len(self.classes))
-        logits = self.artifact.logits.flatten(0, 2)
+        return self.artifact.logits.flatten(0, 2), self._of_logits(labels)
+
+    def _of_logits(self, labels: str) -> Callable[[Tensor], Tensor]:
         if labels == "logits":
-            return logits, as_float
-        return logits, partial(soften, temperature=self.info.labels.get("temperature", 1.0))
+            return as_float
+        return partial(soften, temperature=self.info.labels.get("temperature", 1.0))

@@ -1,8 +1,12 @@
 """Targets as a network learns from them, of what is stored: teacher logits or class numbers."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Function = Callable[[Tensor], Tensor]
 
 
 def soften(logits: Tensor, temperature: float) -> Tensor:
@@ -22,6 +26,12 @@ def as_float(logits: Tensor) -> Tensor:
 
 def as_they_are(targets: Tensor) -> Tensor:
     return targets
+
+
+@torch.no_grad()
+def relabelled(images: Tensor, teacher: Function, label: Function) -> Tensor:
+    """What `label` makes of the logits that `teacher` gives for `images`."""
+    return label(teacher(images))
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:

@@ -30,7 +30,8 @@ class Loader:
     which are normalised afterwards (torchvision's transforms draw once for the whole batch); `mix` is None, a
     strategy of mixing there, or any callable on normalised images and targets. Order, augmentation and mixing
     depend on (seed, epoch, batch) alone, those of callables too as far as they draw from torch's own
-    generators. Each pass counts as the next epoch.
+    generators. `relabel` makes the targets of the images that come out at last, [B, channels, H, W], in the
+    place of the stored ones. Each pass counts as the next epoch.
 
     Of `world_size` processes each gets its share of every epoch, all of them as many images: some are there
     twice, or with `drop_last` some are left out; then every batch has `batch_size` images, as CUDA graphs
@@ -51,6 +52,7 @@ class Loader:
         device: torch.device | str = "cpu",
         augment: str | Callable[[Tensor], Tensor] | None = None,
         mix: Mix | None = None,
+        relabel: Callable[[Tensor], Tensor] | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
         seed: int = 0,
@@ -76,7 +78,7 @@ class Loader:
         if resident:
             images, targets = images.to(device), targets.to(device)
         self.images, self.targets, self.factor, self.label = images, targets, factor, label
-        self.batch_size, self.augment, self.mix = batch_size, augment, mix
+        self.batch_size, self.augment, self.mix, self.relabel = batch_size, augment, mix, relabel
         self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
         self.rank, self.world_size, self.infinite = rank, world_size, infinite
         self.keys = keys
@@ -142,6 +144,8 @@ class Loader:
         elif self.mix is not None:
             with seeded(self.seed, "mix", *place, device=self.device):
                 images, targets = self.mix(images, targets)
+        if self.relabel is not None:
+            targets = self.relabel(images)
         return (
             (images, targets) if self.keys is None else dict(zip(self.keys, (images, targets), strict=True))
         )

@@ -30,9 +30,9 @@ def reseeded(loader: Loader, seed: int) -> Loader:
 class Batches:
     """Training batches of M networks, one loader each: images [M, B, channels, H, W], targets [M, B, ...].
 
-    The loaders have the same number of images, batch size and augmentation; loaders of the same images share
-    their memory (see `reseeded`). With probability `cutmix` a network's batch is mixed; targets are then
-    probabilities [M, B, classes] for all of them.
+    The loaders have the same number of images, batch size, augmentation and `relabel`; loaders of the same
+    images share their memory (see `reseeded`). With probability `cutmix` a network's batch is mixed; targets
+    are then probabilities [M, B, classes] for all of them.
     """
 
     def __init__(self, loaders: Sequence[Loader], *, classes: int, cutmix: float):
@@ -59,7 +59,10 @@ class Batches:
         images = first.views(upload(tiles, first.device)).unflatten(0, index.shape)
         if first.augment is not None:
             images = self._augment(images, epoch, batch)
-        return self._mix(images, targets, epoch, batch)
+        images, targets = self._mix(images, targets, epoch, batch)
+        if first.relabel is not None:
+            targets = first.relabel(images.flatten(0, 1)).unflatten(0, index.shape)
+        return images, targets
 
     def _order_of(self, epoch: int) -> Tensor:
         """Rows of the images, int64 [M, N], where they lie."""

@@ -12,6 +12,8 @@ from distilled_data.augment import parse
 
 from .networks import ACTIVATIONS, NETWORKS, NORMS, POOLINGS
 
+LABELS = ("hard", "soft", "teacher")
+
 
 class _Config:
     """Refuses values of another type than the field's, and numbers that are not finite."""
@@ -163,7 +165,7 @@ class EvaluateConfig(_Config):
     augment: str = "flip_color_crop|scale|rotate"
     cutmix: float = 0.5  # probability per batch
     repeats: int = 10  # fresh networks, each with a seed of its own
-    labels: tuple[str, ...] = ("hard", "soft")
+    labels: tuple[str, ...] = ("hard", "soft")  # or "teacher": what it says of every batch, augmented
     full_epochs: int = 60  # passes over the full training set for the upper bound
     full_repeats: int = 3
     precision: str = "float32"  # of the networks; or "bfloat16" where the device is faster so
@@ -177,9 +179,10 @@ class EvaluateConfig(_Config):
         self._known("precision", "precision", ("float32", "bfloat16"))
         self._within(0, 1, "cutmix")
         for name in self.labels:
-            if name not in ("hard", "soft"):
-                raise UnknownNameError.of("label kind", name, ("hard", "soft"))
-        self._require(0 < len(set(self.labels)) == len(self.labels), "labels", "must be hard, soft or both")
+            if name not in LABELS:
+                raise UnknownNameError.of("label kind", name, LABELS)
+        different = 0 < len(set(self.labels)) == len(self.labels)
+        self._require(different, "labels", f"must be one or more different ones of {', '.join(LABELS)}")
 
     @property
     def augmented(self) -> bool:

@@ -23,7 +23,7 @@ from distilled_data.randomness import generator_at, seed_at
 from .batches import Batches, reseeded
 from .checkpoint import load_checkpoint, previous_of, save_checkpoint
 from .config import EvaluateConfig, NetworkConfig
-from .label import label
+from .label import Ensemble, label
 from .memory import trained_at_once
 from .pretrain import FeaturePool, build, real_loader, real_test_loader
 from .report import Report, silent
@@ -56,7 +56,7 @@ def evaluate(
     """Rows of `results.json` (accuracies in percent), one for each label kind of `config.labels`.
 
     Distilled and random images share labels, optimiser steps and augmentation; every repeat has a network
-    and a random subset of its own. `pool` labels the random subset and is needed for soft labels only.
+    and a random subset of its own. `pool` labels the random subset and is needed for all but hard labels.
     With a `folder` progress is kept there, until `forget_progress`, and `resume` goes on from it. Raises
     `Stopped` after saving it when `stop` is requested, and `CheckpointError` for that of other real images.
     """
@@ -96,8 +96,13 @@ def _row(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     source, config, device = trainings.source, trainings.config, trainings.device
-    distilled = same_images(dataset.with_labels(labels).loader(**options))
-    random = random_images(dataset, source, labels, pool, device, options)
+    stored = labels
+    if labels == "teacher":
+        if pool is None:
+            raise UsageError("labels by the teacher need the pool that labelled the artifact")
+        stored, options = "soft", options | {"teacher": Ensemble(pool, device)}
+    distilled = same_images(dataset.with_labels(stored).loader(**options))
+    random = random_images(dataset, source, stored, pool, device, options)
     names = f"{labels} labels, distilled", f"{labels} labels, random"
     batches = [math.ceil(n / config.batch_size) for n in (len(dataset), dataset.ipc * source.num_classes)]
     epochs = epochs_of_as_many_steps(config.epochs, *batches)

@@ -1,7 +1,7 @@
 """Soft labels: what the trained pool says about every decoded view."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distilled_data.decode import decode
 
@@ -9,6 +9,20 @@ from .config import LabelConfig, NetworkConfig
 from .pretrain import FeaturePool, FlatNetwork, real_loader
 from .sources import Source
 from .train import accuracy, logits_of
+
+
+class Ensemble(nn.Module):
+    """The trained networks of a pool as one, frozen: the mean of their logits [B, classes]."""
+
+    def __init__(self, pool: FeaturePool, device: torch.device | str):
+        super().__init__()
+        members = (pool.blend(index, 1.0, FlatNetwork(pool.template, device)) for index in range(len(pool)))
+        self.members = nn.ModuleList(members)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        total: Tensor = sum(member(images) for member in self.members)  # type: ignore[assignment]
+        return total / len(self.members)
 
 
 @torch.no_grad()
@@ -20,14 +34,11 @@ def label(images: Tensor, pool: FeaturePool, source: Source, *, factor: int, dev
     """
     mean = torch.tensor(source.mean, device=device).view(-1, 1, 1)
     std = torch.tensor(source.std, device=device).view(-1, 1, 1)
-    packed = images.flatten(0, 1)
-    total = torch.zeros(len(packed), factor**2, source.num_classes, device=device)
-    for network in _trained(pool, device):
-        for start in range(0, len(packed), 256):
-            part = packed[start : start + 256].to(device).float() / 255
-            views = (decode(part, factor) - mean) / std
-            total[start : start + 256] += network(views.flatten(0, 1)).unflatten(0, views.shape[:2])
-    return (total / len(pool)).unflatten(0, images.shape[:2]).half().cpu()
+    network, logits = Ensemble(pool, device), []
+    for part in images.flatten(0, 1).split(256):
+        views = (decode(part.to(device).float() / 255, factor) - mean) / std
+        logits.append(network(views.flatten(0, 1)).unflatten(0, views.shape[:2]))
+    return torch.cat(logits).unflatten(0, images.shape[:2]).half().cpu()
 
 
 def teacher(
@@ -35,7 +46,7 @@ def teacher(
 ) -> dict:
     """The `labels` entry of an artifact's metadata, with the accuracy of the ensemble on the test images."""
     loader = real_loader(source, source.test, 512, device, shuffle=False)
-    logits = torch.stack([logits_of(member, loader) for member in _trained(pool, device)]).mean(0)
+    logits = logits_of(Ensemble(pool, device), loader)
     return {
         "kind": "logits",
         "temperature": config.temperature,
@@ -46,8 +57,3 @@ def teacher(
             "weights_sha256": pool.weights_hash,
         },
     }
-
-
-def _trained(pool: FeaturePool, device: str):
-    member = FlatNetwork(pool.template, device)
-    return (pool.blend(index, 1.0, member) for index in range(len(pool)))

@@ -141,6 +141,7 @@ def test_replacing_changes_the_named_fields_and_nothing_else():
         ("distill.augment_shared", "1", True),
         ("evaluate.labels", "soft", ("soft",)),
         ("evaluate.labels", "soft,hard", ("soft", "hard")),
+        ("evaluate.labels", "teacher", ("teacher",)),
         ("evaluate.augment", "color_crop|scale", "color_crop|scale"),
     ],
 )

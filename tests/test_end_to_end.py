@@ -114,7 +114,7 @@ def test_another_seed_gives_another_file(finished, here):
 def test_evaluating_again_adds_a_row_and_keeps_the_images(finished, here, tmp_path):
     shutil.copytree(finished[0] / "out", tmp_path / "copy")
     before = read_artifact(tmp_path / "copy" / ARTIFACT_FILE)
-    settings = ["evaluate.epochs=2", "evaluate.labels=hard"]
+    settings = ["evaluate.epochs=2", "evaluate.labels=hard,teacher"]
     status, _, error = here("evaluate.py", "copy", "--ipc", "1", "--seeds", "2", settings=settings)
     assert status == 0, error
     after = read_artifact(tmp_path / "copy" / ARTIFACT_FILE)
@@ -123,6 +123,7 @@ def test_evaluating_again_adds_a_row_and_keeps_the_images(finished, here, tmp_pa
         (3, "hard"),
         (3, "soft"),
         (1, "hard"),
+        (1, "teacher"),
     ]
     DistilledDataset.from_folder(tmp_path / "copy").verify()
 

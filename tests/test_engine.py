@@ -105,6 +105,31 @@ def test_soft_labels_for_a_random_subset_need_the_pool(digits):
         random_subset(digits, ipc=2, seed=0, pool=None, labels="soft", device="cpu")
 
 
+def test_a_teacher_labels_what_each_network_sees(digits, pool, dataset, monkeypatch):
+    seen = []
+
+    def watch(training, *arguments, **options):
+        seen.append(training.batches.at(0, 1))
+        training.scores.append([0.0, 0.0])
+
+    monkeypatch.setattr(Training, "run", watch)
+    config = dataclasses.replace(EVALUATE, labels=("teacher",), batch_size=8, full_repeats=0, at_once=2)
+    warm = dataset.with_labels("soft", temperature=3.0)
+    (row,) = evaluate(warm, digits, config, NETWORK, seed=0, device="cpu", pool=pool)
+    assert row["labels"] == "teacher"
+    networks = [build(NETWORK, digits, 0) for _ in pool.trained]
+    for network, weights in zip(networks, pool.trained, strict=True):
+        torch.nn.utils.vector_to_parameters(weights, network.parameters())
+    assert len(seen) == 2  # distilled, random
+    for images, targets in seen:
+        assert targets.shape == (2, 8, 10)
+        for own, probabilities in zip(images, targets, strict=True):
+            logits = torch.stack([network(own) for network in networks]).mean(0)
+            assert torch.allclose(probabilities, (logits / 3).softmax(1), atol=1e-5)
+    with pytest.raises(UsageError, match="need the pool"):
+        evaluate(warm, digits, config, NETWORK, seed=0, device="cpu")
+
+
 def test_a_result_row_has_every_field_and_names_the_set_it_measured(digits, pool, dataset):
     rows = evaluate(dataset, digits, EVALUATE, NETWORK, seed=0, device="cpu", pool=pool)
     assert [row["labels"] for row in rows] == ["hard", "soft"]

@@ -135,9 +135,25 @@ def test_an_example_teaches_the_network(example, framework, epochs, labels, tmp_
         assert {file.name for file in tmp_path.iterdir()} - {"cache"} == {"images.png", "curves.png"}
 
 
+def test_a_teacher_is_trained_once_and_labels_what_the_student_sees(tmp_path, monkeypatch, capsys):
+    path, stored = ROOT / "tools" / "examples" / "teacher.py", tmp_path / "teacher.safetensors"
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [str(path), "--teacher", str(stored), "--epochs", "12"])
+    printed, written = [], []
+    for _ in range(2):
+        runpy.run_path(str(path), run_name="__main__")
+        printed.append(capsys.readouterr().out)
+        written.append(stored.stat().st_mtime_ns)
+    assert printed[0] == printed[1]
+    assert written[0] == written[1]
+    accuracies = re.findall(r"real ones: (\d+\.\d) %", printed[0])
+    assert len(accuracies) == 2
+    assert min(map(float, accuracies)) > 60
+
+
 def test_every_example_is_run_and_short():
     tested = {"pytorch_loop", "lightning_fit", "accelerate_loop", "transformers_trainer", "timm_loader"}
-    assert {path.stem for path in EXAMPLES} == tested | {"teaching", "optuna_search"}
+    assert {path.stem for path in EXAMPLES} == tested | {"teaching", "optuna_search", "teacher"}
     assert all(len(path.read_text().splitlines()) < 60 for path in EXAMPLES)
 
 

@@ -1,5 +1,6 @@
 """The loader: every sample once per epoch, addressed randomness, nothing but a gather away from the set."""
 
+import pickle
 import re
 
 import pytest
@@ -307,6 +308,46 @@ def test_a_mix_depends_on_seed_epoch_and_batch_alone(data):
     assert not same(batches[0], batches[2])
     loader = data.loader(20, mix="mixup", shuffle=False)
     assert not same(list(loader), list(loader))
+
+
+class Teacher(torch.nn.Module):
+    """Logits [B, 4] that every pixel has a say in."""
+
+    def __init__(self, pixels: int):
+        super().__init__()
+        self.last = torch.nn.Linear(pixels, 4)
+        torch.nn.init.normal_(self.last.weight, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, images):
+        return self.last(images.flatten(1))
+
+
+@pytest.fixture
+def teacher(data) -> Teacher:
+    return Teacher(data[0][0].numel()).eval()
+
+
+def test_a_teacher_labels_the_images_as_they_come_out_in_every_epoch(data, teacher):
+    options = {"augment": "dsa", "mix": "cutmix", "teacher": teacher, "shuffle": False}
+    loader, logits = data.with_labels("soft", 3.0).loader(5, **options), data.with_labels("logits")
+    epochs = [list(loader) for _ in range(2)]
+    for images, targets in epochs[0]:
+        assert not targets.requires_grad
+        assert torch.equal(targets, (teacher(images) / 3).softmax(1))
+    assert not torch.equal(epochs[0][0][1], epochs[1][0][1])
+    for images, targets in logits.loader(5, **options):
+        assert torch.equal(targets, teacher(images))
+    worker = pickle.loads(pickle.dumps(logits.dataloader(5, **options).dataset))
+    assert same([worker.__getitems__([0, 1, 2, 3, 4])], list(logits.loader(5, **options))[:1])
+
+
+def test_a_teacher_that_cannot_label_is_refused_before_the_first_batch(data, teacher):
+    with pytest.raises(UsageError, match=r"call teacher\.eval\(\)"):
+        data.loader(teacher=Teacher(4))
+    with pytest.raises(UsageError, match="labels='hard' take no teacher"):
+        data.with_labels("hard").loader(teacher=teacher)
+    with pytest.raises(UsageError, match="teacher must be None, a network"):
+        data.loader(teacher="resnet18")
 
 
 def noisy(images):

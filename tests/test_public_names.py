@@ -105,13 +105,13 @@ def test_an_error_comes_out_of_another_process_as_what_it_is(kind):
         (DistilledDataset.with_labels, "(self, labels, temperature=None)"),
         (
             DistilledDataset.loader,
-            "(self, batch_size=256, *, device='cpu', augment=None, mix=None, shuffle=True, drop_last=False, "
-            "seed=0, rank=0, world_size=1, infinite=False)",
+            "(self, batch_size=256, *, device='cpu', augment=None, mix=None, teacher=None, shuffle=True, "
+            "drop_last=False, seed=0, rank=0, world_size=1, infinite=False)",
         ),
         (
             DistilledDataset.dataloader,
-            "(self, batch_size=256, *, augment=None, mix=None, shuffle=True, drop_last=False, seed=0, "
-            f"rank=0, world_size=1, loader_class={DataLoader!r}, **options)",
+            "(self, batch_size=256, *, augment=None, mix=None, teacher=None, shuffle=True, "
+            f"drop_last=False, seed=0, rank=0, world_size=1, loader_class={DataLoader!r}, **options)",
         ),
         (
             DistilledDataset.with_format,
