@@ -17,7 +17,7 @@ from .decode import enlarge, take
 from .errors import FormatError, UsageError
 from .format import ARTIFACT_FILE, Artifact, Metadata
 from .indexing import rows_of, stacked
-from .labels import as_float, as_they_are, one_hot, relabelled, soften
+from .labels import as_float, as_they_are, one_hot, refuse_training, relabelled, soften
 from .loader import Batches, Indices, Loader, Mix, as_it_is
 from .manifest import Index, read_manifest, read_verified, verify_folder
 from .randomness import generator_at
@@ -339,9 +339,9 @@ class DistilledDataset(Dataset):
         `augment="dsa"` is the strategy that the set was evaluated with, where the artifact names one:
         digits, for instance, must not be flipped. `mix`, such as "cutmix", makes class numbers probabilities.
 
-        `teacher`, a network on `device`, gives logits [B, classes] for every batch as it comes out, augmented
-        and mixed: its targets, "soft" at the temperature of the set, or "logits". In the worker processes of
-        `dataloader` it is copied. Source: FKD (Shen & Xing 2022, arXiv 2112.01528), where they are stored.
+        `teacher`, a network on `device` in eval mode, gives logits [B, classes], in the order of `classes`,
+        for every batch as it comes out, augmented and mixed: its targets, "soft" at the temperature of the
+        set, or "logits". Source: FKD (Shen & Xing 2022, arXiv 2112.01528), where they are stored.
         """
         if self.transform is not None or self.target_transform is not None:
             raise UsageError(
@@ -395,7 +395,8 @@ class DistilledDataset(Dataset):
         """The batches of `loader` as a `torch.utils.data.DataLoader`, for frameworks that insist on one.
 
         Each batch is decoded and augmented at once, in a worker process if there are any; the same ones
-        come out. `options` are those of `DataLoader`, such as `num_workers` and `pin_memory`. Its
+        come out, on the CPU, where a `teacher` has to be too: every worker has a copy of it. `options` are
+        those of `DataLoader`, such as `num_workers` and `pin_memory`. Its
         `sampler.set_epoch` is that of `Loader`. `loader_class` may be torchdata's `StatefulDataLoader`.
         """
         loader = self.loader(
@@ -435,13 +436,13 @@ class DistilledDataset(Dataset):
 
     def _relabel(self, teacher: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """What makes targets of a batch of normalised images."""
-        if not callable(teacher):
+        if not callable(teacher) or isinstance(teacher, type):
             raise UsageError(f"teacher must be None, a network or another callable, got {teacher!r}")
-        if getattr(teacher, "training", False):
-            raise UsageError("the teacher is in training mode, where it would change; call teacher.eval()")
+        refuse_training(teacher)
         if self.labels == "hard":
             raise UsageError("labels='hard' take no teacher; expected soft or logits (with_labels)")
-        return partial(relabelled, teacher=teacher, label=self._of_logits(self.labels))
+        label = self._of_logits(self.labels)
+        return partial(relabelled, teacher=teacher, label=label, classes=len(self.classes))
 
     def _labels(self, labels: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """What is stored for every sample, and what makes targets of this kind of it."""

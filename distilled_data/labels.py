@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from .errors import UsageError
 
 Function = Callable[[Tensor], Tensor]
 
@@ -28,10 +30,23 @@ def as_they_are(targets: Tensor) -> Tensor:
     return targets
 
 
+def refuse_training(teacher: Function) -> None:
+    if isinstance(teacher, nn.Module) and any(module.training for module in teacher.modules()):
+        raise UsageError("the teacher is in training mode, where it would change; call teacher.eval()")
+
+
 @torch.no_grad()
-def relabelled(images: Tensor, teacher: Function, label: Function) -> Tensor:
-    """What `label` makes of the logits that `teacher` gives for `images`."""
-    return label(teacher(images))
+def relabelled(images: Tensor, teacher: Function, label: Function, classes: int) -> Tensor:
+    """What `label` makes of the logits [B, classes] that `teacher` gives for `images` [B, ...].
+
+    Raises `UsageError` for a teacher that is in training mode, or gives something else.
+    """
+    refuse_training(teacher)  # it may have come back to it with the rest of a larger module
+    logits = teacher(images)
+    if not isinstance(logits, Tensor) or logits.shape != (len(images), classes):
+        got = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UsageError(f"a teacher must give logits [{len(images)}, {classes}] for this batch, got {got}")
+    return label(logits)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:

@@ -38,6 +38,9 @@ _HOW_MEASURED = (
     "seed. The random images are as many real ones, with the same kind of labels and the same training "
     "budget. The best epoch is chosen on the test set: that column is there only to compare with papers."
 )
+_BY_TEACHER = (
+    ' Labels "teacher" are not those stored: the networks that gave them labelled every augmented batch.'
+)
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 _KEY = re.compile(r"^(?=[\w.-]+[ \t]*:)", re.MULTILINE)  # where the text of a key of the front matter starts
 _SECTION = (
@@ -244,7 +247,8 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> str:
         scores = [_score(row, kind) for kind in ("last", "random", "full", "best")]
         lines.append([*names, *scores, _plain(row.get("device", "-"))])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{table}\n\n{_HOW_MEASURED}"
+    told = f"{table}\n\n{_HOW_MEASURED}"
+    return told + _BY_TEACHER if any(row.get("labels") == "teacher" for row in rows) else told
 
 
 def _protocol(row: Mapping[str, Any]) -> str:

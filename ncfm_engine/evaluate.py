@@ -60,6 +60,8 @@ def evaluate(
     With a `folder` progress is kept there, until `forget_progress`, and `resume` goes on from it. Raises
     `Stopped` after saving it when `stop` is requested, and `CheckpointError` for that of other real images.
     """
+    if pool is None and set(config.labels) != {"hard"}:
+        raise UsageError(f"labels {', '.join(config.labels)} need the pool that labelled the artifact")
     identity = _identity(dataset, source, config, network, seed, device, pool)
     path = folder and _progress_path(folder, settings_hash(config, network, seed), dataset.content_hash)
     progress = _Progress(path, identity, resume)
@@ -98,11 +100,10 @@ def _row(
     source, config, device = trainings.source, trainings.config, trainings.device
     stored = labels
     if labels == "teacher":
-        if pool is None:
-            raise UsageError("labels by the teacher need the pool that labelled the artifact")
+        assert pool, "see evaluate"
         stored, options = "soft", options | {"teacher": Ensemble(pool, device)}
     distilled = same_images(dataset.with_labels(stored).loader(**options))
-    random = random_images(dataset, source, stored, pool, device, options)
+    random = random_images(dataset, source, labels, pool, device, options)
     names = f"{labels} labels, distilled", f"{labels} labels, random"
     batches = [math.ceil(n / config.batch_size) for n in (len(dataset), dataset.ipc * source.num_classes)]
     epochs = epochs_of_as_many_steps(config.epochs, *batches)
@@ -126,7 +127,12 @@ def _row(
         "seconds": round(sum(trainings.progress.seconds[name] for name in names), 1),
         "seed": trainings.seed,
         "content_hash": dataset.content_hash,
+        **({} if pool is None or labels == "hard" else _of_teacher(dataset, pool)),
     }
+
+
+def _of_teacher(dataset: DistilledDataset, pool: FeaturePool) -> dict[str, Any]:
+    return {"temperature": dataset.info.labels.get("temperature"), "teacher": pool.weights_hash[:16]}
 
 
 class _Progress:
@@ -275,8 +281,10 @@ def random_images(
     @functools.cache
     def loader(seed: int) -> Loader:
         temperature = dataset.info.labels.get("temperature", 1.0)
-        choice = {"ipc": dataset.ipc, "labels": labels, "pool": pool, "temperature": temperature}
-        return random_subset(source, seed=seed, device=device, **choice).loader(**options)
+        choice = {"ipc": dataset.ipc, "pool": pool, "temperature": temperature}
+        choice["labels"] = "hard" if labels == "teacher" else labels
+        subset = random_subset(source, seed=seed, device=device, **choice)
+        return (subset.with_labels("soft") if labels == "teacher" else subset).loader(**options)
 
     return lambda seeds: [reseeded(loader(seed), seed) for seed in seeds]
 

@@ -62,7 +62,8 @@ def _evaluating(recipe: Recipe, source: Source) -> Passes:
     trained = 2 * kinds * config.epochs * views  # of distilled and of random images
     trained += config.full_repeats * config.full_epochs * len(source.train)
     tests = kinds * (CHECKS + 1) + config.full_repeats
-    return Passes(tests * len(source.test), trained=trained)
+    labelled = "teacher" in config.labels and 2 * config.repeats * config.epochs * views
+    return Passes(tests * len(source.test) + labelled * recipe.pretrain.networks, trained=trained)
 
 
 def operations(recipe: Recipe, source: Source) -> dict[str, float]:

@@ -340,8 +340,8 @@ def teacher_pool(dataset: DistilledDataset, source: Source, *, device: str, **op
     recorded = dataset.info.labels.get("teacher", {}).get("weights_sha256")
     if pool.weights_hash != recorded:
         warnings.warn(
-            f"the teacher of {named(dataset)} was trained elsewhere (weights {recorded}); the random images "
-            f"are labelled by one of the same recipe trained here ({pool.weights_hash})",
+            f"the teacher of {named(dataset)} was trained elsewhere (weights {recorded}); one of the same "
+            f"recipe trained here ({pool.weights_hash}) takes its place, for random images and new labels",
             stacklevel=2,
         )
     return pool

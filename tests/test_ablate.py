@@ -79,11 +79,18 @@ def test_what_a_run_was_made_by_stays_with_it(here, tmp_path, monkeypatch):
     assert revisions == [["revision 1"], ["revision 1", "revision 2"]]
 
 
-@pytest.mark.parametrize("words", [("--only", "no such variant"), ("--seeds", "0")])
-def test_a_study_of_nothing_is_refused(here, words):
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--only", "no such variant"), "nothing to do"),
+        (("--seeds", "0"), "nothing to do"),
+        (("--set", "evaluate.labels=teacher"), "a study trains on stored labels"),
+    ],
+)
+def test_a_study_of_nothing_or_of_what_it_cannot_train_on_is_refused(here, words, reason):
     status, _, error = here("ablate.py", *words)
     assert status == 2
-    assert "nothing to do" in error
+    assert reason in error
 
 
 def test_what_a_study_no_longer_has_stays_in_its_file(here, tmp_path):

@@ -116,7 +116,8 @@ def test_a_teacher_labels_what_each_network_sees(digits, pool, dataset, monkeypa
     config = dataclasses.replace(EVALUATE, labels=("teacher",), batch_size=8, full_repeats=0, at_once=2)
     warm = dataset.with_labels("soft", temperature=3.0)
     (row,) = evaluate(warm, digits, config, NETWORK, seed=0, device="cpu", pool=pool)
-    assert row["labels"] == "teacher"
+    assert (row["labels"], row["temperature"]) == ("teacher", 3.0)
+    assert pool.weights_hash.startswith(row["teacher"])
     networks = [build(NETWORK, digits, 0) for _ in pool.trained]
     for network, weights in zip(networks, pool.trained, strict=True):
         torch.nn.utils.vector_to_parameters(weights, network.parameters())

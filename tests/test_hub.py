@@ -150,6 +150,12 @@ def test_the_results_table_has_mean_and_deviation_of_distilled_random_and_full()
     ) in card
 
 
+def test_the_card_says_what_labels_by_the_teacher_are_where_there_are_any():
+    told = "labelled every augmented batch"
+    assert told in render_card(make_artifact(results=(RESULTS, {"labels": "teacher"})))
+    assert told not in render_card(make_artifact(results=(RESULTS,)))
+
+
 def test_the_card_answers_what_users_of_distilled_sets_ask():
     card = render_card(make_artifact(labels={"temperature": 4.0, "teacher": {"architecture": "convnet"}}))
     for answer in (

@@ -346,8 +346,29 @@ def test_a_teacher_that_cannot_label_is_refused_before_the_first_batch(data, tea
         data.loader(teacher=Teacher(4))
     with pytest.raises(UsageError, match="labels='hard' take no teacher"):
         data.with_labels("hard").loader(teacher=teacher)
-    with pytest.raises(UsageError, match="teacher must be None, a network"):
-        data.loader(teacher="resnet18")
+    for no_network in ("resnet18", Teacher):
+        with pytest.raises(UsageError, match="teacher must be None, a network"):
+            data.loader(teacher=no_network)
+    with pytest.raises(UsageError, match=r"call teacher\.eval\(\)"):
+        data.loader(teacher=torch.nn.Sequential(teacher, torch.nn.Dropout()).eval().append(torch.nn.ReLU()))
+
+
+def test_a_teacher_that_gives_no_logits_of_these_classes_is_refused_at_the_batch(data, teacher):
+    batches = iter(data.select(classes=[0, 1]).loader(5, teacher=teacher))
+    with pytest.raises(UsageError, match=r"must give logits \[5, 2\] for this batch, got \[5, 4\]"):
+        next(batches)
+    batches = iter(data.loader(5, teacher=lambda images: {"logits": teacher(images)}))
+    with pytest.raises(UsageError, match="got a dict"):
+        next(batches)
+
+
+def test_a_teacher_that_went_back_to_training_is_refused_at_the_batch(data, teacher):
+    whole = torch.nn.ModuleDict({"teacher": teacher, "student": torch.nn.Linear(1, 1)})
+    batches = iter(data.loader(5, teacher=teacher))
+    next(batches)
+    whole.train()
+    with pytest.raises(UsageError, match=r"call teacher\.eval\(\)"):
+        next(batches)
 
 
 def noisy(images):

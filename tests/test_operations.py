@@ -75,3 +75,6 @@ def test_evaluating_counts_distilled_random_and_all_images(digits):
     stage = passes(recipe, digits)["evaluating"]  # two label kinds
     assert stage.trained == 2 * 2 * 2 * 7 * 20 + 3 * len(digits.train)
     assert stage.forward == (2 * 2 * (10 + 1) + 1) * len(digits.test)  # ten looks at each distilled set
+    labelled = recipe.replace({"evaluate.labels": ("hard", "teacher")})  # by every network of the pool
+    views = 2 * 2 * 7 * 20 * labelled.pretrain.networks
+    assert passes(labelled, digits)["evaluating"].forward == stage.forward + views

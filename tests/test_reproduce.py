@@ -17,6 +17,7 @@ from ncfm_engine.stop import Stopped, StopRequest
 from tools.reproduction import campaign, readme
 from tools.reproduction.findings import Finding, difference, is_kept, markdown
 from tools.reproduction.ranking import augmentation_robust_score, label_robust_score
+from tools.reproduction.summary import markdown as table_of
 from tools.reproduction.summary import scores
 from tools.reproduction.summary import summary as summarise
 from tools.reproduction.tables import ARCHITECTURES, FINGERPRINTS, PAPER, TABLES
@@ -370,6 +371,18 @@ def test_a_study_of_several_sizes_is_one_table(tmp_path):
     assert lines[0] == "| change " + head.format(1) + head.format(10) + "|"
     assert lines[2] == "| the preset | 31.0 ± 1.4 | 2 |  |  | 51.0 ± 1.4 | 2 |  |  |"
     assert lines[3] == "| alpha 1 | 34.0 ± 1.4 | 2 | +3.0 ± 1.4 | no | 54.0 ± 1.4 | 2 | +3.0 ± 1.4 | no |"
+
+
+def test_labels_by_the_teacher_have_lines_of_their_own_in_a_table():
+    content = json.loads((ROOT / "tools" / "results" / "small" / "results.json").read_text())
+    assert "every batch" not in table_of(content)
+    first = content["sets"][0]
+    first["rows"].append(first["rows"][0] | {"labels": "teacher", "last_mean": 61.0, "random_mean": 51.0})
+    lines = table_of(content).splitlines()
+    assert any(
+        line.startswith("| **its teacher's labels for every batch, last epoch** | 61.0") for line in lines
+    )
+    assert any(line.startswith("| random real images, its labels for every batch | 51.0") for line in lines)
 
 
 def test_a_part_of_the_readme_is_the_file_it_names(tmp_path):

@@ -61,6 +61,8 @@ def main(arguments: argparse.Namespace) -> None:
         compile=arguments.compile,
     )
     recipe = plan.recipe
+    if recipe.evaluate.labels[0] == "teacher":
+        raise UsageError("a study trains on stored labels; expected evaluate.labels=hard or soft")
     name = (
         f"study-{arguments.study}-{arguments.preset.removesuffix(f'-ipc{recipe.ipc}')}-ipc{recipe.ipc}.json"
     )

@@ -17,7 +17,7 @@ from ncfm_engine.sources import load_source
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("folder", nargs="?", default="tools/results/digits/digits-ipc10")
-parser.add_argument("--teacher", type=Path, default=Path("teacher.safetensors"), help="trained if not there")
+parser.add_argument("--teacher", type=Path, default="distilled/teacher.safetensors", help="or trained")
 parser.add_argument("--temperature", type=float, default=4.0)
 parser.add_argument("--epochs", type=int, default=100)
 arguments = parser.parse_args()
@@ -35,6 +35,7 @@ def network(seed: int) -> nn.Module:
 def train(student: nn.Module, loader: Loader, epochs: int) -> nn.Module:
     optimiser = torch.optim.AdamW(student.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
+    student.train()
     for _ in range(epochs):
         for images, targets in loader:
             optimiser.zero_grad()
@@ -44,10 +45,11 @@ def train(student: nn.Module, loader: Loader, epochs: int) -> nn.Module:
     return student.eval()
 
 
-teacher = network(seed=0).eval()
+teacher = network(seed=0)
 if not arguments.teacher.exists():
+    arguments.teacher.parent.mkdir(parents=True, exist_ok=True)
     save_model(train(teacher, everything, 20), str(arguments.teacher))
-load_model(teacher, arguments.teacher)
+load_model(teacher.eval(), arguments.teacher)
 
 soft = data.with_labels("soft", temperature=arguments.temperature)
 for labels, chosen in {"stored": None, "its teacher's": teacher}.items():

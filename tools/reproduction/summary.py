@@ -95,6 +95,8 @@ def _cells() -> dict[str, Cell]:
         "**soft labels, last epoch**": _of("last", "soft"),
         "soft labels, best of ten looks at the test set": _of("best", "soft"),
         "random real images, soft labels": _of("random", "soft"),
+        "**its teacher's labels for every batch, last epoch**": _of("last", "teacher"),
+        "random real images, its labels for every batch": _of("random", "teacher"),
         "all real images": _of("full", "hard"),
         "without augmentation, hard labels": _of("last", "hard", protocol=NO_AUGMENTATION),
         "random real images likewise": _of("random", "hard", protocol=NO_AUGMENTATION),
