@@ -102,13 +102,15 @@ def test_a_long_run_can_be_chained_from_short_ones_and_gives_the_same_file(finis
     status, output, _ = here("distill_and_push.py", *arguments, "0s", settings=TINY)
     where = "prepare, 1 of 2 files written"
     assert (status, output) == (75, f"stopped in good order ({where}); go on with --resume\n")
-    stages = set()
-    for attempt in range(30):  # of growing length, so that every stage is interrupted and the last one ends
-        seconds = f"{0.1 * (attempt + 1):.1f}s"
+    stages, attempt = set(), 0
+    for _ in range(60):  # they grow until a stage is new: every one is interrupted, the last one ends
+        attempt += 1
+        seconds = f"{0.1 * attempt:.1f}s"
         status, output, error = here("distill_and_push.py", *arguments, seconds, settings=TINY)
         if status != 75:
             break
-        stages |= set(re.findall(r"order \((\w+)", output))
+        if new := set(re.findall(r"order \((\w+)", output)) - stages:
+            stages, attempt = stages | new, 0
     assert status == 0, error
     assert stages >= {"distil", "evaluate"}  # and what of the others is slow enough
     same = [(folder / ARTIFACT_FILE).read_bytes() for folder in (tmp_path / "parts", finished[0] / "out")]
