@@ -275,7 +275,7 @@ def evaluate_set(
     recipe = recipe_of(chosen).replace(changes)
     _, source = real_images(chosen, dataset, reading, stop=stop, report=report)
     pool = None
-    if {"soft", "teacher"} & set(recipe.evaluate.labels):  # random images have the artifact's teacher too
+    if set(recipe.evaluate.labels) != {"hard"}:  # random images have the artifact's teacher too
         pool = teacher_pool(chosen, source, cache=cache, device=device, stop=stop, report=report)
     return evaluate(
         chosen,

@@ -17,7 +17,7 @@ from ncfm_engine.sources import load_source
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("folder", nargs="?", default="tools/results/digits/digits-ipc10")
-parser.add_argument("--teacher", type=Path, default="distilled/teacher.safetensors", help="or trained")
+parser.add_argument("--teacher", type=Path, default="distilled/teacher.safetensors", help="made if missing")
 parser.add_argument("--temperature", type=float, default=4.0)
 parser.add_argument("--epochs", type=int, default=100)
 arguments = parser.parse_args()
