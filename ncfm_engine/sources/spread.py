@@ -46,6 +46,8 @@ def spread(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) ->
             f"a process that decodes images was killed, perhaps for want of memory: {error}. What is done "
             "stays; run the command again, with fewer --workers."
         ) from error
+    finally:
+        del results  # or the traceback keeps it, and as garbage of a cycle it waits 5 s for each process
 
 
 class _Jobs(Dataset):
