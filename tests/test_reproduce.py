@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -399,6 +400,38 @@ def test_the_tables_of_the_readme_are_made_from_the_results():
         assert path.read_text() == text, (
             f"{path.name} is not what its results say: tools/reproduce.py --readme"
         )
-    text = (ROOT / "README.md").read_text()
-    assert readme.PART.search(text)
-    assert readme.fill(text, ROOT) == text
+    for text in ((ROOT / page).read_text() for page in readme.PAGES):
+        assert readme.PART.search(text)
+        assert readme.fill(text, ROOT) == text
+
+
+def test_the_headline_says_what_the_tables_say():
+    results = ROOT / "tools" / "results"
+    shown = cells((results / "headline.md").read_text())
+    of_tables = [cells((results / name / "table.md").read_text()) for name in ("small", "digits")]
+    whole = of_tables[0] | of_tables[1]
+    assert {column for _, column in shown} == {column for _, column in whole}
+    assert len(shown) == 7 * 4
+    for place, value in shown.items():
+        assert value == whole.get(place, "-")
+
+
+def cells(table: str) -> dict[tuple[str, str], str]:
+    """What stands in a Markdown table by line and column."""
+    head, _, *lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
+    return {
+        (line[0], column): value for line in lines for column, value in zip(head[1:], line[1:], strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", readme.PAGES)
+def test_a_page_has_no_gaps_and_its_links_lead_somewhere(name):
+    page = ROOT / name
+    text = page.read_text()
+    assert "@@" not in text
+    for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        if anchor:
+            titles = re.findall(r"(?m)^#+ (.*)$", target.read_text())
+            assert anchor in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]

@@ -1,4 +1,4 @@
-"""The parts of the README that are made from result files.
+"""The parts of the README, and of the page of all results, that are made from result files.
 
 <!-- begin: tools/results/small/table.md -->
 ... the content of that file ...
@@ -14,16 +14,18 @@ from distilled_data.format import write_file
 from tools.architectures import report
 
 from . import findings, summary
+from .campaign import TABLE_FILE
 
+PAGES = ("README.md", "tools/results/README.md")
 PART = re.compile(r"^<!-- begin: (\S+) -->\n.*?^<!-- end -->$", re.DOTALL | re.MULTILINE)
 IPC = re.compile(r"-ipc\d+$")
 
 
 def render_results(results: Path) -> dict[Path, str]:
     """The Markdown of every table and every study below `results`, by the file where it belongs."""
-    pages = {}
-    for path in sorted(results.glob("*/table.md")):
-        pages[path] = summary.markdown(json.loads(path.with_name("results.json").read_text()))
+    tables = {path: json.loads(path.read_text()) for path in sorted(results.glob("*/results.json"))}
+    pages = {path.with_name(TABLE_FILE): summary.markdown(content) for path, content in tables.items()}
+    pages[results / "headline.md"] = summary.headline(list(tables.values()))
     searches = {path: json.loads(path.read_text()) for path in sorted(results.glob("*/*/search.json"))}
     for path, content in searches.items():
         pages[path.with_name(report.REPORT_FILE)] = report.markdown(content)
@@ -44,7 +46,7 @@ def fill(text: str, root: Path) -> str:
     def part(match: re.Match[str]) -> str:
         path = root / match[1]
         if not path.exists():
-            raise UsageError(f"the README has a part for {match[1]}, which does not exist")
+            raise UsageError(f"a page has a part for {match[1]}, which does not exist")
         return f"<!-- begin: {match[1]} -->\n{path.read_text()}<!-- end -->"
 
     return PART.sub(part, text)
@@ -56,9 +58,9 @@ def update(root: Path) -> list[Path]:
     changed = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
     for path in changed:
         write_file(path, pages[path].encode())
-    readme = root / "README.md"
-    text = fill(readme.read_text(), root)
-    if text != readme.read_text():
-        write_file(readme, text.encode())
-        changed.append(readme)
+    for page in (root / name for name in PAGES):
+        text = fill(page.read_text(), root)
+        if text != page.read_text():
+            write_file(page, text.encode())
+            changed.append(page)
     return changed

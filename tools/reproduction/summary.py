@@ -15,6 +15,15 @@ from .tables import FINGERPRINTS, PAPER, PAPER_ARCHITECTURES, REPORTED
 
 TITLES = {"resnet18": "ResNet-18", "vgg11": "VGG-11", "alexnet": "AlexNet"}
 NO_AUGMENTATION = "ncfm without augmentation"
+HEADLINE = (
+    "the article",
+    "**hard labels, last epoch**",
+    "random real images, hard labels",
+    "**soft labels, last epoch**",
+    "random real images, soft labels",
+    "all real images",
+    "bytes, labels included",
+)
 
 
 def summary(
@@ -69,19 +78,29 @@ def scores(rows: Sequence[Mapping[str, Any]], network: str) -> dict[str, float |
 
 def markdown(content: Mapping[str, Any]) -> str:
     """A table with a column for each set, and below it where and how each was measured."""
-    sets = content["sets"]
+    return _table(content["sets"], _cells()) + "\n" + "".join(map(_provenance, content["sets"]))
+
+
+def headline(contents: Sequence[Mapping[str, Any]]) -> str:
+    """One table of the sets of several, with the lines that tell most."""
+    sets = [of for content in contents for of in content["sets"]]
+    sets.sort(key=lambda of: (of["dataset"], -of["ipc"]))
+    return _table(sets, {title: cell for title, cell in _cells().items() if title in HEADLINE})
+
+
+Cell = Callable[[Mapping[str, Any]], str]
+
+
+def _table(sets: Sequence[Mapping[str, Any]], cells: Mapping[str, Cell]) -> str:
     lines = [
         _line("accuracy in percent", [f"{s['dataset']}, {s['ipc']} per class" for s in sets]),
         "|---" * (len(sets) + 1) + "|",
     ]
-    for title, cell in _cells().items():
+    for title, cell in cells.items():
         values = [cell(s) for s in sets]
         if any(values):
             lines.append(_line(title, [value or "-" for value in values]))
-    return "\n".join([*lines, "", *(_provenance(s) for s in sets)]) + "\n"
-
-
-Cell = Callable[[Mapping[str, Any]], str]
+    return "\n".join(lines) + "\n"
 
 
 def _cells() -> dict[str, Cell]:
@@ -160,7 +179,7 @@ def _provenance(of: Mapping[str, Any]) -> str:
     return (
         f"- `{of['row']}`: {of['network']}, preset `{of['preset']}`{changes}. Networks trained: "
         f"{'; '.join(trained)}. {row['device']}, {versions}; seed {row['seed']}; content hash "
-        f"`{row['content_hash'][:16]}`; `{row['command']}`."
+        f"`{row['content_hash'][:16]}`; `{row['command']}`.\n"
     )
 
 
