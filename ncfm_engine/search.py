@@ -283,9 +283,9 @@ class _Worker:
         try:
             accuracies = list(self.score(trial.params, check))
             mean = statistics.fmean(accuracies)
-        except TrialPruned:
+        except TrialPruned as pruned:
             trial.set_user_attr("scored", {"seconds": round(time.monotonic() - began, 2)})
-            raise
+            raise pruned.with_traceback(None) from None  # which would hold what the training had
         except (Stopped, KeyboardInterrupt):
             trial.set_user_attr("given_up", "stopped on request")
             raise
@@ -324,8 +324,8 @@ def _pruner(strategy: str) -> Any:
 
 
 def _free(_: Study, trial: FrozenTrial) -> None:
-    """An exception holds what the training had on the device until garbage is collected, in 0.2 s or so."""
-    if trial.state.name != "COMPLETE":
+    """An error holds what the training had on the device until garbage is collected, in 0.2 s or so."""
+    if trial.state.name == "FAIL":
         gc.collect()
 
 

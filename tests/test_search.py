@@ -1,5 +1,6 @@
 """A study: every candidate is done once, whoever does it and whoever is killed meanwhile."""
 
+import gc
 import os
 import random
 import subprocess
@@ -160,6 +161,25 @@ def test_what_a_failed_training_held_is_freed(database):
 
     search(open_study(database, "x"), SMALL, list(SMALL), score)
     assert [reference() for reference in held] == [None] * 6
+
+
+def test_what_a_pruned_training_held_is_freed_at_once(database):
+    held = []
+
+    def score(architecture, check):
+        network = torch.nn.Linear(2, 2)
+        held.append(weakref.ref(network))
+        for _ in range(CHECKS):
+            check(float(-len(held)))  # each is worse than those before
+        return [float(-len(held))]
+
+    gc.disable()
+    try:
+        results = search(open_study(database, "x", "halving"), SMALL, list(SMALL), score)
+        assert [reference() for reference in held] == [None] * 6
+    finally:
+        gc.enable()
+    assert [result.state for result in results].count("pruned") >= 3
 
 
 def test_a_score_of_nothing_is_a_failure_with_a_reason(database):
