@@ -100,6 +100,39 @@ def test_searches_in_one_storage_share_what_they_have_in_common(here, set_folder
     assert sorted(names) == ["distilled", "distilled", "early", "full", "random", "random"]
 
 
+def test_another_proxy_is_compared_with_the_truth_of_a_search(here, set_folder, tmp_path):
+    few = (set_folder, "--jobs", "1", "--labels", "hard")
+    first = (*few, *AXES, *ONE, "--verify", "1", "--output", "first")
+    status, _, error = here("search_architectures.py", *first, settings=QUICK)
+    assert status == 0, error
+    second = (*few, "--truth-of", "first", "--output", "second")
+    longer = [*QUICK, "evaluate.epochs=4"]
+    status, output, error = here("search_architectures.py", *second, settings=longer)
+    assert status == 0, error
+    truth = {
+        str(r["architecture"]): r["full"] for r in content(tmp_path / "first")["candidates"] if r["full"]
+    }
+    found = content(tmp_path / "second")
+    assert {str(row["architecture"]): row["full"] for row in found["candidates"]} == truth
+    assert found["trust"]["distilled"]["all"]["n"] == len(truth) < 8
+    assert found["steps"] == 2 * content(tmp_path / "first")["steps"]
+    assert "The search `first` chose them" in output
+    assert not (tmp_path / "second" / "search.db").exists()
+
+    def refused(*words, settings=longer):
+        status, _, error = here("search_architectures.py", *few, *words, settings=settings)
+        return error if status == 2 else status
+
+    assert "no --axis, --candidates or --verify" in refused("--truth-of", "first", *AXES)
+    assert "nowhere/search.json is not what a search has found" in refused("--truth-of", "nowhere")
+    other = [*longer, "evaluate.full_epochs=3"]
+    assert "expected the --storage, --seed and" in refused("--truth-of", "first", settings=other)
+    content_of = json.loads((tmp_path / "first" / "search.json").read_text())
+    rows = [row | {"full": None} for row in content_of["candidates"]]
+    (tmp_path / "first" / "search.json").write_text(json.dumps(content_of | {"candidates": rows}))
+    assert "trained nothing in full" in refused("--truth-of", "first")
+
+
 SPACE = """
 import torch
 from ncfm_engine.spaces import Space

@@ -3,6 +3,7 @@
   python tools/search_architectures.py distilled/digits-ipc10 --axis width=8,16,32 --axis depth=1,2 --verify 5
   python tools/search_architectures.py org/cifar10-ncfm@v1 --data DIR --strategy hyperband --jobs 8
   python tools/search_architectures.py distilled/cifar10-ipc10 --data DIR --space my_module:my_space
+  python tools/search_architectures.py distilled/cifar10-ipc1 --data DIR --truth-of searches/cifar10-ipc10-...
 
 Candidates are tested on images held out of the training set. With --verify some of them are trained on all
 images and tested on the test set; so are those that random images and early stopping would have picked.
@@ -13,6 +14,7 @@ them work on it together. Results: search.json, report.md and plots in the outpu
 import argparse
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,15 @@ from ncfm_engine.cache import cache_folder
 from ncfm_engine.pipeline import real_images, recipe_of, teacher_pool
 from ncfm_engine.plan import resolve_device
 from ncfm_engine.provenance import command, provenance
-from ncfm_engine.proxies import Proxy, proxies, splits
+from ncfm_engine.proxies import FULL, Proxy, proxies, splits
 from ncfm_engine.report import Bars, Report, silent
 from ncfm_engine.search import CHECKS, EARLY_ENDING, STRATEGIES
 from ncfm_engine.sources.spread import default_workers
-from ncfm_engine.spaces import SPACES, load_space
+from ncfm_engine.spaces import SPACES, Architecture, Space, load_space
 from ncfm_engine.stop import StopRequest
 from tools.architectures.campaign import ALL, Campaign
 from tools.architectures.crew import Crew, Leash, is_hand
-from tools.architectures.report import REPORT_FILE, summary, write
+from tools.architectures.report import REPORT_FILE, RESULTS_FILE, summary, write
 
 DATABASE_FILE = "search.db"
 EPOCHS = 300  # over the distilled images, where the recipe of the set has more
@@ -53,6 +55,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--strategy", choices=STRATEGIES, default="exhaustive", help="(default: exhaustive)")
     add("--candidates", type=int, metavar="N", help="draw this many (default: all; random: 100)")
+    add(
+        "--truth-of",
+        type=Path,
+        metavar="FOLDER",
+        help="take the candidates that the search in this folder trained in full, and its truth: to compare "
+        "other labels, steps or sets with it",
+    )
     add("--seeds", type=int, default=1, help="networks trained of each candidate (default: 1)")
     add(
         "--verify",
@@ -81,21 +90,27 @@ def main(arguments: argparse.Namespace) -> None:
     if any(number is not None and number < 1 for number in (arguments.jobs, arguments.candidates)):
         raise UsageError("--jobs and --candidates must be 1 or more")
     device = resolve_device(arguments.device)
-    space = load_space(arguments.space).with_axes(settings(arguments.axis, "--axis", "name=value,value"))
-    drawn = arguments.candidates or (RANDOM if arguments.strategy == "random" else None)
+    space, candidates = choice(arguments)
+    if arguments.truth_of:
+        arguments.verify = ALL
     with Leash(arguments.time_budget) as stop, Bars() as bars, Crew(arguments.jobs or jobs(device)) as crew:
         show = silent if is_hand() else bars
         dataset = load(arguments.artifact, arguments.ipc)
         output = arguments.output or Path("searches") / folder_name(arguments, dataset)
         campaign = Campaign(
             space,
-            space.draw(drawn, arguments.seed),
+            candidates,
             ways_to_score(arguments, dataset, device, output, stop, show),
-            arguments.storage or f"sqlite:///{output / DATABASE_FILE}",
+            arguments.storage or f"sqlite:///{(arguments.truth_of or output) / DATABASE_FILE}",
             arguments.strategy,
             arguments.verify,
             arguments.seed,
         )
+        if arguments.truth_of and not any(campaign.results()[FULL]):
+            raise UsageError(
+                "--truth-of: the storage has no full training of these candidates with these settings and "
+                "images; expected the --storage, --seed and evaluate.full_* of that search"
+            )
 
         def report(stage: str, done: int, total: int, **figures: float) -> None:
             if done < total:
@@ -109,6 +124,30 @@ def main(arguments: argparse.Namespace) -> None:
                 write(output, summary(head(arguments, dataset, campaign, device), campaign))
     if not is_hand():
         print((output / REPORT_FILE).read_text())
+
+
+def choice(arguments: argparse.Namespace) -> tuple[Space, list[Architecture]]:
+    """The space, and the candidates: drawn from it, or those whose truth another search knows."""
+    space, axes = load_space(arguments.space), settings(arguments.axis, "--axis", "name=value,value")
+    if arguments.truth_of is None:
+        space = space.with_axes(axes)
+        drawn = arguments.candidates or (RANDOM if arguments.strategy == "random" else None)
+        return space, space.draw(drawn, arguments.seed)
+    path = arguments.truth_of / RESULTS_FILE
+    try:
+        found = json.loads(path.read_text())
+        known = [row["architecture"] for row in found["candidates"] if row.get(FULL)]
+        space_there, axes_there = found["space"], found["axes"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"--truth-of: {path} is not what a search has found: {error!r}") from error
+    if not known:
+        raise UsageError(f"--truth-of: the search of {path} trained nothing in full; it had no --verify")
+    if axes or arguments.candidates or arguments.verify is not None or arguments.space != space_there:
+        raise UsageError(
+            f"--truth-of takes the candidates of {path}, of the space {space_there}, all verified; expected "
+            "that --space, and no --axis, --candidates or --verify"
+        )
+    return dataclasses.replace(space, axes=axes_there), known
 
 
 def ways_to_score(
@@ -155,6 +194,7 @@ def head(
         "labels": labels_of(arguments, dataset),
         "space": arguments.space,
         "axes": {axis: list(values) for axis, values in campaign.space.axes.items()},
+        "truth_of": arguments.truth_of.name if arguments.truth_of else None,
         "strategy": arguments.strategy,
         "networks": way.repeats,
         "settings": dataclasses.asdict(way.config),
@@ -179,6 +219,7 @@ def folder_name(arguments: argparse.Namespace, dataset: DistilledDataset) -> str
     parts += [f"ipc{arguments.ipc}"] if arguments.ipc else []
     parts += [arguments.labels] if arguments.labels else []
     parts += [arguments.strategy] if arguments.strategy != "exhaustive" else []
+    parts += [f"truth-of-{arguments.truth_of.name}"] if arguments.truth_of else []
     parts += [f"seed{arguments.seed}"] if arguments.seed else []
     rest = [sorted(arguments.axis), sorted(arguments.set), arguments.candidates, arguments.seeds]
     if rest != [[], [], None, 1]:

@@ -29,6 +29,9 @@ CHOSEN = (
     " They are the best, some in the middle and some at random by the ranking of the distilled images, and "
     "the picks of the others: correlations are higher among such than among all candidates."
 )
+CHOSEN_BEFORE = (
+    " The search `{}` chose them and trained them: correlations may not be those among all candidates."
+)
 
 TITLE = "## Can the ranking be trusted?"
 UNKNOWN = (
@@ -200,7 +203,8 @@ def _trust_table(content: Content) -> list[str]:
         f"in {_seconds(rows, FULL):.1f} s each. Rank correlation with that, and intervals that hold 95 % of "
         "bootstrap samples of the candidates. All three ways take as many optimiser steps"
         + (PRUNED if content["strategy"] in EARLY_ENDING else ".")
-        + ("" if "all" in content["verified"] else CHOSEN),
+        + ("" if "all" in content["verified"] else CHOSEN)
+        + (CHOSEN_BEFORE.format(other) if (other := content.get("truth_of")) else ""),
         "",
         *lines,
         "",
