@@ -61,7 +61,7 @@ class Batches:
             images = self._augment(images, epoch, batch)
         images, targets = self._mix(images, targets, epoch, batch)
         if first.relabel is not None:
-            targets = first.relabel(images.flatten(0, 1)).unflatten(0, index.shape)
+            targets = torch.stack([first.relabel(one) for one in images])  # not in M times the memory
         return images, targets
 
     def _order_of(self, epoch: int) -> Tensor:

@@ -11,7 +11,7 @@ from distilled_data import CheckpointError, DistilledDataset, UsageError
 from distilled_data.randomness import seed_at
 from ncfm_engine.config import EvaluateConfig, LabelConfig, NetworkConfig, PretrainConfig
 from ncfm_engine.evaluate import evaluate, forget_progress, random_subset, train_and_test
-from ncfm_engine.label import label, teacher
+from ncfm_engine.label import Ensemble, label, teacher
 from ncfm_engine.pretrain import build, pretrain, real_loader
 from ncfm_engine.stop import Stopped
 from ncfm_engine.train import Training, accuracy, logits_of
@@ -106,13 +106,18 @@ def test_soft_labels_for_a_random_subset_need_the_pool(digits):
 
 
 def test_a_teacher_labels_what_each_network_sees(digits, pool, dataset, monkeypatch):
-    seen = []
+    seen, asked, ask = [], [], Ensemble.forward
 
     def watch(training, *arguments, **options):
         seen.append(training.batches.at(0, 1))
         training.scores.append([0.0, 0.0])
 
+    def count(teacher, images):
+        asked.append(len(images))
+        return ask(teacher, images)
+
     monkeypatch.setattr(Training, "run", watch)
+    monkeypatch.setattr(Ensemble, "forward", count)
     config = dataclasses.replace(EVALUATE, labels=("teacher",), batch_size=8, full_repeats=0, at_once=2)
     warm = dataset.with_labels("soft", temperature=3.0)
     (row,) = evaluate(warm, digits, config, NETWORK, seed=0, device="cpu", pool=pool)
@@ -122,6 +127,7 @@ def test_a_teacher_labels_what_each_network_sees(digits, pool, dataset, monkeypa
     for network, weights in zip(networks, pool.trained, strict=True):
         torch.nn.utils.vector_to_parameters(weights, network.parameters())
     assert len(seen) == 2  # distilled, random
+    assert asked == [8] * 4  # about one batch at a time, however many networks are trained at once
     for images, targets in seen:
         assert targets.shape == (2, 8, 10)
         for own, probabilities in zip(images, targets, strict=True):
