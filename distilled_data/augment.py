@@ -139,7 +139,11 @@ def pairs(count: int, generator: torch.Generator) -> tuple[Tensor, random.Random
     return partners, random.Random(int(torch.randint(2**63 - 1, (), generator=generator)))
 
 
-MIXES = {"cutmix": cutmix, "mixup": mixup, "none": lambda images, targets, generator: (images, targets)}
+MIXES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "cutmix": cutmix,
+    "mixup": mixup,
+    "none": lambda images, targets, generator: (images, targets),
+}
 
 # An operation takes images [N, channels, height, width] and uniform numbers in [0, 1), each [N or 1, 1, 1].
 

@@ -26,7 +26,7 @@ from .tensors import artifact_of
 LABELS = ("soft", "logits", "hard")
 
 
-class DistilledDataset(Dataset):
+class DistilledDataset(Dataset[Any]):
     """Distilled images and their labels, decoded on demand.
 
     A sample is one decoded view: float32 [channels, height, width], normalised by `mean` and `std`, and
@@ -389,9 +389,9 @@ class DistilledDataset(Dataset):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        loader_class: type[DataLoader] = DataLoader,
+        loader_class: type[DataLoader[Any]] = DataLoader,
         **options: Any,
-    ) -> DataLoader:
+    ) -> DataLoader[Any]:
         """The batches of `loader` as a `torch.utils.data.DataLoader`, for frameworks that insist on one.
 
         Each batch is decoded and augmented at once, in a worker process if there are any; the same ones

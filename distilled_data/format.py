@@ -66,7 +66,7 @@ class Metadata:
     recipe: dict[str, Any] = field(default_factory=dict)  # complete resolved configuration, versions
     results: tuple[dict[str, Any], ...] = ()  # rows of an evaluation, see `ncfm_engine.evaluate`
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         def check(condition: bool, what: str, got: object):
             if not condition:
                 raise FormatError(f"artifact metadata: {what}, got {got!r}")
@@ -151,7 +151,7 @@ class Artifact:
     metadata: Metadata
     logits: Tensor | None = None  # float16 [ipc, classes, factor**2, classes]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, tensor in self.tensors.items():
             dtype, shape = _TENSORS[name][1], self.metadata.shape(name)
             if tensor.dtype != dtype or tuple(tensor.shape) != shape:

@@ -201,7 +201,7 @@ class Loader:
         return full + (rest > 0 and not self.drop_last)
 
 
-class Batches(Dataset):
+class Batches(Dataset[Any]):
     """The images of a `Loader` for a `DataLoader`, which asks for a whole batch of them: in a worker process.
 
     An index says epoch and position: epoch * images of an epoch + position in its order. So the indices are
@@ -225,7 +225,7 @@ class Batches(Dataset):
         return self.loader.batch(rows, epoch, batch, offset)
 
 
-class Indices(Sampler):
+class Indices(Sampler[int]):
     """The indices of one epoch after the other, for `Batches`."""
 
     def __init__(self, loader: Loader):

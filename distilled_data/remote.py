@@ -57,7 +57,7 @@ class Repository:
     lock: LockedRepository | None = None
     commit: str | None = field(default=None, init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         name, at, revision = self.repo_id.partition("@")
         if at and self.revision not in (None, revision):
             raise UsageError(f"{self.repo_id} names a revision, and revision={self.revision!r} another")

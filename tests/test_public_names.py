@@ -2,9 +2,11 @@
 
 import inspect
 import pickle
+import tomllib
 
 import pytest
 import torch
+from commands import ROOT
 from torch.utils.data import DataLoader
 
 import distilled_data
@@ -137,6 +139,12 @@ def test_public_methods_are_documented(kind):
         name: value for name, value in vars(kind).items() if callable(value) or isinstance(value, classmethod)
     }
     assert [name for name, value in methods.items() if not name.startswith("_") and not value.__doc__] == []
+
+
+def test_a_users_type_checker_is_told_that_there_are_types():
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert "py.typed" in packaged["distilled_data"]
+    assert (ROOT / "distilled_data" / "py.typed").exists()
 
 
 def test_a_set_has_the_attributes_of_torchvisions_datasets_and_its_own(artifact):
