@@ -137,17 +137,17 @@ def choice(arguments: argparse.Namespace) -> tuple[Space, list[Architecture]]:
     try:
         found = json.loads(path.read_text())
         known = [row["architecture"] for row in found["candidates"] if row.get(FULL)]
-        space_there, axes_there = found["space"], found["axes"]
+        name, there = found["space"], dataclasses.replace(space, axes=found["axes"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"--truth-of: {path} is not what a search has found: {error!r}") from error
     if not known:
         raise UsageError(f"--truth-of: the search of {path} trained nothing in full; it had no --verify")
-    if axes or arguments.candidates or arguments.verify is not None or arguments.space != space_there:
+    if axes or arguments.candidates or arguments.verify is not None or arguments.space != name:
         raise UsageError(
-            f"--truth-of takes the candidates of {path}, of the space {space_there}, all verified; expected "
+            f"--truth-of takes the candidates of {path}, of the space {name}, all verified; expected "
             "that --space, and no --axis, --candidates or --verify"
         )
-    return dataclasses.replace(space, axes=axes_there), known
+    return there, known
 
 
 def ways_to_score(
