@@ -105,19 +105,19 @@ def test_another_proxy_is_compared_with_the_truth_of_a_search(here, set_folder, 
     first = (*few, *AXES, *ONE, "--verify", "1", "--output", "first")
     status, _, error = here("search_architectures.py", *first, settings=QUICK)
     assert status == 0, error
-    second = (*few, "--truth-of", "first", "--output", "second")
     longer = [*QUICK, "evaluate.epochs=4"]
-    status, output, error = here("search_architectures.py", *second, settings=longer)
+    status, output, error = here("search_architectures.py", *few, "--truth-of", "first", settings=longer)
     assert status == 0, error
+    [second] = (tmp_path / "searches").iterdir()
     truth = {
         str(r["architecture"]): r["full"] for r in content(tmp_path / "first")["candidates"] if r["full"]
     }
-    found = content(tmp_path / "second")
+    found = content(second)
     assert {str(row["architecture"]): row["full"] for row in found["candidates"]} == truth
     assert found["trust"]["distilled"]["all"]["n"] == len(truth) < 8
     assert found["steps"] == 2 * content(tmp_path / "first")["steps"]
     assert "The search `first` chose them" in output
-    assert not (tmp_path / "second" / "search.db").exists()
+    assert not (second / "search.db").exists()
 
     def refused(*words, settings=longer):
         status, _, error = here("search_architectures.py", *few, *words, settings=settings)

@@ -219,9 +219,9 @@ def folder_name(arguments: argparse.Namespace, dataset: DistilledDataset) -> str
     parts += [f"ipc{arguments.ipc}"] if arguments.ipc else []
     parts += [arguments.labels] if arguments.labels else []
     parts += [arguments.strategy] if arguments.strategy != "exhaustive" else []
-    parts += [f"truth-of-{arguments.truth_of.name}"] if arguments.truth_of else []
     parts += [f"seed{arguments.seed}"] if arguments.seed else []
     rest = [sorted(arguments.axis), sorted(arguments.set), arguments.candidates, arguments.seeds]
+    rest += [arguments.truth_of.name] if arguments.truth_of else []
     if rest != [[], [], None, 1]:
         parts.append(hashlib.sha256(repr(rest).encode()).hexdigest()[:6])
     return "-".join(parts)
