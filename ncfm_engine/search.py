@@ -324,8 +324,10 @@ def _pruner(strategy: str) -> Any:
 
 
 def _free(_: Study, trial: FrozenTrial) -> None:
-    """An error holds what the training had on the device until garbage is collected, in 0.2 s or so."""
-    if trial.state.name == "FAIL":
+    """An error holds what the training had until garbage is collected, which takes 0.2 s. So may a network
+    that refers to itself, but only the memory of a GPU is too scarce to wait for that.
+    """
+    if trial.state.name == "FAIL" or torch.cuda.is_available():
         gc.collect()
 
 

@@ -18,8 +18,8 @@ from ncfm_engine.stop import Stopped, StopRequest
 from tools.reproduction import campaign, readme
 from tools.reproduction.findings import Finding, difference, is_kept, markdown
 from tools.reproduction.ranking import augmentation_robust_score, label_robust_score
+from tools.reproduction.summary import headline, scores
 from tools.reproduction.summary import markdown as table_of
-from tools.reproduction.summary import scores
 from tools.reproduction.summary import summary as summarise
 from tools.reproduction.tables import ARCHITECTURES, FINGERPRINTS, PAPER, TABLES
 
@@ -414,6 +414,12 @@ def test_the_headline_says_what_the_tables_say():
     assert len(shown) == 7 * 4
     for place, value in shown.items():
         assert value == whole.get(place, "-")
+
+
+def test_sets_of_two_tables_that_look_alike_are_told_apart_in_the_headline():
+    content = json.loads((ROOT / "tools" / "results" / "digits" / "results.json").read_text())
+    head = headline({"small": content, "half-hour": content}).splitlines()[0]
+    assert head.count("digits, 10 per class (small) | digits, 10 per class (half-hour)") == 1
 
 
 def cells(table: str) -> dict[tuple[str, str], str]:

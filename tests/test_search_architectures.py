@@ -126,7 +126,12 @@ def test_another_proxy_is_compared_with_the_truth_of_a_search(here, set_folder, 
     assert "no --axis, --candidates or --verify" in refused("--truth-of", "first", *AXES)
     assert "nowhere/search.json is not what a search has found" in refused("--truth-of", "nowhere")
     other = [*longer, "evaluate.full_epochs=3"]
-    assert "expected the --storage, --seed and" in refused("--truth-of", "first", settings=other)
+    assert "lacks full trainings of these candidates" in refused("--truth-of", "first", settings=other)
+    assert "would be replaced" in refused("--truth-of", "first", "--output", "first")
+    (tmp_path / "first" / "search.db").rename(tmp_path / "elsewhere.db")
+    assert "or the --storage of that search" in refused("--truth-of", "first")
+    assert not (tmp_path / "first" / "search.db").exists()
+    (tmp_path / "elsewhere.db").rename(tmp_path / "first" / "search.db")
     content_of = json.loads((tmp_path / "first" / "search.json").read_text())
     rows = [row | {"full": None} for row in content_of["candidates"]]
     (tmp_path / "first" / "search.json").write_text(json.dumps(content_of | {"candidates": rows}))

@@ -106,10 +106,10 @@ def main(arguments: argparse.Namespace) -> None:
             arguments.verify,
             arguments.seed,
         )
-        if arguments.truth_of and not any(campaign.results()[FULL]):
+        if arguments.truth_of and not all(campaign.results()[FULL]):
             raise UsageError(
-                "--truth-of: the storage has no full training of these candidates with these settings and "
-                "images; expected the --storage, --seed and evaluate.full_* of that search"
+                "--truth-of: the storage lacks full trainings of these candidates by these settings; "
+                "expected --storage, --seed, images and evaluate.* of that search, but epochs and repeats"
             )
 
         def report(stage: str, done: int, total: int, **figures: float) -> None:
@@ -134,6 +134,10 @@ def choice(arguments: argparse.Namespace) -> tuple[Space, list[Architecture]]:
         drawn = arguments.candidates or (RANDOM if arguments.strategy == "random" else None)
         return space, space.draw(drawn, arguments.seed)
     path = arguments.truth_of / RESULTS_FILE
+    if arguments.output and arguments.output.resolve() == arguments.truth_of.resolve():
+        raise UsageError(
+            f"--truth-of and --output are both {arguments.output}; that search would be replaced"
+        )
     try:
         found = json.loads(path.read_text())
         known = [row["architecture"] for row in found["candidates"] if row.get(FULL)]
@@ -147,6 +151,8 @@ def choice(arguments: argparse.Namespace) -> tuple[Space, list[Architecture]]:
             f"--truth-of takes the candidates of {path}, of the space {name}, all verified; expected "
             "that --space, and no --axis, --candidates or --verify"
         )
+    if not arguments.storage and not (database := arguments.truth_of / DATABASE_FILE).exists():
+        raise UsageError(f"--truth-of: {database} is missing; expected it, or the --storage of that search")
     return there, known
 
 
@@ -194,7 +200,7 @@ def head(
         "labels": labels_of(arguments, dataset),
         "space": arguments.space,
         "axes": {axis: list(values) for axis, values in campaign.space.axes.items()},
-        "truth_of": arguments.truth_of.name if arguments.truth_of else None,
+        "truth_of": arguments.truth_of.resolve().name if arguments.truth_of else None,
         "strategy": arguments.strategy,
         "networks": way.repeats,
         "settings": dataclasses.asdict(way.config),
@@ -221,7 +227,7 @@ def folder_name(arguments: argparse.Namespace, dataset: DistilledDataset) -> str
     parts += [arguments.strategy] if arguments.strategy != "exhaustive" else []
     parts += [f"seed{arguments.seed}"] if arguments.seed else []
     rest = [sorted(arguments.axis), sorted(arguments.set), arguments.candidates, arguments.seeds]
-    rest += [arguments.truth_of.name] if arguments.truth_of else []
+    rest += [str(arguments.truth_of.resolve())] if arguments.truth_of else []
     if rest != [[], [], None, 1]:
         parts.append(hashlib.sha256(repr(rest).encode()).hexdigest()[:6])
     return "-".join(parts)

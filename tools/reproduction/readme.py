@@ -25,7 +25,9 @@ def render_results(results: Path) -> dict[Path, str]:
     """The Markdown of every table and every study below `results`, by the file where it belongs."""
     tables = {path: json.loads(path.read_text()) for path in sorted(results.glob("*/results.json"))}
     pages = {path.with_name(TABLE_FILE): summary.markdown(content) for path, content in tables.items()}
-    pages[results / "headline.md"] = summary.headline(list(tables.values()))
+    pages[results / "headline.md"] = summary.headline(
+        {path.parent.name: content for path, content in tables.items()}
+    )
     searches = {path: json.loads(path.read_text()) for path in sorted(results.glob("*/*/search.json"))}
     for path, content in searches.items():
         pages[path.with_name(report.REPORT_FILE)] = report.markdown(content)

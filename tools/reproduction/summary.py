@@ -81,9 +81,9 @@ def markdown(content: Mapping[str, Any]) -> str:
     return _table(content["sets"], _cells()) + "\n" + "".join(map(_provenance, content["sets"]))
 
 
-def headline(contents: Sequence[Mapping[str, Any]]) -> str:
-    """One table of the sets of several, with the lines that tell most."""
-    sets = [of for content in contents for of in content["sets"]]
+def headline(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """One table of the sets of several, which have names, with the lines that tell most."""
+    sets = [of | {"table": name} for name, content in tables.items() for of in content["sets"]]
     sets.sort(key=lambda of: (of["dataset"], -of["ipc"]))
     return _table(sets, {title: cell for title, cell in _cells().items() if title in HEADLINE})
 
@@ -92,8 +92,13 @@ Cell = Callable[[Mapping[str, Any]], str]
 
 
 def _table(sets: Sequence[Mapping[str, Any]], cells: Mapping[str, Cell]) -> str:
+    titles = [f"{s['dataset']}, {s['ipc']} per class" for s in sets]
+    columns = [
+        f"{title} ({s['table']})" if titles.count(title) > 1 else title
+        for title, s in zip(titles, sets, strict=True)
+    ]
     lines = [
-        _line("accuracy in percent", [f"{s['dataset']}, {s['ipc']} per class" for s in sets]),
+        _line("accuracy in percent", columns),
         "|---" * (len(sets) + 1) + "|",
     ]
     for title, cell in cells.items():
