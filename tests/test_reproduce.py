@@ -416,10 +416,13 @@ def test_the_headline_says_what_the_tables_say():
         assert value == whole.get(place, "-")
 
 
-def test_sets_of_two_tables_that_look_alike_are_told_apart_in_the_headline():
+def test_sets_that_look_alike_are_told_apart_by_their_table_or_row():
     content = json.loads((ROOT / "tools" / "results" / "digits" / "results.json").read_text())
     head = headline({"small": content, "half-hour": content}).splitlines()[0]
     assert head.count("digits, 10 per class (small) | digits, 10 per class (half-hour)") == 1
+    first = content["sets"][0]
+    head = table_of({"sets": [first | {"row": "a"}, first | {"row": "b"}]}).splitlines()[0]
+    assert "digits, 10 per class (a) | digits, 10 per class (b)" in head
 
 
 def cells(table: str) -> dict[tuple[str, str], str]:

@@ -94,7 +94,7 @@ Cell = Callable[[Mapping[str, Any]], str]
 def _table(sets: Sequence[Mapping[str, Any]], cells: Mapping[str, Cell]) -> str:
     titles = [f"{s['dataset']}, {s['ipc']} per class" for s in sets]
     columns = [
-        f"{title} ({s['table']})" if titles.count(title) > 1 else title
+        f"{title} ({s.get('table', s['row'])})" if titles.count(title) > 1 else title
         for title, s in zip(titles, sets, strict=True)
     ]
     lines = [
