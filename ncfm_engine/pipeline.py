@@ -115,13 +115,14 @@ def _stages(
         artifact = make_artifact(plan, source, pool, distilled)
         if plan.resume and (rows := _recorded(plan, artifact)):
             return rows
-        if results := _results_of(plan, artifact):  # other evaluations of the same images stay good
+        results = _results_of(plan, artifact)
+        if results is None:
+            clear_output(plan)
+        else:  # evaluations of the same images stay good, those that were broken off too
             artifact = dataclasses.replace(
                 artifact, metadata=dataclasses.replace(artifact.metadata, results=results)
             )
             (plan.output / MANIFEST_FILE).unlink(missing_ok=True)
-        else:
-            clear_output(plan)
         write_artifact(plan.output / ARTIFACT_FILE, artifact)
         write_manifest(plan.output)
         plot_losses(plan.run_folder / METRICS_FILE, plan.run_folder / LOSS_PLOT_FILE)
@@ -162,13 +163,15 @@ def _recorded(plan: Plan, artifact: Artifact) -> list[dict[str, Any]] | None:
     return [found[labels] for labels in config.labels] if whole else None
 
 
-def _results_of(plan: Plan, artifact: Artifact) -> tuple[dict[str, Any], ...]:
-    """The results in the artifact that lies there, if a run goes on that made the same images and labels."""
+def _results_of(plan: Plan, artifact: Artifact) -> tuple[dict[str, Any], ...] | None:
+    """The results in the artifact that lies there, if a run goes on that made the same images and labels,
+    else None.
+    """
     try:
         there = read_artifact(plan.output / ARTIFACT_FILE)
     except ArtifactError:
-        return ()
-    return there.metadata.results if plan.resume and _same(there, artifact) else ()
+        return None
+    return there.metadata.results if plan.resume and _same(there, artifact) else None
 
 
 def _same(one: Artifact, other: Artifact) -> bool:
