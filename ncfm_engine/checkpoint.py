@@ -69,6 +69,7 @@ def _keep(path: Path) -> None:
         write_file(previous_of(path), path.read_bytes())
     else:
         link.replace(previous_of(path))
+        link.unlink(missing_ok=True)  # POSIX leaves it where the two were one file already, after a kill
 
 
 def _is_whole(path: Path) -> bool:

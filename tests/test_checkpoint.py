@@ -127,6 +127,14 @@ def test_a_file_system_without_links_serves_as_well(path, monkeypatch):
     assert [load_checkpoint(p, IDENTITY).progress["step"] for p in (path, previous_of(path))] == [3, 2]
 
 
+def test_a_save_after_one_that_was_killed_halfway_leaves_nothing_behind(path):
+    previous_of(path).unlink()
+    previous_of(path).hardlink_to(path)  # killed before the new one was there
+    save(path, 3)
+    assert [load_checkpoint(p, IDENTITY).progress["step"] for p in (path, previous_of(path))] == [3, 2]
+    assert sorted(path.parent.iterdir()) == sorted([path, previous_of(path)])
+
+
 def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path):
     program = """
 import sys, torch
