@@ -114,6 +114,7 @@ def _stages(
     with costs.stage("labelling"):
         artifact = make_artifact(plan, source, pool, distilled)
         if plan.resume and (rows := _recorded(plan, artifact)):
+            forget_progress(plan.run_folder, rows)  # a kill may have come before it was forgotten
             return rows
         results = _results_of(plan, artifact)
         if results is None:

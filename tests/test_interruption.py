@@ -1,6 +1,7 @@
 """The main job interrupted, resumed and shared: the file is the same."""
 
 import itertools
+import json
 import os
 import random
 import re
@@ -49,11 +50,15 @@ def test_a_finished_run_resumed_has_nothing_left_to_do(finished, here, tmp_path)
     for name in ("out", "out.run", "cache"):
         shutil.copytree(finished[0] / name, tmp_path / name, dirs_exist_ok=True)
     before = (tmp_path / "out" / ARTIFACT_FILE).stat().st_mtime_ns
+    row = json.loads((tmp_path / "out.run" / "results.json").read_text())["rows"][0]
+    progress = tmp_path / "out.run" / f"evaluation-{row['settings']}-{row['content_hash'][:12]}.safetensors"
+    progress.write_bytes(b"of a run that was killed before it removed it")
     arguments = ("--dataset", "digits", "--ipc", "3", "--output", "out", "--resume")
     status, output, error = here("distill_and_push.py", *arguments, settings=TINY)
     assert status == 0, error
     assert "random images" in output
     assert "evaluate" not in error  # no bar of that stage
+    assert not progress.exists()
     assert (tmp_path / "out" / ARTIFACT_FILE).stat().st_mtime_ns == before
     longer = [*TINY, "evaluate.epochs=4"]
     status, output, error = here("distill_and_push.py", *arguments, settings=longer)
