@@ -19,6 +19,7 @@ from distilled_data.format import write_file
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, under
 from .config import DistillConfig
 from .initial import initial_images
+from .kernels import rounded_products, tuned_convolutions
 from .matching import MatchingStep
 from .memory import Layout, is_out_of_memory
 from .pretrain import FeaturePool
@@ -102,20 +103,21 @@ def distill(
     if folder and ranks.rank == 0:
         _truncate_metrics(folder / METRICS_FILE, match.step)
     report("distil", match.step, config.iterations)
-    while match.step < config.iterations:
-        match.play()
-        last = match.step == config.iterations
-        logged = last or match.step % LOG_EVERY == 0
-        if logged:
-            row = match.log()
-            if ranks.rank == 0:
-                report("distil", match.step, config.iterations, loss=row["discrepancy"])
-        # Processes agree on a stop where they meet anyway; alone, any step will do.
-        asked = (logged or ranks.count == 1) and ranks.any(stop is not None and stop.requested)
-        if last or asked or match.step % config.checkpoint_every == 0:
-            match.save()
-        if asked and not last:
-            raise Stopped(f"distil, step {match.step} of {config.iterations}")
+    with tuned_convolutions(), rounded_products(torch.device(device).type == "cuda"):  # as the reference
+        while match.step < config.iterations:
+            match.play()
+            last = match.step == config.iterations
+            logged = last or match.step % LOG_EVERY == 0
+            if logged:
+                row = match.log()
+                if ranks.rank == 0:
+                    report("distil", match.step, config.iterations, loss=row["discrepancy"])
+            # Processes agree on a stop where they meet anyway; alone, any step will do.
+            asked = (logged or ranks.count == 1) and ranks.any(stop is not None and stop.requested)
+            if last or asked or match.step % config.checkpoint_every == 0:
+                match.save()
+            if asked and not last:
+                raise Stopped(f"distil, step {match.step} of {config.iterations}")
     return Distilled(ranks.whole(match.result, 1, source.num_classes), match.step, match.seconds)
 
 

@@ -24,13 +24,12 @@ from .batches import Batches, reseeded
 from .checkpoint import load_checkpoint, previous_of, save_checkpoint
 from .config import EvaluateConfig, NetworkConfig
 from .label import Ensemble, label
-from .memory import trained_at_once
 from .pretrain import FeaturePool, build, real_loader, real_test_loader
 from .report import Report, silent
 from .sampling import ClassSampler
 from .sources import Source
 from .stop import StopRequest
-from .train import CHECKPOINT_SECONDS, Course, Networks, Training, counting, grouped, named
+from .train import CHECKPOINT_SECONDS, Course, Networks, Training, counting, grouped, named, trained_at_once
 
 PROGRESS_PREFIX = "evaluation"  # of files in the run folder, until the rows are there
 CHECKS = 10  # evenly spaced tests during a training, for the best-over-epochs column

@@ -1,7 +1,5 @@
 """One step of the game: what both players are told about all classes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +14,8 @@ from .config import DistillConfig
 from .discrepancy import amplitude_and_phase, characteristic_function, dm, mmd, mse, weigh
 from .features import FrozenNetwork
 from .frequencies import GaussianFrequencies, SamplingNetwork
-from .memory import Footprint, Layout, choose_layout
+from .kernels import rounded_products
+from .memory import Footprint, Layout, layout_for
 from .pretrain import FeaturePool
 from .real import RealFeatures, RealImages
 from .sources import Source
@@ -67,7 +66,7 @@ class MatchingStep:
             device=device,
             num_classes=len(self.part),
         )
-        self.layout = layout or choose_layout(footprint)
+        self.layout = layout or layout_for(footprint, device)
         self.mean = torch.tensor(source.mean, device=device).view(-1, 1, 1)
         self.std = torch.tensor(source.std, device=device).view(-1, 1, 1)
         self.blended, self.trained = (
@@ -92,12 +91,12 @@ class MatchingStep:
 
         Both terms are summed over the classes. `images` are those of `part`.
         """
-        with _rounded_products(self.config.precision == "bfloat16"):
+        with rounded_products(self.config.precision == "bfloat16"):
             return self._backward(images, step)
 
     def ascend(self, images: Tensor, step: int, turn: int) -> None:
         """Set the gradients of psi alone, at frequencies of this turn's own; the images hold still."""
-        with _rounded_products(self.config.precision == "bfloat16"):
+        with rounded_products(self.config.precision == "bfloat16"):
             entry = self.real.prepare(step)
             frequencies = self.sampler(generator_at(self.seed, "frequencies", step, turn, device=self.device))
             leaf = frequencies.detach().requires_grad_()
@@ -207,14 +206,3 @@ class MatchingStep:
         operations, numbers = draw(self.config.augment, self.num_classes * each, generator)
         chosen = numbers.unflatten(0, (-1, each))[list(self.part[classes])]
         return apply(views, operations, chosen.flatten(0, 1))
-
-
-@contextmanager
-def _rounded_products(rounded: bool) -> Iterator[None]:
-    """Whether float32 matrix products on a GPU may round their factors (TensorFloat-32)."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if rounded else before)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

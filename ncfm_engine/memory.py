@@ -26,6 +26,14 @@ BLOCK = 16  # channels that oneDNN fills up to with AVX-512
 WORKSPACE = 128 * 2**20
 ENOUGH = 512  # synthetic images at once that keep a GPU busy
 
+NO_MEMORY = (  # in the messages of errors
+    "out of memory",
+    "DefaultCPUAllocator",
+    "ALLOC_FAILED",
+    "STATUS_NOT_INITIALIZED",  # of cuBLAS and cuDNN, when the device was full before they came
+    "unable to find an engine to execute",  # of cuDNN, when it had no memory to try one
+)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -177,6 +185,19 @@ def choose_layout(footprint: Footprint, budget: int | None = None, name: str = "
     )
 
 
+def layout_for(footprint: Footprint, device: str, budget: int | None = None) -> Layout:
+    """`choose_layout` within `budget` bytes, or else within what a GPU has free. Raises `UsageError`."""
+    if budget is None and torch.device(device).type == "cuda":
+        return choose_layout(footprint, int(0.9 * free_memory(device)), f"the free memory of {device},")
+    return choose_layout(footprint, budget)
+
+
+def free_memory(device: torch.device | str) -> int:
+    """Bytes of a GPU that are free, or only kept by this process for later allocations."""
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
+
+
 def _places(cpu: bool) -> list[dict[str, bool]]:
     """On a CPU there is no other memory to move to."""
     if cpu:
@@ -211,11 +232,11 @@ def _count(template: nn.Module, shape: tuple[int, ...]) -> tuple[int, list[int],
     for module in network.modules():
         if not any(True for _ in module.children()):
             module.register_forward_hook(note)
-    features, saved = _saved(network.features, weights, torch.zeros(shape, requires_grad=True))  # type: ignore[arg-type]
+    features, saved = bytes_saved(network.features, weights, torch.zeros(shape, requires_grad=True))  # type: ignore[arg-type]
     return saved, outputs, laid_out, features.numel()
 
 
-def _saved(forward: Callable[[Tensor], Tensor], weights: set[int], images: Tensor) -> tuple[Tensor, int]:
+def bytes_saved(forward: Callable[[Tensor], Tensor], weights: set[int], images: Tensor) -> tuple[Tensor, int]:
     """What `forward` makes of images, and the bytes that autograd saves for it, `weights` left out."""
     saved: dict[int, int] = {}
 
@@ -230,28 +251,9 @@ def _saved(forward: Callable[[Tensor], Tensor], weights: set[int], images: Tenso
     return output, sum(saved.values())
 
 
-def trained_at_once(network: nn.Module, source: Source, batch_size: int, device: str) -> int:
-    """Networks like this one that are trained together where nothing else is said.
-
-    A CPU is busy with one, and stacked convolutions are slower there. A GPU takes as many as half of its
-    memory holds the activations of; not of what is free at the moment, or a resumed run would form other
-    groups.
-    """
-    if torch.device(device).type == "cpu":
-        return 1
-    network = copy.deepcopy(network).cpu()
-    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    images = torch.zeros(2, source.channels, source.height, source.width)  # batch norm takes no single one
-    _, saved = _saved(network, weights, images)
-    return max(1, int(torch.cuda.mem_get_info(device)[1] / 2 // (saved / 2 * batch_size)))
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device, or one of its libraries, or the CPU's allocator found no memory."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        words in text for words in ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")
-    )
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def _mib(size: int) -> str:

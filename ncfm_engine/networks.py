@@ -21,9 +21,18 @@ __all__ = ["NETWORKS", "build_network"]
 QUARTER = "_x0_25"
 KNOWN = ("resnet18", "vgg11", "alexnet")
 NETWORKS = ("convnet", *KNOWN, *(name + QUARTER for name in KNOWN), "vit")
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """In float32 under autocast too, as other norms are: the kernels of stacked networks take no mixture."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.float())
+
+
 NORMS: Mapping[str, Callable[[int], nn.Module]] = {
     "none": nn.Identity,
-    "batch": nn.BatchNorm2d,
+    "batch": BatchNorm,
     "layer": lambda width: nn.GroupNorm(1, width),
     "instance": lambda width: nn.GroupNorm(width, width),
     "group": lambda width: nn.GroupNorm(4, width),

@@ -21,7 +21,7 @@ from .costs import COSTS_FILE
 from .distill import CHECKPOINT_FILE, METRICS_FILE
 from .evaluate import PROGRESS_PREFIX
 from .initial import check_packing
-from .memory import Footprint, Layout, choose_layout
+from .memory import Footprint, Layout, layout_for
 from .operations import operations, passes
 from .presets import find_preset
 from .pretrain import build
@@ -220,10 +220,7 @@ def footprint(plan: Plan, source: Source, ranks: Ranks | None = None) -> Footpri
 
 def layout_of(plan: Plan, source: Source, ranks: Ranks | None = None) -> Layout:
     """How steps are cut: to the memory budget, or else to what a GPU has free. Raises `UsageError`."""
-    counts = footprint(plan, source, ranks)
-    if plan.memory is None and torch.device(plan.device).type == "cuda":
-        return choose_layout(counts, int(0.9 * torch.cuda.mem_get_info(plan.device)[0]), "the free memory of")
-    return choose_layout(counts, plan.memory)
+    return layout_for(footprint(plan, source, ranks), plan.device, plan.memory)
 
 
 def compiles(plan: Plan) -> bool:

@@ -19,12 +19,12 @@ from distilled_data.randomness import seed_at
 from .batches import Batches, reseeded
 from .checkpoint import Checkpoint, load_checkpoint, previous_of, save_checkpoint
 from .config import NetworkConfig, PretrainConfig
-from .memory import trained_at_once
+from .memory import free_memory
 from .networks import build_network
 from .report import Report, silent
 from .sources import LabelledImages, Source
 from .stop import StopRequest
-from .train import CHECKPOINT_SECONDS, Course, Networks, Training, counting, grouped, named
+from .train import CHECKPOINT_SECONDS, Course, Networks, Training, counting, grouped, named, trained_at_once
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def build(config: NetworkConfig, source: Source, seed: int) -> nn.Module:
 def real_loader(source: Source, part: LabelledImages, batch_size: int, device: str, **options) -> Loader:
     """Batches of real images, normalised; on a GPU they stay where it has room for twice as many."""
     where = torch.device(device)
-    fits = where.type != "cuda" or part.images.nbytes <= torch.cuda.mem_get_info(where)[0] // 2
+    fits = where.type != "cuda" or part.images.nbytes <= free_memory(where) // 2
     return Loader(
         part.images,  # type: ignore[arg-type] - `Images` are read like a tensor
         part.targets,

@@ -23,13 +23,12 @@ from distilled_data.randomness import seed_at, seeded
 
 from .config import EvaluateConfig
 from .evaluate import Loaders, random_images, same_images, start_training
-from .memory import trained_at_once
 from .pretrain import FeaturePool, real_loader
 from .search import Check
 from .sources import Source, hold_out
 from .spaces import Architecture, Space
 from .stop import StopRequest
-from .train import grouped
+from .train import grouped, trained_at_once
 
 PROXIES, FULL = ("distilled", "random", "early"), "full"
 VALIDATION = 0.1  # share of the training images, where a set was made without a split

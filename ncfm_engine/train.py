@@ -5,11 +5,11 @@ Course     how they are trained
 Training   the two on their batches, and how far it got: it can be stopped and resumed between any two steps
 """
 
-import contextlib
+import copy
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,10 @@ from distilled_data.loader import Loader
 
 from .batches import Batches
 from .checkpoint import under
-from .memory import is_out_of_memory
+from .kernels import tuned_convolutions
+from .memory import bytes_saved, is_out_of_memory
 from .report import Report
+from .sources import Source
 from .stop import Stopped, StopRequest
 
 CHECKPOINT_SECONDS = 30.0  # about the most work that a killed process loses
@@ -101,6 +103,28 @@ class Networks:
         return [accuracy(row, test.targets) for row in logits]
 
 
+def trained_at_once(network: nn.Module, source: Source, batch_size: int, device: str) -> int:
+    """Networks like this one that are trained together where nothing else is said.
+
+    A CPU is busy with one, and stacked convolutions are slower there. A GPU takes as many as half of its
+    memory holds what autograd saves for; not of what is free at the moment, or a resumed run would form
+    other groups.
+    """
+    if torch.device(device).type == "cpu":
+        return 1
+    # Two, because stacked networks save more than one alone.
+    pair = Networks([copy.deepcopy(network).cpu() for _ in range(2)], "cpu")
+
+    def saved(images: int) -> float:
+        """Bytes of each of the two for so many images."""
+        batch = torch.zeros(images, source.channels, source.height, source.width)
+        return bytes_saved(pair, {pair.weights.untyped_storage().data_ptr()}, batch)[1] / 2
+
+    few, more = saved(2), saved(4)  # batch norm takes no single one
+    each = few + (more - few) / 2 * (batch_size - 2)
+    return max(1, int(torch.cuda.mem_get_info(device)[1] / 2 // each))
+
+
 @dataclass(frozen=True)
 class Course:
     """How networks are trained: cross-entropy on class indices or probabilities."""
@@ -141,7 +165,7 @@ class Training:
         whose time is too short even to begin still comes to its end.
         """
         steps, saved, began = len(self.batches), time.monotonic(), self.step
-        with _tuned_convolutions():
+        with tuned_convolutions():
             while self.step < self.course.steps:
                 stopped = stop is not None and stop.requested and self.step > began
                 if save and (stopped or time.monotonic() - saved >= checkpoint_seconds):
@@ -209,17 +233,6 @@ class Training:
             self.networks.buffers[name].copy_(value)
         snapshots = under("snapshot.", tensors)
         self.snapshots = [snapshots[str(k)] for k in range(len(snapshots))]
-
-
-@contextlib.contextmanager
-def _tuned_convolutions() -> Iterator[None]:
-    """Let cuDNN measure its algorithms: the shapes are the same at every step."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 @torch.no_grad()

@@ -93,6 +93,14 @@ def test_growth_has_its_points_and_a_plot(content, output):
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_growth_has_no_more_ranks_than_there_are_gpus():
+    parse = part("growth").parse
+    assert parse([], 1)["ranks"] == parse(["ranks"], 1)["ranks"] == (1,)
+    assert parse([])["ranks"] == (1, 2)
+    with pytest.raises(UsageError, match="--growth ranks=1,4: there are 2 GPUs"):
+        parse(["ranks=1,4"], 2)
+
+
 def test_time_in_proportion_to_the_pixels_has_exponent_one(tool):
     rows = [{"axis": "size", "value": side, "median": side**2} for side in (32, 64)]
     rows += [{"axis": "ipc", "value": ipc, "median": 3.0} for ipc in (1, 10)]

@@ -35,8 +35,11 @@ def game(
     return MatchingStep(config, digits, pool, ipc=10, seed=0, device=device, **options), images
 
 
-def test_a_step_on_the_gpu_is_the_step_on_the_cpu_but_for_the_frequencies(digits, pool, pool_there):
+def test_a_step_on_the_gpu_is_the_step_on_the_cpu_but_for_the_frequencies(
+    digits, pool, pool_there, monkeypatch
+):
     # A generator on a GPU draws other numbers; a discrepancy without frequencies must agree.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # which alone makes 2 %
     config = dataclasses.replace(SMALL, discrepancy="mmd")
     (here, images), (there, images_there) = (
         game(digits, pool, "cpu", config),
@@ -46,7 +49,7 @@ def test_a_step_on_the_gpu_is_the_step_on_the_cpu_but_for_the_frequencies(digits
     assert torch.allclose(losses.discrepancy, losses_there.discrepancy.cpu(), rtol=1e-2, atol=1e-4)
     assert torch.allclose(losses.calibration, losses_there.calibration.cpu(), rtol=1e-2)
     difference = (images.grad - images_there.grad.cpu()).norm() / images.grad.norm()
-    assert difference < 0.05
+    assert difference < 0.01
 
 
 @contextmanager

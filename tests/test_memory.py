@@ -12,8 +12,7 @@ from ncfm_engine.config import DistillConfig
 from ncfm_engine.distill import distill
 from ncfm_engine.initial import initial_images
 from ncfm_engine.matching import MatchingStep
-from ncfm_engine.memory import Footprint, Layout, choose_layout, trained_at_once
-from ncfm_engine.networks import build_network
+from ncfm_engine.memory import Footprint, Layout, choose_layout, is_out_of_memory, layout_for
 
 BASE = DistillConfig(real_batch=100, real_features="fresh", frequencies=256, factor=1, weight=1.0)
 
@@ -142,20 +141,34 @@ def test_a_prefix_is_counted_with_the_set(digits, pool):
     assert nested.per_class - plain.per_class == 12 * plain.views_per_class * BASE.frequencies
 
 
-def test_a_cpu_trains_one_network_at_a_time_and_a_gpu_what_half_of_its_memory_holds(digits, monkeypatch):
-    network, batch = build_network("convnet", channels=1, size=8, classes=10, width=8, depth=2), 64
-    assert trained_at_once(network, digits, batch, "cpu") == 1
-    kept = {}
+def test_a_gpu_gets_a_layout_that_fits_into_what_it_has_free_or_keeps_for_later(digits, pool, monkeypatch):
+    counts = count(digits, pool, ipc=500, device="cuda")
+    whole = counts.total(choose_layout(counts))
+    free = [0, whole]  # at first, and once what is kept is given back
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.pop(0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 2**40))
+    layout = layout_for(counts, "cuda")
+    assert layout.classes < 10
+    assert counts.total(layout) <= 0.9 * whole
+    assert layout_for(counts, "cuda", 2**40) == choose_layout(counts)
+    free[:] = [0, whole // 10]
+    with pytest.raises(UsageError, match=r"the free memory of cuda, .* is below the minimum"):
+        layout_for(counts, "cuda")
 
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(torch.zeros(batch, 1, 8, 8))
-    for weights in network.parameters():
-        kept.pop(weights.untyped_storage().data_ptr(), None)
-    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    for total, expected in ((2.5 * 2 * size, 2), (20.5 * 2 * size, 20), (0, 1)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, total=total: (0, int(total)))
-        assert trained_at_once(network, digits, batch, "cuda:1") == expected
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED", True),
+        ("GET was unable to find an engine to execute this computation", True),
+        ("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory", True),
+        ("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)", False),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_errors_of_a_full_device_are_told_from_others(message, expected):
+    assert is_out_of_memory(RuntimeError(message)) == expected
+    assert is_out_of_memory(torch.OutOfMemoryError())

@@ -137,6 +137,12 @@ def test_another_seed_gives_other_weights():
     assert not torch.equal(one, other)
 
 
+def test_batch_norm_computes_in_float32_under_autocast():
+    images = torch.randn(4, 8, 6, 6).to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert NORMS["batch"](8)(images).dtype == torch.float32
+
+
 def test_the_global_generator_is_left_alone():
     before = torch.get_rng_state()
     build_small("convnet", seed=5)

@@ -16,7 +16,7 @@ from ncfm_engine.batches import Batches, reseeded
 from ncfm_engine.checkpoint import load_checkpoint, save_checkpoint
 from ncfm_engine.networks import Network, PatchEncoder, build_network, pooled_classifier
 from ncfm_engine.stop import Stopped
-from ncfm_engine.train import Course, Networks, Training, grouped
+from ncfm_engine.train import Course, Networks, Training, grouped, trained_at_once
 
 SEEDS = (5, 6, 7)
 AUGMENT = "flip_color_crop|scale|rotate"
@@ -256,3 +256,24 @@ def test_networks_are_grouped_in_order():
     assert grouped([0, 2, 5], 2) == [[0, 2], [5]]
     assert grouped([0, 2, 5], 9) == [[0, 2, 5]]
     assert grouped([], 1) == []
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_a_cpu_trains_one_network_at_a_time_and_a_gpu_what_half_of_its_memory_holds(
+    digits, monkeypatch, norm
+):
+    batch, kept = 64, {}
+    assert trained_at_once(network_of(0, norm), digits, batch, "cpu") == 1
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    three = Networks([network_of(seed, norm) for seed in range(3)], "cpu")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        three(torch.zeros(batch, 1, 8, 8))
+    kept.pop(three.weights.untyped_storage().data_ptr(), None)
+    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / 3
+    for total, expected in ((2.5 * 2 * size, 2), (20.5 * 2 * size, 20), (0, 1)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, total=total: (0, int(total)))
+        assert trained_at_once(network_of(0, norm), digits, batch, "cuda:1") == expected

@@ -90,7 +90,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> None:
     base = setup_of(arguments)
     points = {ipc: contenders(arguments, changed(base, {"ipc": str(ipc)})) for ipc in arguments.ipc}
-    axes = None if arguments.growth is None else parse(arguments.growth)
+    gpus = torch.cuda.device_count() if base.device.startswith("cuda") else None
+    axes = None if arguments.growth is None else parse(arguments.growth, gpus)
     pretrained = networks_and_epochs(arguments.pretrain) if arguments.pretrain else None
     content = description(arguments, base)
     kind = base.device.replace(":", "")
@@ -107,9 +108,11 @@ def main(arguments: argparse.Namespace) -> None:
             save(content, output)
         if axes is not None:
             at_size = (lambda _: base.recipe.network.depth) if arguments.depth != "auto" else depth_at
-            content["growth"] = growth(base, axes, at_size, **turns)
+            content["growth"] = []
+            for row in growth(base, axes, at_size, **turns):
+                content["growth"].append(row)
+                save(content, output)
             write_file(output.with_suffix(".png"), plot(content["growth"]))
-            save(content, output)
         if arguments.profile:
             content["profile"] = in_process(profile_step, base, PROFILED)
             save(content, output)

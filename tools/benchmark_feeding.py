@@ -187,11 +187,11 @@ def training(
     network = build_network("convnet", channels=3, size=32, classes=10, width=width).to(device)
     optimiser = torch.optim.SGD(network.parameters(), 0.01)
 
-    def of(batches: Callable[[], Iterable[Any]]) -> Callable[[], Measured]:
+    def of(batches: Iterable[Any]) -> Callable[[], Measured]:
         def run() -> Measured:
             wait_for(device)
             start = time.perf_counter()
-            for _, (images, targets) in zip(range(steps), batches(), strict=False):
+            for _, (images, targets) in zip(range(steps), batches, strict=False):
                 optimiser.zero_grad()
                 torch.nn.functional.cross_entropy(network(images), targets).backward()
                 optimiser.step()
@@ -203,9 +203,9 @@ def training(
     options = {"device": device, "drop_last": True, "infinite": True}
     one = next(iter(data.loader(batch_size, **options)))
     return {
-        "one batch, again and again": of(lambda: (one for _ in range(steps))),
-        "loader": of(lambda: data.loader(batch_size, augment=AUGMENT, **options)),
-        "loader, dsa": of(lambda: data.loader(batch_size, augment="dsa", **options)),
+        "one batch, again and again": of([one] * steps),
+        "loader": of(data.loader(batch_size, augment=AUGMENT, **options)),
+        "loader, dsa": of(data.loader(batch_size, augment="dsa", **options)),
     }
 
 

@@ -27,8 +27,8 @@ from ncfm_engine.pipeline import real_images, recipe_of
 from ncfm_engine.plan import resolve_device
 from ncfm_engine.provenance import provenance
 from ncfm_engine.proxies import proxies
-from ncfm_engine.sources.spread import default_workers
 from ncfm_engine.spaces import SPACES, Architecture
+from tools.architectures.crew import default_jobs
 from tools.benchmark.workers import Worker
 
 DIGITS = Path(__file__).parent / "results" / "digits" / "digits-ipc10"
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     add("--candidates", type=int, default=8, help="architectures (default: 8)")
     add("--networks", type=int, default=4, help="of each architecture (default: 4)")
     add("--epochs", type=int, default=20, help="over the distilled images (default: 20)")
-    add("--jobs", type=int, default=default_workers(), help="processes (default: one for each core)")
+    add("--jobs", type=int, help="processes (default: one for each core; 4 on a GPU)")
     add("--rounds", type=int, default=3, help="(default: 3)")
     add("--dataset", help="the real images, where the artifact's name is not enough: folder:PATH, ...")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
@@ -78,7 +78,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    device, jobs, networks = resolve_device(arguments.device), arguments.jobs, arguments.networks
+    device, networks = resolve_device(arguments.device), arguments.networks
+    jobs = arguments.jobs or default_jobs(device)
     space = SPACES["convnet"].with_axes(settings(arguments.axis, "--axis", "name=value,value"))
     candidates = space.draw(arguments.candidates)
     recipe = recipe_of(DistilledDataset.from_folder(arguments.folder))

@@ -29,11 +29,10 @@ from ncfm_engine.provenance import command, provenance
 from ncfm_engine.proxies import FULL, Proxy, proxies, splits
 from ncfm_engine.report import Bars, Report, silent
 from ncfm_engine.search import CHECKS, EARLY_ENDING, STRATEGIES
-from ncfm_engine.sources.spread import default_workers
 from ncfm_engine.spaces import SPACES, Architecture, Space, load_space
 from ncfm_engine.stop import StopRequest
 from tools.architectures.campaign import ALL, Campaign
-from tools.architectures.crew import Crew, Leash, is_hand
+from tools.architectures.crew import Crew, Leash, default_jobs, is_hand
 from tools.architectures.report import REPORT_FILE, RESULTS_FILE, summary, write
 
 DATABASE_FILE = "search.db"
@@ -93,7 +92,11 @@ def main(arguments: argparse.Namespace) -> None:
     space, candidates = choice(arguments)
     if arguments.truth_of:
         arguments.verify = ALL
-    with Leash(arguments.time_budget) as stop, Bars() as bars, Crew(arguments.jobs or jobs(device)) as crew:
+    with (
+        Leash(arguments.time_budget) as stop,
+        Bars() as bars,
+        Crew(arguments.jobs or default_jobs(device)) as crew,
+    ):
         show = silent if is_hand() else bars
         dataset = load(arguments.artifact, arguments.ipc)
         output = arguments.output or Path("searches") / folder_name(arguments, dataset)
@@ -208,7 +211,7 @@ def head(
         "tested_on": len(way.source.test),
         "seen": not recipe_of(dataset).validation,
         "seed": arguments.seed,
-        "jobs": arguments.jobs or jobs(device),
+        "jobs": arguments.jobs or default_jobs(device),
         **provenance(device),
         "command": command(),
     }
@@ -231,11 +234,6 @@ def folder_name(arguments: argparse.Namespace, dataset: DistilledDataset) -> str
     if rest != [[], [], None, 1]:
         parts.append(hashlib.sha256(repr(rest).encode()).hexdigest()[:6])
     return "-".join(parts)
-
-
-def jobs(device: str) -> int:
-    """Processes at once: a CPU is busiest with one on each core, a GPU waits for any single one."""
-    return 4 if device.startswith("cuda") else default_workers()
 
 
 def count_or_all(text: str) -> int:

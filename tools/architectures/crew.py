@@ -8,11 +8,17 @@ from typing import Self
 
 import torch
 
+from ncfm_engine.sources.spread import default_workers
 from ncfm_engine.stop import StopRequest
 
 LEADER = "ARCHITECTURE_SEARCH_LEADER"  # in the environment of a hand: the process that started it
 REPLACEMENTS = 100  # of hands that were killed, or ended by an error
 GOOD_ENDS = (0, 2, 75)  # exit codes: done, refused (the leader will say why), stopped on request
+
+
+def default_jobs(device: str) -> int:
+    """Processes at once: a CPU is busiest with one on each core, a GPU waits for any single one."""
+    return 4 if device.startswith("cuda") else default_workers()
 
 
 def is_hand() -> bool:

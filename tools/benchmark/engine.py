@@ -8,7 +8,7 @@ import torch
 from ncfm_engine.config import DistillConfig
 from ncfm_engine.initial import initial_images
 from ncfm_engine.matching import MatchingStep, StepLosses
-from ncfm_engine.memory import Footprint, choose_layout
+from ncfm_engine.memory import Footprint, layout_for
 from ncfm_engine.ranks import Ranks
 
 from .setup import Setup
@@ -40,7 +40,7 @@ class Engine(Contender):
             ipc=recipe.ipc,
             seed=recipe.seed,
             device=device,
-            layout=choose_layout(footprint, setup.memory),
+            layout=layout_for(footprint, device, setup.memory),
             part=part,
             **setup.options,
         )

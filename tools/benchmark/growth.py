@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from distilled_data import MissingExtraError, UsageError
@@ -16,36 +16,42 @@ AXES = {"classes": (10, 100, 1000), "ipc": (1, 10, 50), "size": (32, 64, 128), "
 LABELS = {"classes": "classes", "ipc": "images per class", "size": "pixels per image", "ranks": "ranks"}
 
 
-def parse(words: list[str]) -> dict[str, tuple[int, ...]]:
-    """`["classes=2,4"]` as axes and their values; no words are all axes."""
+def parse(words: list[str], most_ranks: int | None = None) -> dict[str, tuple[int, ...]]:
+    """`["classes=2,4"]` as axes and their values; no words are all axes. Raises `UsageError`, also for more
+    ranks than there can be.
+    """
     axes = {}
-    for word in words:
+    for word in words or AXES:
         name, _, values = word.partition("=")
         numbers = values.split(",") if values else [str(value) for value in AXES.get(name, ())]
         if name not in AXES or not all(number.isdecimal() and int(number) for number in numbers):
             raise UsageError(
                 f"--growth {word}: expected AXIS or AXIS=VALUE,VALUE with an axis of {', '.join(AXES)}"
             )
-        axes[name] = tuple(int(number) for number in numbers)
-    return axes or AXES
+        chosen = tuple(int(number) for number in numbers)
+        if name == "ranks" and most_ranks:
+            if values and max(chosen) > most_ranks:
+                raise UsageError(f"--growth {word}: there are {most_ranks} GPUs, and each rank takes one")
+            chosen = tuple(count for count in chosen if count <= most_ranks)
+        axes[name] = chosen
+    return axes
 
 
 def growth(
     setup: Setup, axes: dict[str, tuple[int, ...]], at_size: Callable[[int], int], **turns
-) -> list[dict]:
-    """Rows of `measure` for every point, of the engine alone; `at_size` gives the depth of the networks.
+) -> Iterator[dict]:
+    """A row of `measure` for every point, of the engine alone; `at_size` gives the depth of the networks.
 
     Images are random, so that there are some of every shape.
     """
-    setup, rows = replace(setup, dataset=None, data=None), []
+    setup = replace(setup, dataset=None, data=None)
     for axis, values in axes.items():
         for value in values:
             contender = (
                 (Team, (setup, value)) if axis == "ranks" else (Engine, (at(setup, axis, value, at_size),))
             )
             (row,) = measure({"engine": contender}, stage=f"{axis} {value}", **turns)
-            rows.append({"axis": axis, "value": value} | row)
-    return rows
+            yield {"axis": axis, "value": value} | row
 
 
 def at(setup: Setup, axis: str, value: int, at_size: Callable[[int], int]) -> Setup:

@@ -39,8 +39,8 @@ class Setup:
         if self.threads:
             torch.set_num_threads(self.threads)
         if self.device.startswith("cuda"):
-            torch.cuda.set_device(self.device)
-            torch.backends.cudnn.benchmark = True
+            torch.cuda.set_device(torch.device(self.device).index or 0)
+            torch.backends.cudnn.benchmark = True  # this and the products as `distill` has them
             torch.backends.cudnn.allow_tf32 = self.tf32
             torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
         source = load_source(self.dataset, data=self.data) if self.dataset else self._random_images()

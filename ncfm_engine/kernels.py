@@ -1,0 +1,28 @@
+"""How a GPU's libraries compute: switches of torch that hold for a block. A CPU is left as it is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def tuned_convolutions() -> Iterator[None]:
+    """Let cuDNN measure its algorithms: for a loop whose shapes are the same at every step."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def rounded_products(rounded: bool) -> Iterator[None]:
+    """Whether float32 matrix products may round their factors, on a GPU to TensorFloat-32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if rounded else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
