@@ -41,12 +41,13 @@ def main(arguments: argparse.Namespace) -> None:
         wanted = [Repository(name, endpoint=endpoint) for name in arguments.repositories] or [
             Repository(entry.id, entry.revision, endpoint=endpoint) for entry in entries.values()
         ]
+        lines = []
         for repository in wanted:
             entry = repository.locked()
-            change = "unchanged" if entries.get(entry.id) == entry else "locked"
+            lines.append(f"{'unchanged' if entries.get(entry.id) == entry else 'locked'}  {describe(entry)}")
             entries[entry.id] = entry
-            print(f"{change}  {describe(entry)}")
         write_lock(path, entries.values())
+        print(*lines, sep="\n")
         return
     entries = read_lock(path)
     if not entries:

@@ -17,6 +17,7 @@ strategy is alternatives joined by "|", of which one is drawn per batch: "cutmix
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,9 @@ CUTOUT = 0.5  # side of the hole, as a share of the side
 SCALE = 1.2  # largest factor; the smallest is its inverse
 ROTATE = 15.0  # largest angle either way, in degrees
 
+# Whatever torch's defaults are: of another dtype they would be other numbers.
+_uniform = partial(torch.rand, dtype=torch.float32, device="cpu")
+
 
 def augment(images: Tensor, strategy: str, generator: torch.Generator, *, shared: bool = False) -> Tensor:
     """Applies a strategy to normalised floating `images` [N, channels, height, width].
@@ -53,10 +57,10 @@ def augment(images: Tensor, strategy: str, generator: torch.Generator, *, shared
 def draw(strategy: str, count: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
     """Returns the operations to apply, and `count` rows of the uniform numbers they take, side by side."""
     slots = parse(strategy)
-    choices = torch.rand(len(slots), generator=generator).tolist()
+    choices = _uniform((len(slots),), generator=generator).tolist()
     operations = [slot[int(choice * len(slot))] for slot, choice in zip(slots, choices, strict=True)]
     uniforms = sum(OPERATIONS[name].uniforms for name in operations)
-    return operations, torch.rand(count, uniforms, generator=generator)
+    return operations, _uniform((count, uniforms), generator=generator)
 
 
 def parse(strategy: str) -> list[list[str]]:
@@ -85,7 +89,7 @@ def mix(images: Tensor, targets: Tensor, strategy: str, generator: torch.Generat
     `strategy` is one or several of "cutmix", "mixup" and "none", joined by "|". Raises UnknownNameError.
     """
     names = parse_mix(strategy)
-    choice = torch.rand((), generator=generator).item() if len(names) > 1 else 0
+    choice = _uniform((), generator=generator).item() if len(names) > 1 else 0
     return MIXES[names[int(choice * len(names))]](images, targets, generator)
 
 
@@ -134,9 +138,9 @@ def mixup(
 
 def pairs(count: int, generator: torch.Generator) -> tuple[Tensor, random.Random]:
     """A partner for each of `count` images, and a source of further numbers for the batch."""
-    partners = torch.randperm(count, generator=generator)
+    partners = torch.randperm(count, generator=generator, device="cpu")
     # torch draws no Beta from a generator; the standard library does, from a seed
-    return partners, random.Random(int(torch.randint(2**63 - 1, (), generator=generator)))
+    return partners, random.Random(int(torch.randint(2**63 - 1, (), generator=generator, device="cpu")))
 
 
 MIXES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {

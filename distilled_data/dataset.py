@@ -21,7 +21,7 @@ from .labels import as_float, as_they_are, one_hot, refuse_training, relabelled,
 from .loader import Batches, Indices, Loader, Mix, as_it_is
 from .manifest import Index, read_manifest, read_verified, verify_folder
 from .randomness import generator_at
-from .tensors import artifact_of
+from .tensors import artifact_of, per_channel
 
 LABELS = ("soft", "logits", "hard")
 
@@ -55,7 +55,7 @@ class DistilledDataset(Dataset[Any]):
         self.target_transform: Callable[[Any], Any] | None = None
         self.keys: tuple[str, str] | None = None  # of image and label in a dict; None: samples are tuples
         m = artifact.metadata
-        classes = torch.arange(len(m.classes))
+        classes = torch.arange(len(m.classes), device="cpu")
         self.targets: Tensor = classes.repeat(m.ipc).repeat_interleave(m.factor**2)  # int64 [N]
 
     @classmethod
@@ -187,7 +187,7 @@ class DistilledDataset(Dataset[Any]):
     @property
     def images(self) -> Tensor:
         """All samples decoded, uint8 [N, channels, height, width]."""
-        return self.decoded(torch.arange(len(self))).round_().to(torch.uint8)
+        return self.decoded(torch.arange(len(self), device="cpu")).round_().to(torch.uint8)
 
     def decoded(self, rows: Tensor) -> Tensor:
         """The samples number `rows` [B] decoded, float32 [B, channels, height, width] in 0..255."""
@@ -210,34 +210,41 @@ class DistilledDataset(Dataset[Any]):
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor | np.ndarray) -> Any:
         if isinstance(index, slice):
-            rows = list(range(len(self)))[index]
-        elif isinstance(index, (Sequence, Tensor, np.ndarray)) and np.ndim(index) > 0:
+            rows = list(range(len(self))[index])
+        elif isinstance(index, Sequence) or (isinstance(index, (Tensor, np.ndarray)) and index.ndim > 0):
             rows = rows_of(index, len(self))
         else:
             return self.__getitems__(rows_of([index], len(self)))[0]
-        return self._stacked(self.__getitems__(rows))
+        if self.transform is None and self.target_transform is None:
+            batch = self._batch(rows)
+        else:
+            batch = tuple(map(stacked, zip(*self._pairs(rows), strict=True))) or ([], [])
+        return batch if self.keys is None else dict(zip(self.keys, batch, strict=True))
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         """Samples of a batch, decoded together; `DataLoader` calls this."""
-        rows = torch.tensor(indices, dtype=torch.int64)
+        pairs = self._pairs(indices)
+        return pairs if self.keys is None else [dict(zip(self.keys, p, strict=True)) for p in pairs]
+
+    def _batch(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Images of these samples, normalised unless `transform` takes them, and their targets."""
+        rows = torch.tensor(indices, dtype=torch.int64, device="cpu")
         rows = torch.where(rows < 0, rows + len(self), rows)
         stored, label = self._labels(self.labels)
         images, targets = self.decoded(rows), label(stored.index_select(0, rows))
         if self.transform is None:
-            mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (self.mean, self.std))
-            samples = list((images / 255 - mean) / std)
-        else:
+            images = (images / 255 - per_channel(self.mean)) / per_channel(self.std)
+        return images, targets
+
+    def _pairs(self, indices: list[int]) -> list[tuple[Any, Any]]:
+        images, targets = self._batch(indices)
+        samples = list(images)
+        if self.transform is not None:
             samples = [self.transform(export.to_pil(image)) for image in images]
         labels = targets.tolist() if self.labels == "hard" else list(targets)
         if self.target_transform is not None:
             labels = [self.target_transform(label) for label in labels]
-        pairs = zip(samples, labels, strict=True)
-        return list(pairs) if self.keys is None else [dict(zip(self.keys, p, strict=True)) for p in pairs]
-
-    def _stacked(self, samples: list[Any]) -> Any:
-        columns = zip(*(s if self.keys is None else s.values() for s in samples), strict=True)
-        batch = tuple(stacked(list(column)) for column in columns) or (torch.empty(0), torch.empty(0))
-        return batch if self.keys is None else dict(zip(self.keys, batch, strict=True))
+        return list(zip(samples, labels, strict=True))
 
     def __repr__(self) -> str:
         m = self.info
@@ -265,9 +272,13 @@ class DistilledDataset(Dataset[Any]):
                 raise UsageError(
                     f"temperature={temperature} was asked for; this artifact has no teacher logits"
                 )
-            if not 0 < temperature < float("inf"):
-                raise UsageError(f"temperature must be positive, got {temperature}")
-            info = dataclasses.replace(self.info, labels=self.info.labels | {"temperature": temperature})
+            try:
+                number = float(temperature)
+            except (TypeError, ValueError):
+                number = 0.0
+            if not 0 < number < float("inf"):
+                raise UsageError(f"temperature must be positive, got {temperature!r}")
+            info = dataclasses.replace(self.info, labels=self.info.labels | {"temperature": number})
             artifact = dataclasses.replace(artifact, metadata=info)
         return self._derived(artifact, labels)
 
@@ -293,12 +304,14 @@ class DistilledDataset(Dataset[Any]):
                 "fraction between 0 and 1 that gives both one or more"
             )
         generator = generator_at(seed, "split")
-        order = torch.stack([torch.randperm(self.ipc, generator=generator) for _ in self.classes], 1)
+        order = torch.stack(
+            [torch.randperm(self.ipc, generator=generator, device="cpu") for _ in self.classes], 1
+        )
         return self._ranks(order[:count]), self._ranks(order[count:])
 
     def _ranks(self, order: Tensor) -> Self:
         """The images at `order` [ranks, classes] of each class."""
-        columns = torch.arange(len(self.classes))
+        columns = torch.arange(len(self.classes), device="cpu")
         logits = self.artifact.logits
         artifact = Artifact(
             self.artifact.images[order, columns],
@@ -337,7 +350,9 @@ class DistilledDataset(Dataset[Any]):
         """Device-resident batches of (normalised images, targets), see `Loader`.
 
         `augment="dsa"` is the strategy that the set was evaluated with, where the artifact names one:
-        digits, for instance, must not be flipped. `mix`, such as "cutmix", makes class numbers probabilities.
+        digits, for instance, must not be flipped. `mix`, such as "cutmix", makes class numbers probabilities;
+        a callable gets the targets as they are, and may need `num_classes` for hard ones. Callables draw from
+        torch's generators, which all threads share: let one thread at a time use them.
 
         `teacher`, a network on `device` in eval mode, gives logits [B, classes], in the order of `classes`,
         for every batch as it comes out, augmented and mixed: its targets, "soft" at the temperature of the

@@ -52,7 +52,8 @@ def enlarge(tile: Tensor, size: tuple[int, int]) -> Tensor:
 @functools.cache
 def _weights(side: int, longer: int) -> Tensor:
     """What each of `longer` pixels takes of each of `side`, float32 [longer, side]."""
-    return F.interpolate(torch.eye(side)[None], longer, mode="linear", align_corners=False)[0].T.contiguous()
+    unit = torch.eye(side, dtype=torch.float32, device="cpu")  # kept, so whatever the defaults are just now
+    return F.interpolate(unit[None], longer, mode="linear", align_corners=False)[0].T.contiguous()
 
 
 def decode(images: Tensor, factor: int) -> Tensor:

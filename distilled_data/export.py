@@ -86,7 +86,7 @@ def to_imagefolder(data: "DistilledDataset", path: str | Path) -> None:
 
 
 def _pngs(data: "DistilledDataset") -> Iterator[bytes]:
-    for rows in torch.arange(len(data)).split(AT_ONCE):
+    for rows in torch.arange(len(data), device="cpu").split(AT_ONCE):
         for image in data.decoded(rows):
             file = io.BytesIO()
             to_pil(image).save(file, "PNG")

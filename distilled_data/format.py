@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .errors import FormatError, NewerFormatError, OutputError, UnknownNameError, UsageError
+from .indexing import whole
 
 FORMAT_VERSION = 1
 METADATA_KEY = "distilled_data"
@@ -143,9 +144,12 @@ class Metadata:
         return cls(**content)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Artifact:
-    """Tensors and metadata of one distilled set, checked against each other on construction."""
+    """Tensors and metadata of one distilled set, checked against each other on construction.
+
+    Two are the same content where their `content_hash` is.
+    """
 
     images: Tensor  # uint8 [ipc, classes, channels, height, width]
     metadata: Metadata
@@ -259,16 +263,20 @@ def resolve_ipc(ipc: int | None, stored: int) -> int:
     """The number of ranks to take: all `stored` for None; `UsageError` outside 1..stored."""
     if ipc is None:
         return stored
-    if type(ipc) is not int or not 1 <= ipc <= stored:
+    number = whole("ipc", ipc, None)
+    if not 1 <= number <= stored:
         raise UsageError(
             f"ipc={ipc!r} was asked for; the artifact holds {stored} images per class (1..{stored})"
         )
-    return ipc
+    return number
 
 
 def select_classes(artifact: Artifact, classes: Sequence[str | int]) -> Artifact:
     """The artifact restricted to `classes` (names or indices), renumbered in that order."""
     names = artifact.metadata.classes
+    if not isinstance(classes, Iterable) or isinstance(classes, str):
+        raise UsageError(f"classes must be several names or indices, got {classes!r}")
+    classes = list(classes)
     for wanted in classes:
         if isinstance(wanted, str) and wanted not in names:
             raise UnknownNameError.of("class", wanted, names)
@@ -276,7 +284,7 @@ def select_classes(artifact: Artifact, classes: Sequence[str | int]) -> Artifact
             raise UsageError(f"class index {wanted} is not a whole number in 0..{len(names) - 1}")
     index = [names.index(c) if isinstance(c, str) else int(c) for c in classes]
     if len(set(index)) != len(index) or len(index) < 2:
-        raise UsageError(f"classes must be two or more different ones, got {list(classes)}")
+        raise UsageError(f"classes must be two or more different ones, got {classes}")
     logits = None if artifact.logits is None else artifact.logits[:, index][..., index]
     metadata = dataclasses.replace(artifact.metadata, classes=tuple(names[i] for i in index))
     return Artifact(artifact.images[:, index], metadata, logits)

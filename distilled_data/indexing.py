@@ -1,16 +1,35 @@
 """What an index names, and how the samples it names become a batch."""
 
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import UsageError
+
+
+def whole(name: str, value: Any, least: int | None = 0) -> int:
+    """`value` as an int, numpy's and others too. Raises `UsageError`, also for one that is below `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or (least is not None and number < least):
+        more = "" if least is None else f", {least} or more"
+        raise UsageError(f"{name} must be a whole number{more}, got {value!r}")
+    return number
+
 
 def rows_of(index: Any, length: int) -> list[int]:
     """Row numbers of a list, array or tensor of numbers, or of a mask. Raises `IndexError`."""
-    rows = np.asarray(index)
-    if len(rows) == 0:
+    try:
+        rows = np.asarray(index.detach().cpu() if isinstance(index, Tensor) else index)
+    except (TypeError, ValueError) as error:
+        raise IndexError(f"expected whole numbers or a mask of {length}, got {index!r:.80}") from error
+    if rows.ndim == 1 and len(rows) == 0:
         return []
     mask = rows.dtype == bool
     if rows.ndim != 1 or rows.dtype.kind not in "biu" or (mask and len(rows) != length):
@@ -22,8 +41,8 @@ def rows_of(index: Any, length: int) -> list[int]:
     return numbers
 
 
-def stacked(column: list[Any]) -> Any:
+def stacked(column: Sequence[Any]) -> Any:
     """One tensor of the values where they can be stacked, else the values."""
     if all(isinstance(value, Tensor) for value in column):
-        return torch.stack(column) if len({value.shape for value in column}) == 1 else column
-    return torch.tensor(column) if all(type(value) is int for value in column) else column
+        return torch.stack(list(column)) if len({value.shape for value in column}) == 1 else list(column)
+    return torch.tensor(column, device="cpu") if all(type(value) is int for value in column) else list(column)

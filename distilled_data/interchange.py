@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .errors import FormatError, MissingExtraError, OutputError, UsageError
 from .format import METADATA_KEY, Artifact, Metadata, parse_metadata, write_file
-from .tensors import artifact_of
+from .tensors import artifact_of, per_channel
 
 if TYPE_CHECKING:
     from .dataset import DistilledDataset
@@ -126,7 +126,7 @@ def write_set(data: "DistilledDataset", path: str | Path) -> None:
     """
     path = Path(path)
     packed = data.artifact.images.transpose(0, 1).flatten(0, 1)  # one class after the other
-    numbers = torch.arange(len(data.classes)).repeat_interleave(data.ipc)
+    numbers = torch.arange(len(data.classes), device="cpu").repeat_interleave(data.ipc)
     if path.suffix == ".npz":
         arrays: dict[str, Any] = {
             "images": packed.numpy(),
@@ -145,7 +145,7 @@ def write_set(data: "DistilledDataset", path: str | Path) -> None:
         write_file(path, file.getvalue())
     elif path.suffix == ".pt" and path.name.startswith("images"):
         order = data.targets.argsort(stable=True)
-        mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (data.mean, data.std))
+        mean, std = (per_channel(x) for x in (data.mean, data.std))
         labels = data.targets
         if data.artifact.logits is not None:
             labels = data.artifact.logits.flatten(0, 2).float() / data.info.labels.get("temperature", 1.0)
@@ -265,7 +265,9 @@ def _read_folder(path: Path) -> Found:
         raise FormatError(f"{path} holds no images in class folders; {EXPECTED}")
     images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
     names = tuple(folder.name for folder in folders)
-    return Found("class folders", images, torch.tensor(numbers), names, factor=1, values="bytes")
+    return Found(
+        "class folders", images, torch.tensor(numbers, device="cpu"), names, factor=1, values="bytes"
+    )
 
 
 def _guess_factor(images: Tensor) -> int:

@@ -18,7 +18,7 @@ def soften(logits: Tensor, temperature: float) -> Tensor:
 
 def one_hot(numbers: Tensor, classes: int) -> Tensor:
     """Probabilities float32 [..., classes] of class `numbers` [...]."""
-    zeros = torch.zeros(*numbers.shape, classes, device=numbers.device)
+    zeros = torch.zeros(*numbers.shape, classes, dtype=torch.float32, device=numbers.device)
     return zeros.scatter_(-1, numbers[..., None], 1.0)
 
 

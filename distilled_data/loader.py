@@ -12,8 +12,10 @@ from .augment import mix as mix_batch
 from .augment import parse, parse_mix
 from .decode import enlarge, take
 from .errors import UsageError
+from .indexing import whole
 from .labels import as_they_are
 from .randomness import generator_at, seeded
+from .tensors import per_channel
 from .transfer import upload
 
 Mix = str | Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -62,15 +64,13 @@ class Loader:
         infinite: bool = False,
         keys: tuple[str, str] | None = None,
     ):
-        if type(batch_size) is not int or batch_size < 1:
-            raise UsageError(f"batch_size must be a whole number, 1 or more, got {batch_size!r}")
-        if not 0 <= rank < world_size:
+        batch_size, world_size = whole("batch_size", batch_size, 1), whole("world_size", world_size, 1)
+        rank, seed = whole("rank", rank), whole("seed", seed, None)
+        if rank >= world_size:
             raise UsageError(f"rank must be 0 to {world_size - 1} of world_size {world_size}, got {rank}")
         for option, value in {"augment": augment, "mix": mix}.items():
             if not (value is None or isinstance(value, str) or callable(value)):
                 raise UsageError(f"{option} must be None, a strategy's name or a callable, got {value!r}")
-        if not hasattr(seed, "__index__"):
-            raise UsageError(f"seed must be a whole number, got {seed!r}")
         if isinstance(augment, str):
             parse(augment)  # an unknown name fails here, not at the first batch
         if isinstance(mix, str):
@@ -91,9 +91,8 @@ class Loader:
                 f"{self.share} images make no batch of {batch_size} without the rest that is dropped"
             )
         # x / 255 is normalised as (x / 255 - mean) / std = x * gain + offset
-        std_ = torch.tensor(std).view(-1, 1, 1)
-        self._gain = (1 / (255 * std_)).to(device)
-        self._offset = (-torch.tensor(mean).view(-1, 1, 1) / std_).to(device)
+        self._gain = (1 / (255 * per_channel(std))).to(device)
+        self._offset = (-per_channel(mean) / per_channel(std)).to(device)
 
     def __len__(self) -> int:
         """Number of batches in one epoch."""
@@ -116,9 +115,10 @@ class Loader:
 
     def order(self, epoch: int) -> Tensor:
         """Rows of this rank in the order of `epoch`, int64 on the CPU."""
-        order = torch.arange(self.count)
+        order = torch.arange(self.count, device="cpu")
         if self.shuffle:
-            order = torch.randperm(len(order), generator=generator_at(self.seed, "order", epoch))
+            generator = generator_at(self.seed, "order", epoch)
+            order = torch.randperm(len(order), generator=generator, device="cpu")
         length = self.share * self.world_size
         again = order.expand(-(-length // len(order)), -1).flatten()  # once: a view, nothing is copied
         return again[:length][self.rank :: self.world_size]
@@ -134,7 +134,7 @@ class Loader:
         place = (*place, "from", offset) if offset else place
         if callable(self.augment):
             with seeded(self.seed, "augment", *place, device=self.device):
-                images = self.normalise(self.augment(self.enlarged(tiles) / 255) * 255)
+                images = self.normalise(checked(self.augment(self.enlarged(tiles) / 255), tiles) * 255)
         else:
             images = self.views(tiles)
         if isinstance(self.augment, str):
@@ -152,7 +152,8 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass epoch number `epoch`, from its first batch."""
-        self.epoch, self._first, self._after = epoch, 0, (epoch, 0)
+        self.epoch, self._first = whole("epoch", epoch), 0
+        self._after = (self.epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration is: what comes next, and what that depends on."""
@@ -162,7 +163,10 @@ class Loader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the next pass go on where `state` was taken. Raises `UsageError` for another loader's."""
         self.check(state)
-        self.epoch, self._first = state["epoch"], state["batch"]
+        batch = whole("the state's batch", state.get("batch"))
+        if batch and batch >= len(self):
+            raise UsageError(f"the state's batch must be 0 to {len(self) - 1}, got {batch}")
+        self.epoch, self._first = whole("the state's epoch", state.get("epoch")), batch
         self._after = (self.epoch, self._first)
 
     def views(self, tiles: Tensor) -> Tensor:
@@ -185,7 +189,7 @@ class Loader:
 
     def check(self, state: dict[str, Any]) -> None:
         """Raises `UsageError` for the state of a loader with another identity."""
-        theirs = {name: state.get(name) for name in self.identity}
+        theirs = {name: state.get(name) for name in self.identity} if isinstance(state, dict) else state
         if theirs != self.identity:
             raise UsageError(f"the state is of another loader: expected {self.identity}, got {theirs}")
 
@@ -201,6 +205,18 @@ class Loader:
         return full + (rest > 0 and not self.drop_last)
 
 
+def checked(images: Any, tiles: Tensor) -> Tensor:
+    """What a callable made of the images of `tiles`. Raises `UsageError` for what is no batch of them."""
+    if (
+        not isinstance(images, Tensor)
+        or not images.is_floating_point()
+        or images.shape[:2] != tiles.shape[:2]
+    ):
+        got = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise UsageError(f"augment must return floats {[*tiles.shape[:2]]} x height x width, got {got}")
+    return images
+
+
 class Batches(Dataset[Any]):
     """The images of a `Loader` for a `DataLoader`, which asks for a whole batch of them: in a worker process.
 
@@ -211,7 +227,7 @@ class Batches(Dataset[Any]):
 
     def __init__(self, loader: Loader):
         self.loader = loader
-        self._epoch, self._order = -1, torch.empty(0)
+        self._epoch, self._order = -1, torch.empty(0, device="cpu")
 
     def __len__(self) -> int:
         return self.loader.share
@@ -220,7 +236,7 @@ class Batches(Dataset[Any]):
         epoch, first = divmod(indices[0], len(self))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self.loader.order(epoch)
-        rows = self._order[torch.tensor(indices) % len(self)]
+        rows = self._order[torch.tensor(indices, device="cpu") % len(self)]
         batch, offset = divmod(first, self.loader.batch_size)
         return self.loader.batch(rows, epoch, batch, offset)
 

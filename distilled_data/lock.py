@@ -50,7 +50,7 @@ def read_lock(path: str | Path) -> dict[str, LockedRepository]:
     """The locked repositories by their names. Raises `LockError`."""
     path = Path(path)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         if type(content["version"]) is not int or content["version"] != LOCK_VERSION:
             raise ValueError(f"version {content['version']!r}, this package reads {LOCK_VERSION}")
         found = [_repository(table) for table in content.get("repository", [])]

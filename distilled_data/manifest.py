@@ -165,6 +165,9 @@ def read_manifest(
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
+        if not Path(folder).is_dir():
+            what = "is a file" if Path(folder).exists() else "does not exist"
+            raise FormatError(f"{folder} {what}; expected the folder of a set") from error
         raise FormatError(
             f"{path} is missing, so nothing in this folder can be verified. Expected a folder written by "
             "distill_and_push.py or downloaded whole."
@@ -225,7 +228,7 @@ def read_verified(
 def read_hashed(path: Path) -> tuple[Tensor, Callable[[Path], Fingerprint]]:
     """The bytes of a file, uint8 [size], and what waits for their fingerprint, made while they are read."""
     with path.open("rb", buffering=0) as file:
-        content = torch.empty(os.fstat(file.fileno()).st_size, dtype=torch.uint8)
+        content = torch.empty(os.fstat(file.fileno()).st_size, dtype=torch.uint8, device="cpu")
         memory, digest, ends, size = content.numpy().data, hashlib.sha256(), SimpleQueue[int](), 0
 
         def follow() -> None:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,8 +36,8 @@ def artifact_of(
     Raises `UsageError` for unequal classes, wrong shapes and values that are not finite, and `FormatError`
     for what no artifact may have, such as a size that is no multiple of `factor`.
     """
-    images = torch.as_tensor(images).detach().cpu()
-    logits = None if logits is None else torch.as_tensor(logits).detach().cpu()
+    images = _own("images", images)
+    logits = None if logits is None else _own("logits", logits)
     mean, std = _numbers("mean", mean), _numbers("std", std)
     if targets is None:
         if images.ndim != 5 or images.numel() == 0:
@@ -45,7 +46,7 @@ def artifact_of(
                 f"{list(images.shape)}"
             )
     else:
-        targets = torch.as_tensor(targets).detach().cpu()
+        targets = _own("targets", targets)
         count = None if classes is None else len(classes)
         images, logits = arrange(images, targets, logits, count, factor, temperature)
     images = to_bytes(images, mean, std, values)
@@ -100,20 +101,13 @@ def arrange(
     if count > len(images):
         raise UsageError(f"{len(images)} images cannot show {count} classes; give each class as many")
     sizes = numbers.bincount(minlength=count)
-    if sizes.min() != sizes.max() and targets.ndim == 2 and len(images) % count == 0:
-        # a learned label may favour another class than the one its image was made for
-        warnings.warn(
-            "the largest labels do not give every class equally many images; took the images for sorted by "
-            f"class, {len(images) // count} each",
-            stacklevel=3,
-        )
-        order = torch.arange(len(images))
-    elif sizes.min() != sizes.max():
+    order = _usual_order(numbers, count) if targets.ndim == 2 and len(images) % count == 0 else None
+    if order is None and sizes.min() != sizes.max():
         raise UsageError(
             f"every class must have equally many images, got {int(sizes.min())} to {int(sizes.max())}; "
             "leave some out, or convert the classes of each size on their own"
         )
-    else:
+    if order is None:
         order = numbers.argsort(stable=True)
     order = order.view(count, -1).T  # [ipc, classes]
     if logits is not None:
@@ -121,6 +115,26 @@ def arrange(
     if targets.ndim == 1:
         return images[order], None
     return images[order], as_logits(targets, temperature)[order, None].expand(-1, -1, factor**2, -1)
+
+
+def _usual_order(favoured: Tensor, count: int) -> Tensor | None:
+    """The rows by class of images in an order that people use, where learned labels favour other classes than
+    the ones that some images were made for; None where the labels alone say what is what.
+    """
+    rows = torch.arange(len(favoured), device="cpu").view(-1, count)
+    classes = torch.arange(count, device="cpu").repeat_interleave(len(rows))
+    orders = {"sorted by class": rows.flatten(), "one of each class in turn": rows.T.flatten()}
+    fits = {name: (favoured[order] == classes).float().mean().item() for name, order in orders.items()}
+    best = max(fits, key=lambda name: fits[name])
+    unequal = len(favoured.bincount(minlength=count).unique()) > 1
+    if fits[best] == 1 or not (unequal or fits[best] > 0.5):
+        return None
+    warnings.warn(
+        f"the largest labels do not say which class every image is of; took the images for {best}, "
+        f"{len(rows)} each",
+        stacklevel=4,
+    )
+    return orders[best]
 
 
 def as_logits(targets: Tensor, temperature: float) -> Tensor:
@@ -140,6 +154,22 @@ def as_logits(targets: Tensor, temperature: float) -> Tensor:
     return targets
 
 
+def _own(name: str, values: Any) -> Tensor:
+    """A copy on the CPU: what becomes of the values later does not change the set."""
+    if isinstance(values, Tensor):
+        return values.detach().clone().cpu()
+    try:
+        array = np.asarray(values)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} must be a tensor or an array of numbers, got {values!r:.80}") from error
+
+
+def per_channel(values: Sequence[float]) -> Tensor:
+    """float32 [channels, 1, 1] on the CPU."""
+    return torch.tensor(values, dtype=torch.float32, device="cpu").view(-1, 1, 1)
+
+
 def _numbers(name: str, values: Sequence[float] | None) -> list[float] | None:
     try:
         return None if values is None else [float(value) for value in values]
@@ -149,7 +179,7 @@ def _numbers(name: str, values: Sequence[float] | None) -> list[float] | None:
 
 def statistics(images: Tensor) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel of bytes [ipc, classes, channels, height, width], over 255."""
-    values = torch.arange(256, dtype=torch.float64) / 255
+    values = torch.arange(256, dtype=torch.float64, device="cpu") / 255
     counts = torch.stack([part.flatten().bincount(minlength=256) for part in images.unbind(2)]).double()
     total = counts.sum(1)
     mean = counts @ values / total
@@ -181,7 +211,7 @@ def to_bytes(
             )
         if not len(mean) == len(std) == images.shape[-3]:
             raise UsageError(f"mean and std must have {images.shape[-3]} numbers, one per channel")
-        pixels = pixels * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
+        pixels = pixels * per_channel(std) + per_channel(mean)
     outside = ((pixels < -0.5 / 255) | (pixels > 255.5 / 255)).float().mean()
     if outside > 0:
         warnings.warn(

@@ -293,7 +293,7 @@ def test_mixup_mixes_images_and_targets_by_the_same_share():
 
 def roll_instead_of_shuffling(monkeypatch):
     """torchvision's partner of an image is the one before it; ours is drawn."""
-    monkeypatch.setattr(torch, "randperm", lambda count, generator: torch.arange(count).roll(1))
+    monkeypatch.setattr(torch, "randperm", lambda count, generator, device: torch.arange(count).roll(1))
 
 
 @pytest.mark.parametrize("soft", [False, True])

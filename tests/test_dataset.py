@@ -526,7 +526,7 @@ def test_a_folder_without_a_manifest_is_refused(folder):
 
 
 def test_a_folder_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(FormatError, match="nowhere"):
+    with pytest.raises(FormatError, match="nowhere does not exist; expected the folder of a set"):
         DistilledDataset.from_folder(tmp_path / "nowhere")
 
 
@@ -598,7 +598,7 @@ def test_another_strategy_is_taken_as_it_is(artifact):
 def test_the_artifact_file_in_the_place_of_its_folder_is_refused(tmp_path, artifact):
     f.write_artifact(tmp_path / f.ARTIFACT_FILE, artifact)
     write_manifest(tmp_path)
-    with pytest.raises(FormatError):
+    with pytest.raises(FormatError, match="is a file; expected the folder"):
         DistilledDataset.from_folder(tmp_path / f.ARTIFACT_FILE)
 
 
@@ -713,3 +713,94 @@ def test_a_split_parts_the_packed_images_of_every_class_and_loses_none(artifact)
 def test_a_split_that_leaves_a_part_empty_is_refused(artifact, fraction):
     with pytest.raises(UsageError, match="leaves one part empty"):
         DistilledDataset(artifact).split(fraction)
+
+
+def test_an_empty_selection_is_a_batch_of_no_samples(whole):
+    for labels, dtype, shape in (("soft", torch.float32, (0, 4)), ("hard", torch.int64, (0,))):
+        images, targets = whole.with_labels(labels)[[]]
+        assert (images.shape, images.dtype) == ((0, 1, 6, 6), torch.float32)
+        assert (targets.shape, targets.dtype) == (shape, dtype)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        torch.tensor([1.0]).bfloat16(),
+        torch.ones(2, requires_grad=True),
+        [[1], [1, 2]],
+        torch.tensor([[1]]),
+        "1",
+    ],
+)
+def test_what_is_no_index_is_an_index_error(whole, index):
+    with pytest.raises(IndexError):
+        whole[index]
+
+
+def test_numbers_may_be_those_of_numpy(whole):
+    loader = whole.loader(np.int64(5), seed=np.int64(3), rank=np.int32(1), world_size=np.int32(2))
+    loader.set_epoch(np.int64(2))
+    json.dumps(loader.state_dict())
+    assert whole.select(np.int64(2)).ipc == 2
+    warmer = whole.with_labels("soft", np.float32(4))
+    json.dumps(warmer.info.labels)
+    assert torch.equal(warmer.soft_targets, whole.with_labels("soft", 4).soft_targets)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda data: data.loader(rank="0", world_size=2), "rank must be a whole number, 0 or more, got '0'"),
+        (lambda data: data.loader(world_size=0), "world_size must be a whole number, 1 or more, got 0"),
+        (lambda data: data.loader(world_size=2.0), "world_size must be a whole number"),
+        (lambda data: data.loader(8).set_epoch(-1), "epoch must be a whole number, 0 or more"),
+        (lambda data: data.loader(8).load_state_dict(None), "state is of another loader"),
+        (lambda data: resumed_at(data.loader(8), 99), "the state's batch must be 0 to 5, got 99"),
+        (lambda data: resumed_at(data.loader(8), -1), "the state's batch must be a whole number"),
+        (lambda data: data.select(classes=3), "classes must be several names or indices, got 3"),
+        (lambda data: data.with_labels("soft", "2x"), "temperature must be positive, got '2x'"),
+        (lambda data: next(iter(data.loader(8, augment=lambda x: x[:2]))), r"augment must .* \[8, 1\]"),
+        (lambda data: next(iter(data.loader(8, augment=lambda x: None))), "got NoneType"),
+        (lambda data: next(iter(data.loader(8, augment=lambda x: x.byte()))), "got torch.uint8"),
+    ],
+)
+def test_a_wrong_argument_is_named(whole, call, message):
+    with pytest.raises(UsageError, match=message):
+        call(whole)
+
+
+def resumed_at(loader, batch):
+    loader.load_state_dict(loader.state_dict() | {"batch": batch})
+
+
+def test_classes_may_come_from_a_generator(whole):
+    assert whole.select(classes=(name for name in ("dog", "ant"))).classes == ("dog", "ant")
+
+
+@pytest.mark.parametrize("kind", [lambda values: values, lambda values: values.numpy()])
+def test_a_set_in_memory_does_not_change_with_what_it_was_made_of(kind):
+    images, logits = torch.full((1, 2, 1, 4, 4), 7, dtype=torch.uint8), torch.ones(1, 2, 1, 2).half()
+    data = DistilledDataset.from_tensors(kind(images), logits=kind(logits), mean=[0.5], std=[0.2])
+    before = data.content_hash
+    images.zero_()
+    logits.zero_()
+    assert data.content_hash == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a[..., ::-1],
+        lambda a: np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape),
+        lambda a: a.astype(">f4"),
+    ],
+)
+def test_arrays_of_any_layout_are_taken(change):
+    array = np.arange(2 * 2 * 16, dtype=np.float32).reshape(2, 2, 1, 4, 4)
+    data = DistilledDataset.from_tensors(change(array), values="bytes")
+    assert np.array_equal(data.artifact.images.numpy(), change(array).astype(np.uint8))
+
+
+def test_artifacts_are_compared_by_their_hashes(artifact):
+    assert artifact != dataclasses.replace(artifact)
+    assert artifact in {artifact}

@@ -498,3 +498,19 @@ def test_images_of_16_bits_are_refused(tmp_path):
         mode = image.mode  # I;16, or I by Pillow 10
     with pytest.raises(FormatError, match=f"mode {mode},"):
         read_set(tmp_path / "set")
+
+
+@pytest.mark.parametrize("order", ["sorted by class", "one of each class in turn"])
+@pytest.mark.parametrize("wrong", [[1], [1, 5]])
+def test_learned_labels_that_favour_other_classes_exchange_no_images(order, wrong):
+    numbers = (
+        torch.arange(3).repeat_interleave(4) if order == "sorted by class" else torch.arange(3).repeat(4)
+    )
+    images = (10 * numbers).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+    favoured = numbers.clone()
+    for row in wrong:  # two of them leave every class as often as it was
+        favoured[row] = numbers[6 - row]
+    logits = 5 * F.one_hot(favoured, 3).float() - 1
+    with pytest.warns(UserWarning, match=f"took the images for {order}, 4 each"):
+        data = DistilledDataset.from_tensors(images, targets=logits, mean=[0.1], std=[0.2])
+    assert data.artifact.images[:, :, 0, 0, 0].tolist() == [[0, 10, 20]] * 4

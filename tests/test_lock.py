@@ -9,7 +9,7 @@ import tomllib
 import pytest
 from artifacts import make_artifact, make_folder
 
-from distilled_data import DistilledDataset, IntegrityError, LockError, __main__
+from distilled_data import AccessError, DistilledDataset, IntegrityError, LockError, __main__
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE
 from distilled_data.lock import LockedRepository, read_lock, write_lock
 from distilled_data.manifest import Fingerprint
@@ -172,6 +172,19 @@ def test_nothing_is_locked_that_does_not_verify(loopback, push, run, tmp_path):
     with pytest.raises(IntegrityError):
         run("lock", REPO)
     assert not (tmp_path / "distilled.lock").exists()
+
+
+def test_nothing_is_said_to_be_locked_when_one_of_several_is_not_there(loopback, push, run, tmp_path, capsys):
+    with pytest.raises(AccessError):
+        run("lock", f"{REPO}@v1", "nobody/nothing")
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "distilled.lock").exists()
+
+
+def test_a_lock_file_may_begin_with_a_byte_order_mark(tmp_path):
+    write_lock(tmp_path / "lock", [ENTRY])
+    (tmp_path / "lock").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "lock").read_bytes())
+    assert read_lock(tmp_path / "lock") == {REPO: ENTRY}
 
 
 def test_the_command_ends_with_a_status_and_an_error_in_words(tmp_path):
