@@ -103,7 +103,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
             warnings.warn(f"{damages[0]}; going on from the one before it, {candidate}", stacklevel=2)
         return checkpoint
     if damages:
-        raise CheckpointError(f"{'; '.join(damages)}. Start again with --overwrite.")
+        raise CheckpointError(f"{'; '.join(damages)}. Remove these files; what they are of then begins anew.")
     return None
 
 

@@ -223,16 +223,29 @@ def train_and_test(
     network: NetworkConfig,
     seed: int,
     checks: int = CHECKS,
+    *,
+    path: Path | None = None,
+    identity: dict[str, Any] | None = None,
+    stop: StopRequest | None = None,
 ) -> tuple[float, float]:
     """Train a new network for `epochs`; its test accuracy in percent at the end, and the best of `checks`.
 
-    `seed` decides the initial weights, the seed of the loader everything else.
+    `seed` decides the initial weights, the seed of the loader everything else. Progress is kept at `path`
+    until it ends, for a training of the same `identity` to go on from; raises `Stopped` when `stop` is
+    requested.
     """
-    networks = [build(network, source, seed)]
-    training = start_training([loader], networks, source, config, epochs=epochs, checks=checks)
-    training.run()
-    values = [score for (score,) in training.scores]
-    return values[-1], max(values)
+
+    def start() -> Training:
+        networks = [build(network, source, seed)]
+        return start_training([loader], networks, source, config, epochs=epochs, checks=checks)
+
+    progress = _Progress(path, identity or {}, resume=True)
+    if not progress.scores:
+        progress.run("training", [0], start, stop=stop)
+    if path:
+        _discard(path)
+    [(last, best)] = progress.scores.values()
+    return last, best
 
 
 def start_training(

@@ -79,7 +79,7 @@ def test_a_damaged_checkpoint_never_replaces_the_one_before_it(path, monkeypatch
 def test_two_damaged_checkpoints_are_an_error_that_names_both(path):
     path.write_bytes(b"")
     previous_of(path).write_bytes(b"half")
-    with pytest.raises(CheckpointError, match=rf"{path} .*; {previous_of(path)} .*--overwrite"):
+    with pytest.raises(CheckpointError, match=rf"{path} .*; {previous_of(path)} .*Remove these files"):
         load_checkpoint(path, IDENTITY)
 
 

@@ -1,11 +1,13 @@
 """Making the tables: in pieces, in order of worth, with every figure from a saved artifact."""
 
 import dataclasses
+import itertools
 import json
 import math
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from commands import ROOT, TINY
@@ -79,16 +81,17 @@ def untimed(row: dict) -> dict:
     return row | {"rows": rows, "stages": list(row["stages"])}
 
 
-def test_a_campaign_in_many_pieces_comes_to_what_one_piece_comes_to(tmp_path):
+def test_a_campaign_in_many_pieces_comes_to_what_one_piece_comes_to(tmp_path, monkeypatch):
     make(tmp_path / "whole")
-    stops = []
-    while not stops or stops[-1]:
+    monkeypatch.setattr("ncfm_engine.stop.time", SimpleNamespace(monotonic=itertools.count().__next__))
+    stops = 0
+    while stops < 30:  # pieces of as many steps each
         try:
-            make(tmp_path / "parts", budget=0.1 * (len(stops) + 1))
-            stops.append("")
-        except Stopped as place:
-            stops.append(str(place))
-    assert len(stops) > 3
+            make(tmp_path / "parts", budget=6)
+            break
+        except Stopped:
+            stops += 1
+    assert 3 < stops < 30
     assert untimed(summary(tmp_path / "parts")) == untimed(summary(tmp_path / "whole"))
 
 
@@ -161,6 +164,52 @@ def test_what_is_done_is_not_done_again(copied, monkeypatch):
     shutil.rmtree(copied / "results")  # as if it had been killed before they were written
     make(copied, stages=(campaign.DISTIL, campaign.PLAIN, ARCHITECTURE))
     assert summary(copied) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"evaluate.at_once": "1", "pretrain.at_once": "1"},
+        {"distill.checkpoint_every": "7"},
+        {"evaluate.labels": "hard"},
+    ],
+)
+def test_what_changes_no_result_makes_nothing_again(copied, monkeypatch, changes):
+    monkeypatch.setattr(campaign, "run", None)
+    monkeypatch.setattr(campaign, "evaluate_folder", None)
+    make(copied, SMALL | changes, stages=(campaign.DISTIL, campaign.PLAIN, ARCHITECTURE))
+
+
+def test_other_architectures_are_trained_as_few_at_once_as_was_asked_for(copied, monkeypatch):
+    (copied / "work" / "digits-ipc1.run" / campaign.STAGES_FILE).unlink()
+    asked = []
+
+    def stopped(*_, changes, **__):
+        asked.append(changes["evaluate.at_once"])
+        raise Stopped("here")
+
+    monkeypatch.setattr(campaign, "evaluate_folder", stopped)
+    with pytest.raises(Stopped, match="here"):
+        make(copied, SMALL | {"evaluate.at_once": "1"}, stages=(ARCHITECTURE,))
+    assert asked == [1]
+
+
+def test_a_stage_like_the_first_one_is_left_out(copied, monkeypatch):
+    plain = SMALL | {"evaluate.augment": "none", "evaluate.cutmix": "0"}
+    make(copied, plain, stages=(campaign.DISTIL, campaign.PLAIN))
+    rows = [row for row in summary(copied)["rows"] if row["network"] == "convnet"]
+    assert all(row["full_mean"] is not None for row in rows)
+    monkeypatch.setattr(campaign, "run", None)
+    make(copied, plain, stages=(campaign.DISTIL, campaign.PLAIN))
+
+
+def test_more_kinds_of_labels_are_made_in_every_stage(tmp_path):
+    for labels in ("hard", "hard,soft"):
+        make(tmp_path / "work", SMALL | {"evaluate.labels": labels})
+    rows = {(row["protocol"], row["labels"]) for row in summary(tmp_path / "work")["rows"]}
+    assert rows == {
+        (name, kind) for name in ("ncfm", "ncfm without augmentation") for kind in ("hard", "soft")
+    }
 
 
 def test_another_recipe_is_not_taken_for_the_one_that_is_there(copied):

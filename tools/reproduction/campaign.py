@@ -1,5 +1,6 @@
 """Making the rows of a table: each in stages that resume, the most telling of all rows first."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Collection, Iterator, Sequence
@@ -52,7 +53,8 @@ class Campaign:
         """Make what is missing. Raises `Stopped` between two stages or, after saving progress, inside one."""
         for row, stage in self.tasks():
             plan = self.plan(row)
-            if not self._is_done(row, stage, plan):
+            same = stage != DISTIL and self._settings(row, stage, plan) == self._settings(row, DISTIL, plan)
+            if not same and not self._is_done(row, stage, plan):
                 if stop.requested:
                     raise Stopped(f"before {row.name}, {stage}")
                 self._do(row, stage, plan, stop, report)
@@ -127,7 +129,7 @@ class Campaign:
             with costs.stage(f"evaluating, {stage}"):
                 rows = evaluate_folder(
                     plan.output,
-                    changes=self.evaluation(row, stage),
+                    changes={"evaluate.at_once": plan.recipe.evaluate.at_once} | self.evaluation(row, stage),
                     cache=plan.cache,
                     device=plan.device,
                     dataset=plan.dataset,
@@ -151,13 +153,21 @@ class Campaign:
             results = json.loads((plan.run_folder / RESULTS_FILE).read_text())
         except (OSError, ArtifactError):
             return False
-        if Recipe.from_dict(there.info.recipe["settings"]) != plan.recipe:
+        if _of_results(Recipe.from_dict(there.info.recipe["settings"])) != _of_results(plan.recipe):
             return False
-        recipe = plan.recipe.replace(self.evaluation(row, stage))
-        settings = settings_hash(recipe.evaluate, recipe.network, recipe.seed)
-        wanted = [settings, there.content_hash, recipe.evaluate.repeats]
-        full = {known["full_n"] for known in results["rows"] if _key(known) == wanted}
-        return _done(plan)["stages"].get(stage) == wanted and full == {recipe.evaluate.full_repeats}
+        config = self._recipe(row, stage, plan).evaluate
+        wanted = [self._settings(row, stage, plan), there.content_hash, config.repeats]
+        rows = [known for known in results["rows"] if _key(known) == wanted]
+        whole = {known["full_n"] for known in rows} == {config.full_repeats}
+        whole = whole and set(config.labels) <= {known["labels"] for known in rows}
+        return whole and _done(plan)["stages"].get(stage) == wanted
+
+    def _recipe(self, row: Row, stage: str, plan: Plan) -> Recipe:
+        return plan.recipe.replace(self.evaluation(row, stage))
+
+    def _settings(self, row: Row, stage: str, plan: Plan) -> str:
+        recipe = self._recipe(row, stage, plan)
+        return settings_hash(recipe.evaluate, recipe.network, recipe.seed)
 
     def _collect(self, row: Row, plan: Plan, latest: Collection[Any]) -> dict[str, Any]:
         """Copy what is worth committing to `results`; the summary, of the `latest` evaluations."""
@@ -177,6 +187,17 @@ class Campaign:
         )
         rows = [known for known in results["rows"] if _key(known) in latest]
         return summary(row.name, info, rows, costs, (plan.output / ARTIFACT_FILE).stat().st_size)
+
+
+def _of_results(recipe: Recipe) -> Recipe:
+    """A recipe without what no result depends on, and without its evaluation, which has a key of its own."""
+    usual = Recipe()
+    return dataclasses.replace(
+        recipe,
+        evaluate=usual.evaluate,
+        pretrain=dataclasses.replace(recipe.pretrain, at_once=usual.pretrain.at_once),
+        distill=dataclasses.replace(recipe.distill, checkpoint_every=usual.distill.checkpoint_every),
+    )
 
 
 def _key(row: dict[str, Any]) -> list[Any]:

@@ -13,7 +13,7 @@ from filelock import FileLock
 from distilled_data import DistilledDataset
 from distilled_data.loader import Loader
 from distilled_data.randomness import seed_at
-from ncfm_engine.config import Recipe
+from ncfm_engine.config import Recipe, flatten
 from ncfm_engine.distill import METRICS_FILE, Distilled, distill
 from ncfm_engine.evaluate import epochs_of_as_many_steps, random_subset, train_and_test
 from ncfm_engine.label import label
@@ -47,14 +47,14 @@ class Laboratory:
             raise Stopped(f"before a run of seed {seed}")
         recipe = self.plan.recipe.replace(dict(variant.changes))
         if variant.images == "random":
-            return {"accuracy": self._train(recipe, self._random(recipe, seed), seed)}
+            return {"accuracy": self._train(recipe, variant, self._random(recipe, seed), seed)}
         distilled, rows = self._distilled(recipe, seed)
         ipc = variant.prefix or recipe.ipc
         loader = self._loader(recipe, self._dataset(recipe, distilled, ipc), seed)
         if variant.images == "exact":
             loader.images = (distilled.images[:ipc] * 255).flatten(0, 1).to(loader.images.device)
-        seconds = round(distilled.seconds, 1)
-        return {"accuracy": self._train(recipe, loader, seed), "seconds": seconds, "curve": curve(rows)}
+        accuracy = self._train(recipe, variant, loader, seed)
+        return {"accuracy": accuracy, "seconds": round(distilled.seconds, 1), "curve": curve(rows)}
 
     def _distilled(self, recipe: Recipe, seed: int) -> tuple[Distilled, list[dict[str, float]]]:
         plan = dataclasses.replace(self.plan, recipe=recipe.replace({"seed": seed}))
@@ -136,13 +136,32 @@ class Laboratory:
             config.batch_size, device=self.plan.device, augment=config.augment, seed=seed_at(0, seed)
         )
 
-    def _train(self, recipe: Recipe, loader: Loader, seed: int) -> float:
+    def _train(self, recipe: Recipe, variant: Variant, loader: Loader, seed: int) -> float:
         """In as many steps as the plan's own set gets in `evaluate.epochs`, whatever the size of this one."""
         base = self.plan.recipe
         views = base.ipc * self.source.num_classes * base.distill.factor**2
         batches = math.ceil(views / base.evaluate.batch_size)
         epochs = epochs_of_as_many_steps(base.evaluate.epochs, batches, len(loader))
         config, network = recipe.evaluate, recipe.network
-        seed = seed_at(0, seed)
-        accuracy, _ = train_and_test(loader, epochs, self.source, config, network, seed, checks=1)
+        key = identity(dataclasses.replace(self.plan, recipe=recipe), self.source) | {
+            **flatten({"evaluate": dataclasses.asdict(config), "label": dataclasses.asdict(recipe.label)}),
+            "iterations": recipe.distill.iterations,
+            "images": variant.images,
+            "prefix": variant.prefix,
+            "run": seed,
+            "epochs": epochs,
+        }
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        accuracy, _ = train_and_test(
+            loader,
+            epochs,
+            self.source,
+            config,
+            network,
+            seed_at(0, seed),
+            checks=1,
+            path=self.folder / f"training-{name}.safetensors",
+            identity=key,
+            stop=self.stop,
+        )
         return round(accuracy, 2)
