@@ -160,7 +160,7 @@ def check_output(plan: Plan) -> None:
         for folder in (plan.output, plan.run_folder)
         if folder.is_dir()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path != plan.run_folder / COSTS_FILE  # nothing to go on from
     ]
     if plan.overwrite or not held:
         return

@@ -1,12 +1,14 @@
 """The commands as a user types them, in processes of their own, on the real digits at small size."""
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from distilled_data import DistilledDataset
 from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, MANIFEST_FILE, read_artifact, write_artifact
 from distilled_data.manifest import Fingerprint, Index, write_manifest
 from hub import PushOptions, push_folder
+from ncfm_engine.stop import Stopped
 
 
 def test_the_main_job_writes_the_whole_folder_and_a_table(finished):
@@ -257,6 +260,33 @@ def test_a_finished_run_is_not_replaced_unasked(finished, here):
     assert "--resume" in error
     assert "--overwrite" in error
     assert (folder / "out" / ARTIFACT_FILE).read_bytes() == before
+
+
+def test_two_processes_do_not_distil_into_one_folder(here, tmp_path, monkeypatch):
+    def run(*_):
+        status, _, error = here(
+            "distill_and_push.py", "--dataset", "digits", "--output", str(tmp_path / "out")
+        )
+        assert (status, "another process is at work on" in error) == (2, True)
+        raise Stopped("seen")
+
+    monkeypatch.setattr("ncfm_engine.pipeline.run", run)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    status, output, _ = here("distill_and_push.py", "--dataset", "digits", "--output", "out")
+    assert (status, "seen" in output) == (75, True)
+
+
+def test_what_pretraining_cost_is_kept_when_it_is_stopped_and_hinders_nobody(here, tmp_path, monkeypatch):
+    monkeypatch.setattr("ncfm_engine.stop.time", SimpleNamespace(monotonic=itertools.count().__next__))
+    flags = ("distill_and_push.py", "--dataset", "digits", "--output", "out", "--time-budget", "9s")
+    for more in ((), ("--resume",), ()):
+        status, output, error = here(*flags, *more, settings=TINY)
+        assert status == 75, error
+        assert "pretrain" in output
+        assert list(json.loads((tmp_path / "out.run" / "costs.json").read_text())) == [
+            "loading",
+            "pretraining",
+        ]
 
 
 def test_resume_does_not_open_a_folder_that_holds_something_else(here, tmp_path):

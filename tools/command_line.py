@@ -171,8 +171,16 @@ def alone(place: Path) -> Iterator[None]:
     """Raise `UsageError` under torchrun, or while another process works at `place`, a file or folder."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("this command is for one process; only distilling is shared out by torchrun")
+    with locked(place, place.with_name(f".{place.name}.lock")):
+        yield
+
+
+@contextmanager
+def locked(place: Path, file: Path) -> Iterator[None]:
+    """Raise `UsageError` while another process that works at `place` holds the lock `file`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(place.with_name(f".{place.name}.lock"), timeout=0):
+        with FileLock(file, timeout=0):
             yield
     except Timeout as error:
         raise UsageError(f"another process is at work on {place}; wait for it, or choose another") from error

@@ -8,7 +8,9 @@ torchrun --nproc-per-node 4 tools/distill_and_push.py --dataset cifar100 --ipc 5
 """
 
 import argparse
+import hashlib
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from command_line import (
@@ -16,6 +18,7 @@ from command_line import (
     add_push_flags,
     add_run_flags,
     add_source_flags,
+    locked,
     push_command,
     push_options,
     reading,
@@ -84,11 +87,11 @@ def main(arguments: argparse.Namespace) -> None:
         return
     if arguments.repo:
         check_access(arguments.repo, push_options(arguments))
-    with Bars() as bars:
+    with lock_of(plan.output), Bars() as bars:
         outcome = run(plan, bars)
-    if outcome is None:  # one of several processes, and not the one that writes
-        return
-    complete_folder(plan.output)
+        if outcome is None:  # one of several processes, and not the one that writes
+            return
+        complete_folder(plan.output)
     print(table(outcome.rows))
     print(", ".join(f"{name} {cost['seconds']:.0f} s" for name, cost in outcome.stages.items()), end="; ")
     print(f"peak memory {max(cost['peak_memory_mib'] for cost in outcome.stages.values())} MiB")
@@ -96,6 +99,14 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.repo:
         print(f"publishing; should it fail, go on with: {push_command(plan.output, arguments)}")
         print(push_folder(plan.output, arguments.repo, push_options(arguments)))
+
+
+def lock_of(output: Path) -> AbstractContextManager[None]:
+    """Held by the process that writes; in the cache, so that a refused run leaves no folder behind."""
+    if os.environ.get("RANK", "0") != "0":
+        return nullcontext()
+    name = hashlib.sha256(os.fsencode(output.resolve())).hexdigest()[:16]
+    return locked(output, cache_folder() / "locks" / name)
 
 
 if __name__ == "__main__":
