@@ -5,6 +5,7 @@
 So at every moment at least one whole checkpoint exists, whatever kills the process or fills the disk.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -104,6 +105,15 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
         return checkpoint
     if damages:
         raise CheckpointError(f"{'; '.join(damages)}. Remove these files; what they are of then begins anew.")
+    return None
+
+
+def identity_of(path: Path) -> dict[str, Any] | None:
+    """What the newest whole checkpoint was made under, or None where there is none."""
+    for candidate in (path, previous_of(path)):
+        if candidate.exists():
+            with contextlib.suppress(_DamagedError, CheckpointError):
+                return _read(candidate)[1]
     return None
 
 

@@ -15,7 +15,7 @@ import torch
 from distilled_data import OutputError, UsageError
 from distilled_data.format import FOLDER_FILES, MANIFEST_FILE, PARQUET_FILE, PREVIEW_FILE
 
-from .checkpoint import previous_of
+from .checkpoint import identity_of, previous_of
 from .config import Recipe, flatten
 from .costs import COSTS_FILE
 from .distill import CHECKPOINT_FILE, METRICS_FILE
@@ -224,12 +224,15 @@ def layout_of(plan: Plan, source: Source, ranks: Ranks | None = None) -> Layout:
 
 
 def compiles(plan: Plan) -> bool:
-    """Whether passes are compiled: as asked, or where it pays (a long run) and can be done."""
+    """Whether passes are compiled: as asked, or as the run was begun, or where it pays and can be done."""
     if plan.compile != "auto":
         return plan.compile == "on"
     found = which("g++") or which("clang++")
     if torch.device(plan.device).type == "cuda":  # Triton calls a C compiler
         found = find_spec("triton") and (os.environ.get("CC") or which("gcc") or which("clang"))
+    begun = identity_of(plan.run_folder / CHECKPOINT_FILE) if plan.resume else None
+    if begun is not None:
+        return bool(found) and bool(begun.get("compiled"))
     return bool(found) and plan.recipe.distill.iterations >= COMPILE_FROM
 
 

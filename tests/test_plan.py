@@ -7,7 +7,7 @@ import pytest
 
 from distilled_data import OutputError, UnknownNameError, UsageError
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, PARQUET_FILE
-from ncfm_engine.checkpoint import previous_of
+from ncfm_engine.checkpoint import previous_of, save_checkpoint
 from ncfm_engine.distill import CHECKPOINT_FILE, METRICS_FILE
 from ncfm_engine.plan import (
     COMPILE_FROM,
@@ -169,3 +169,21 @@ def test_long_runs_are_compiled_and_short_ones_are_not(plan, monkeypatch):
     assert not compiles(there)
     monkeypatch.setenv("CC", "cc")
     assert compiles(there)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_run_that_goes_on_is_compiled_if_it_was_begun_so(plan, monkeypatch, tmp_path, compiled):
+    from ncfm_engine import plan as module
+
+    monkeypatch.setattr(module, "which", lambda name: "/usr/bin/" + name)
+    steps = "10" if compiled else "10000"
+    plan = dataclasses.replace(
+        plan, output=tmp_path / "out", recipe=plan.recipe.replace({"distill.iterations": steps})
+    )
+    assert compiles(plan) != compiled
+    begun = {"compiled": True} if compiled else {}
+    save_checkpoint(plan.run_folder / "checkpoint.safetensors", {}, identity=begun, progress={})
+    assert compiles(dataclasses.replace(plan, resume=True)) == compiled
+    assert compiles(plan) != compiled
+    monkeypatch.setattr(module, "which", lambda name: None)
+    assert not compiles(dataclasses.replace(plan, resume=True))
