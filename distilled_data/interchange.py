@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .errors import FormatError, MissingExtraError, OutputError, UsageError
 from .format import METADATA_KEY, Artifact, Metadata, parse_metadata, write_file
-from .tensors import artifact_of, per_channel
+from .tensors import artifact_of, own, per_channel
 
 if TYPE_CHECKING:
     from .dataset import DistilledDataset
@@ -217,22 +217,26 @@ def _read_npz(path: Path) -> Found:
             f"{path} has the arrays {', '.join(names)}; expected images ({', '.join(IMAGE_KEYS)}) and "
             f"labels ({', '.join(LABEL_KEYS)})"
         )
+    if images.ndim == 3:  # grey, as Keras has MNIST
+        images = images[:, None]
     if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
         images = images.transpose(0, 3, 1, 2)
     try:
         optional: dict[str, Any] = {
-            "classes": tuple(map(str, arrays["classes"])) if "classes" in arrays else None,
-            "logits": torch.from_numpy(arrays["logits"]) if "logits" in arrays else None,
+            "classes": tuple(map(_text, arrays["classes"].tolist())) if "classes" in arrays else None,
+            "logits": own("logits", arrays["logits"]) if "logits" in arrays else None,
             "factor": int(arrays.get("factor", 1)),
             "temperature": float(arrays.get("temperature", 1.0)),
             "metadata": parse_metadata(path, str(arrays[METADATA_KEY])) if METADATA_KEY in arrays else None,
         } | {name: arrays[name].tolist() for name in ("mean", "std") if name in arrays}
         labels = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)
-        return Found(
-            "npz", torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels), **optional
-        )
-    except (TypeError, ValueError) as error:
+        return Found("npz", own("images", images), own("labels", labels), **optional)
+    except (TypeError, ValueError, UsageError) as error:
         raise FormatError(f"{path} holds arrays of no use here: {error}") from error
+
+
+def _text(name: object) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def _read_folder(path: Path) -> Found:

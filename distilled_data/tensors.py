@@ -36,8 +36,8 @@ def artifact_of(
     Raises `UsageError` for unequal classes, wrong shapes and values that are not finite, and `FormatError`
     for what no artifact may have, such as a size that is no multiple of `factor`.
     """
-    images = _own("images", images)
-    logits = None if logits is None else _own("logits", logits)
+    images = own("images", images)
+    logits = None if logits is None else own("logits", logits)
     mean, std = _numbers("mean", mean), _numbers("std", std)
     if targets is None:
         if images.ndim != 5 or images.numel() == 0:
@@ -46,7 +46,7 @@ def artifact_of(
                 f"{list(images.shape)}"
             )
     else:
-        targets = _own("targets", targets)
+        targets = own("targets", targets)
         count = None if classes is None else len(classes)
         images, logits = arrange(images, targets, logits, count, factor, temperature)
     images = to_bytes(images, mean, std, values)
@@ -154,7 +154,7 @@ def as_logits(targets: Tensor, temperature: float) -> Tensor:
     return targets
 
 
-def _own(name: str, values: Any) -> Tensor:
+def own(name: str, values: Any) -> Tensor:
     """A copy on the CPU: what becomes of the values later does not change the set."""
     if isinstance(values, Tensor):
         return values.detach().clone().cpu()

@@ -102,6 +102,17 @@ def test_arrays_of_npz_are_found_by_name_and_may_have_the_channels_last(names, l
     }
 
 
+def test_arrays_of_npz_may_be_grey_of_another_byte_order_and_named_in_bytes(pixels, tmp_path):
+    grey = pixels[:, 0].numpy()
+    names = np.array([name.encode() for name in DIGITS])
+    np.savez(
+        tmp_path / "a.npz", x_train=grey.astype(">f8"), y_train=NUMBERS.numpy().astype(">i4"), classes=names
+    )
+    artifact = read_set(tmp_path / "a.npz", values="bytes")
+    assert artifact.metadata.classes == DIGITS
+    assert torch.equal(by_class(artifact), pixels[:, :1])
+
+
 @pytest.mark.parametrize("labels", [NUMBERS, NUMBERS[:, None], F.one_hot(NUMBERS, 10)])
 def test_logits_of_npz_stay_with_their_images(labels, pixels, tmp_path):
     order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
@@ -220,7 +231,7 @@ def test_a_damaged_file_is_named(name, pixels, tmp_path):
         ({"labels": NUMBERS + 0.5}, "class numbers, got fractions"),
         ({"labels": NUMBERS * 10**12}, "class numbers must be 0 to 9"),
         ({"images": torch.full((30, 3, 8, 8), torch.nan)}, "not finite"),
-        ({"images": torch.zeros(30, 8, 8)}, "expected images"),
+        ({"images": torch.zeros(30, 64)}, "expected images"),
         ({"labels": torch.zeros(30, 4)}, "targets have 4 classes, the names given are 10"),
         ({"logits": torch.zeros(20, 1, 10)}, "logits for each of 30 images, got \\[20, 1, 10\\]"),
         ({"mean": torch.tensor(0.5)}, "mean must be numbers, one per channel, got 0.5"),
