@@ -8,6 +8,7 @@ import pickle
 import re
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.error import URLError
 
@@ -18,6 +19,8 @@ from PIL import Image
 
 from distilled_data.errors import MissingExtraError, SourceError, UnknownNameError, UsageError
 from ncfm_engine.sources import SOURCES, LabelledImages, Source, hold_out, load_source
+from ncfm_engine.sources.folder import FolderReader
+from ncfm_engine.sources.reader import Damage
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def save(path: Path, image: np.ndarray | Image.Image, **options) -> None:
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
 
 
-def save_classes(root: Path, classes: str = "ab", images: int = 3, seed: int = 0) -> Path:
+def save_classes(root: Path, classes: Sequence[str] = "ab", images: int = 3, seed: int = 0) -> Path:
     """Random grey PNGs, 4 x 4 pixels, `images` per class."""
     for c, name in enumerate(classes):
         for i in range(images):
@@ -357,10 +360,33 @@ def test_a_train_and_a_test_folder_are_used_as_they_are(tmp_path):
     assert (source.train.counts.tolist(), source.test.counts.tolist()) == ([3, 3], [2, 2])
 
 
-def test_a_val_folder_stands_in_for_a_missing_test_folder(tmp_path):
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_validation_folder_stands_in_for_a_missing_test_folder(tmp_path, name):
     save_classes(tmp_path / "train", images=3)
-    save_classes(tmp_path / "val", images=2, seed=1)
+    save_classes(tmp_path / name, images=2, seed=1)
     assert load_folder(tmp_path).test.counts.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("names", [["train", "eval"], ["Train", "Test"], ["Training", "more"], ["train"]])
+def test_splits_are_not_taken_for_classes(tmp_path, names):
+    for name in names:
+        save_classes(tmp_path / name)
+    found = ", ".join(sorted(set(names) - {"more"}))
+    with pytest.raises(
+        SourceError, match=rf"holds {found}, named like a split.*test, val, valid, validation"
+    ):
+        FolderReader(tmp_path)
+
+
+def test_splits_without_classes_are_not_taken_for_classes(tmp_path):
+    with pytest.raises(SourceError, match="holds dev, train, named like a split"):
+        FolderReader(save_classes(tmp_path, classes=["train", "dev"]))
+
+
+def test_a_class_of_trains_is_one(tmp_path):
+    save_classes(tmp_path / "train", classes=["bus", "train"])
+    save_classes(tmp_path / "test", classes=["bus", "train"])
+    assert FolderReader(tmp_path).classes == ["bus", "train"]
 
 
 def test_the_parts_of_a_folder_must_hold_the_same_classes(tmp_path):
@@ -388,7 +414,10 @@ def test_images_below_a_class_folder_are_found_at_any_depth_and_hidden_ones_are_
     assert (source.train.counts + source.test.counts).tolist() == [3, 2]
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "ppm", "webp", "jpg", "jpeg"])
+FORMATS = ["png", "bmp", "gif", "ppm", "webp", "jpg", "jpeg", "jpe", "jfif", "pnm"]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_every_listed_format_is_read(tmp_path, suffix):
     for name, colour in (("a", (200, 30, 60)), ("b", (10, 180, 90))):
         for i in range(2):
@@ -396,6 +425,31 @@ def test_every_listed_format_is_read(tmp_path, suffix):
     pixel = load_folder(tmp_path).train.images[:, :, 8, 8]
     expected = torch.tensor([[200, 30, 60], [10, 180, 90]])
     torch.testing.assert_close(pixel.long(), expected, atol=3, rtol=0)  # JPEG and WebP round
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [("pgm", "L"), ("pbm", "1")])
+def test_grey_formats_are_read(tmp_path, suffix, mode):
+    for name, value in (("a", 0), ("b", 255)):
+        for i in range(2):
+            save(tmp_path / name / f"{i}.{suffix}", Image.new(mode, (4, 4), value), format="PPM")
+    assert load_folder(tmp_path).train.images[:, 0, 0, 0].tolist() == [0, 255]
+
+
+def test_images_of_other_formats_are_named_and_not_left_out(tmp_path):
+    save(save_classes(tmp_path) / "a" / "scan.TIF", pixels(0))
+    with pytest.raises(SourceError, match=r"1 of 7 images cannot be used: a/scan\.TIF \(no image of a known"):
+        load_folder(tmp_path)
+
+
+def test_files_that_are_not_named_like_images_are_counted_in_one_warning(tmp_path):
+    save_classes(tmp_path)
+    for name in ("Thumbs.db", "desktop.ini", "labels.csv", ".hidden"):  # nobody takes these for images
+        (tmp_path / "a" / name).write_text("")
+    FolderReader(tmp_path)
+    for name in ("a/0001", "b/more.zip"):
+        (tmp_path / name).write_text("")
+    with pytest.warns(UserWarning, match=r"left out 2 files .*, such as a/0001\. Give images a suffix"):
+        FolderReader(tmp_path)
 
 
 def test_a_palette_becomes_colour_and_an_opaque_alpha_channel_is_dropped(tmp_path):
@@ -575,3 +629,34 @@ def test_a_symbolic_link_that_stays_in_the_folder_is_read(tmp_path):
     (root / "a" / "link.png").symlink_to(root / "b" / "0.png")
     source = load_folder(root)
     assert (source.train.counts + source.test.counts).tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("target", ["moved", "c"])
+def test_a_link_to_nothing_is_no_missing_class(tmp_path, target):
+    (save_classes(tmp_path) / "c").symlink_to(target)
+    with pytest.raises(
+        SourceError, match=rf"{tmp_path}/c is a symbolic link to {target}, which is not there"
+    ):
+        FolderReader(tmp_path)
+
+
+def test_a_link_that_leads_to_itself_is_named(tmp_path):
+    (save_classes(tmp_path / "images") / "a" / "x.png").symlink_to("x.png")
+    with pytest.raises(SourceError, match=r"a/x\.png \(Too many levels of symbolic links\)"):
+        load_folder(tmp_path / "images", workers=0)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(SourceError, match="loop is not a folder"):
+        FolderReader(tmp_path / "loop")
+
+
+def test_a_pipe_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(save_classes(tmp_path) / "a" / "pipe.png")
+    reader = FolderReader(tmp_path)
+    found = [record for record in reader.read(reader.units[0]) if isinstance(record, Damage)]
+    assert found == [Damage("a/pipe.png", "not a regular file")]
+
+
+def test_a_class_name_that_no_artifact_can_hold_is_refused(tmp_path):
+    os.mkdir(os.fsencode(save_classes(tmp_path)) + b"/caf\xe9")
+    with pytest.raises(SourceError, match=r"caf\\xe9' is not UTF-8. Rename the folder"):
+        FolderReader(tmp_path)

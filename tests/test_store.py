@@ -270,6 +270,7 @@ def test_the_description_says_what_people_ask_first(folder):
     text = describe_store(folder)
     for part in ("32 + 8 images of 3x12x12, 4 classes of 8 to 8", "MIT", read_index(folder).fingerprint):
         assert part in text
+    assert f"classes      {', '.join(CLASSES)}\n" in text
 
 
 # Out again

@@ -1,6 +1,10 @@
 """Images on disk, one folder per class."""
 
+import errno
 import os
+import re
+import stat
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,18 +14,29 @@ from .reader import PARTS, Damage, Origin, Record, Unit, stamp
 
 FILES = 1024  # in a unit
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm")
+_IMAGE = re.compile(
+    r"\.(png|jpe?g|jpe|jfif|webp|bmp|gif|p[bgnp]m|"
+    # These the decoder cannot read, and names; they must not be left out in silence.
+    r"apng|avif|dib|exr|hei[cf]|hdr|ico|j2k|jp2|jxl|mpo|pfm|psd|svg|tga|tiff?)\Z",
+    re.IGNORECASE,
+)
+# What lies beside images and is none.
+_NOTE = re.compile(r"\.(csv|db|html?|ini|jsonl?|log|md|tsv|txt|url|xml|ya?ml)\Z", re.IGNORECASE)
+_TEST_FOLDERS = ("test", "val", "valid", "validation")
+_SPLITS = frozenset(("train", "training", "testing", "eval", "dev", *_TEST_FOLDERS))
 
 
 class FolderReader:
-    """`path`/CLASS/**/IMAGE, or `path`/train/CLASS/... with `path`/test or `path`/val beside it.
+    """`path`/CLASS/**/IMAGE, or `path`/train/CLASS/... with test, val, valid or validation beside it.
 
     Classes have the order of their names, as in torchvision's ImageFolder. Hidden files and links to folders
-    below a class are left out. Raises `SourceError` for folders that do not fit together.
+    below a class are left out, and with a warning what has no suffix of an image. Raises `SourceError` for
+    folders that do not fit together.
     """
 
     def __init__(self, path: str | Path):
-        self.root = root = Path(path).expanduser().resolve()
+        # Not Path.resolve, which raises a RuntimeError where links go round in a circle.
+        self.root = root = Path(os.path.realpath(Path(path).expanduser()))
         self.where = str(root)
         if not root.is_dir():
             raise SourceError(f"{root} is not a folder; expected one that holds a folder of images per class")
@@ -29,41 +44,56 @@ class FolderReader:
         self.classes = _class_names(folders, root)
         self.origin = Origin(root.name, f"folder:{root.name}")
         self.units = []
+        others: list[Path] = []
         for part, folder in zip(PARTS, folders, strict=False):
             files = [
                 [str(file.relative_to(root)), label, *stamp(file)]
                 for label, name in enumerate(self.classes)
-                for file in _image_files(folder / name, root)
+                for file in _image_files(folder / name, root, others)
             ]
             self.units += [Unit(part, files[first : first + FILES]) for first in range(0, len(files), FILES)]
+        if others:
+            warnings.warn(
+                f"{root}: left out {len(others)} files whose names are not those of images, such as "
+                f"{others[0].relative_to(root)}. Give images a suffix, such as .png.",
+                stacklevel=2,
+            )
 
     def read(self, unit: Unit) -> Iterator[Record | Damage]:
         for name, label, *_ in unit.what:
+            path = self.root / name
             try:
-                content = (self.root / name).read_bytes()
-            except FileNotFoundError as error:
+                # Asked first, because who opens a pipe waits for what will never be written.
+                content = path.read_bytes() if stat.S_ISREG(path.stat().st_mode) else None
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ELOOP):
+                    # It may be over tomorrow, so it must not be remembered as damage.
+                    raise SourceError(f"{path} cannot be read: {error.strerror}") from error
                 yield Damage(name, str(error.strerror))
-            except OSError as error:  # which may be over tomorrow, so it must not be remembered as damage
-                raise SourceError(f"{self.root / name} cannot be read: {error.strerror}") from error
             else:
-                yield Record(name, label, content)
+                yield Damage(name, "not a regular file") if content is None else Record(name, label, content)
 
 
 def _part_folders(root: Path) -> list[Path]:
     """The train and the test folder, or `root` alone where it holds the classes themselves."""
-    test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    test = next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
     return [root / "train", test] if test and (root / "train").is_dir() else [root]
 
 
 def _class_names(parts: Sequence[Path], root: Path) -> list[str]:
-    folders = [
-        child
-        for part in parts
-        for child in part.iterdir()
-        if child.is_dir() and not child.name.startswith(".")
-    ]
+    children = [child for part in parts for child in part.iterdir() if not child.name.startswith(".")]
+    for child in children:
+        if child.is_symlink() and not child.exists():
+            raise SourceError(
+                f"{child} is a symbolic link to {os.readlink(child)}, which is not there, so perhaps a class "
+                "is missing. Mend the link, or remove it."
+            )
+    folders = [child for child in children if child.is_dir()]
     for folder in folders:
         _check_inside(folder, root)
+        _check_name(folder)
+    for part in parts:
+        _check_no_splits([folder for folder in folders if folder.parent == part], part)
     names = [{folder.name for folder in folders if folder.parent == part} for part in parts]
     if different := names[0] ^ names[-1]:
         raise SourceError(
@@ -78,7 +108,34 @@ def _class_names(parts: Sequence[Path], root: Path) -> list[str]:
     return sorted(names[0])
 
 
-def _image_files(folder: Path, root: Path) -> Iterator[Path]:
+def _check_name(folder: Path) -> None:
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError as error:  # no artifact could hold it
+        raise SourceError(
+            f"the name of the class folder {os.fsencode(folder)!r} is not UTF-8. Rename the folder."
+        ) from error
+
+
+def _check_no_splits(folders: Sequence[Path], part: Path) -> None:
+    """One class may be called "train", as that of CIFAR-100 is: then it holds images, not classes."""
+    splits = [folder for folder in folders if folder.name.casefold() in _SPLITS]
+    if len(splits) > 1 or any(not _holds_images(folder) for folder in splits):
+        raise SourceError(
+            f"{part} holds {', '.join(sorted(folder.name for folder in splits))}, named like a split of "
+            "data, not like a class. Expected a folder of images per class; or train, with such folders, and "
+            f"one of {', '.join(_TEST_FOLDERS)} beside it, in small letters. Rename the folders, or name the "
+            "one that holds the classes."
+        )
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(_IMAGE.search(path.name) and not path.is_dir() for path in folder.iterdir())
+
+
+def _image_files(folder: Path, root: Path, others: list[Path]) -> Iterator[Path]:
+    """Files that are named like images; what is named neither so nor like notes is added to `others`."""
+
     def refuse(error: OSError) -> None:  # os.walk would leave the folder out
         raise SourceError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
 
@@ -89,14 +146,17 @@ def _image_files(folder: Path, root: Path) -> Iterator[Path]:
                 continue
             if path.is_symlink():
                 _check_inside(path, root)
-            if name in files and path.suffix.lower() in _SUFFIXES:
+            if name in files and _IMAGE.search(name):
                 yield path
+            elif name in files and not _NOTE.search(name):
+                others.append(path)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
 def _check_inside(path: Path, root: Path) -> None:
-    if not path.resolve().is_relative_to(root):
+    target = Path(os.path.realpath(path))
+    if not target.is_relative_to(root):
         raise SourceError(
-            f"{path} is a symbolic link to {path.resolve()}, outside of {root}. "
+            f"{path} is a symbolic link to {target}, outside of {root}. "
             "Put the images themselves into the folder, or remove the link."
         )

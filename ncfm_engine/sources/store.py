@@ -122,6 +122,7 @@ def describe_store(folder: str | Path) -> str:
         f"{folder}: {index.origin.id}, {images['train']} + {images['test']} images of "
         f"{'x'.join(map(str, index.shape))}, {len(index.classes)} classes of {smallest} to {largest}, "
         f"{nbytes / 1e6:.1f} MB",
+        f"classes      {', '.join(index.classes[:5])}{', ...' if len(index.classes) > 5 else ''}",
         f"test         from {index.test}",
         f"mean         {', '.join(f'{value:.4f}' for value in index.mean)}",
         f"std          {', '.join(f'{value:.4f}' for value in index.std)}",
