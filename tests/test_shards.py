@@ -1,5 +1,6 @@
 """WebDataset shards as a source: what is in them comes out, and what is wrong with them is named."""
 
+import bz2
 import gzip
 import http.server
 import json
@@ -100,6 +101,31 @@ def test_shards_named_so_hold_the_test_images(tmp_path, name):
         load_source(f"wds:{tmp_path}/{name}*.tar")
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("flowers-train-0.tar", "flowers-validation-0.tar"),
+        ("train/0.tar", "test/0.tar"),
+        ("Train-0.tar", "Test-0.tar"),
+        ("train-0.tar", "eval-0.tar"),
+        ("0.tar", "0_dev.tar"),
+        ("valley-0.tar", "valid-0.tar"),
+        ("val/train-0.tar", "train/val-0.tar"),
+    ],
+)
+def test_a_word_in_its_name_or_the_folder_s_tells_what_a_shard_is_for(tmp_path, train, test):
+    for name in (train, test):
+        write_tar(tmp_path / name, sample("0"))
+    reader = ShardReader("::".join(str(tmp_path / name) for name in (train, test)))
+    assert [unit.part for unit in reader.units] == ["train", "test"]
+
+
+def test_a_shard_for_testing_leaves_those_for_validation_out_and_a_query_says_nothing():
+    url = "https://host/data/{train,val,test}-0.tar?token=dev"
+    units = ShardReader(url).units
+    assert [(unit.part, unit.what[0][18:23]) for unit in units] == [("train", "train"), ("test", "test-")]
+
+
 def test_the_source_is_named_after_the_folder_and_tells_no_path(tmp_path):
     write_shards(tmp_path / "flowers", IMAGES, LABELS)
     origin = load_source(f"wds:{tmp_path}/flowers/*.tar").origin
@@ -144,6 +170,7 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
         ([("0.png", PNG), ("0.cls", b"")], "'' is neither"),
         ([("0.png", PNG), ("0.cls", b"\xff\xfe")], "no label: "),
         ([("0.cls", b"1"), ("0.txt", b"x")], "no image; it has cls, txt"),
+        ([("0.jpg", PNG), *sample("0")], "the images png and jpg; it has cls, jpg, png, expected one"),
         ([("0.png", PNG), ("0.cls", b"1"), ("0.cls", b"2")], "the key is there twice"),
         ([*sample("0"), *sample("1"), *sample("0", 1)], "the key is there twice"),
         ([("../0.png", PNG), ("../0.cls", b"1")], "leads out of the archive"),
@@ -249,6 +276,33 @@ def test_a_damaged_header_in_the_middle_is_not_taken_for_the_end(tmp_path):
     path.write_bytes(content)
     assert [type(found) for found in read(path)] == [Record, Damage]  # the one before may lack a part
     assert "bad checksum" in read(path)[-1].reason
+
+
+@pytest.mark.parametrize("compressed", [lambda content: content, gzip.compress, bz2.compress])
+def test_what_follows_the_end_of_an_archive_is_named(tmp_path, compressed):
+    content = write_tar(tmp_path / "a.tar", sample("0")).read_bytes()
+    path = tmp_path / "b.tar"
+    path.write_bytes(compressed(content + bytes(2**21)))
+    assert read(path) == [Record("b.tar/0", 0, PNG)]
+    for more in (compressed(content + bytes(2**21) + content), 2 * compressed(content)):
+        path.write_bytes(more)
+        [(name, reason)] = damage(path)
+        assert name == "b.tar"
+        assert re.match("more follows the end of the archive|.*End of stream", reason)
+
+
+def test_a_shard_of_several_gzip_files_is_read_whole(tmp_path):
+    content = write_tar(tmp_path / "a.tar", sample("0")).read_bytes()
+    path = tmp_path / "b.tar"
+    path.write_bytes(gzip.compress(content[:700]) + gzip.compress(content[700:]) + bytes(512))
+    assert read(path) == [Record("b.tar/0", 0, PNG)]
+
+
+def test_what_macos_puts_beside_files_is_left_out(tmp_path):
+    files = [(f"d/{name}", body) for name, body in sample("0")]
+    beside = [(f"d/._{name}", b"Mac") for name, _ in sample("0")]
+    path = write_tar(tmp_path / "a.tar", [*beside[:1], *files[:1], *beside[1:], *files[1:]])
+    assert read(path) == [Record("a.tar/d/0", 0, PNG)]
 
 
 def test_a_header_that_claims_to_be_huge_is_refused_before_it_is_read(tmp_path):

@@ -16,6 +16,7 @@ from .reader import CLASSES_FILE, Damage, Origin, Record, Unit, class_names, sha
 
 MAX_BYTES = 2**28  # of one file in a shard; what is larger is no image
 MAX_EXTENSION = 2**20  # bytes of a header's extension: a long name, other attributes
+BLOCK = 2**20  # bytes that are read at once after the end of an archive
 
 _IMAGES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "ppm")
 _LABELS = ("label", "cls", "class")  # in a .json
@@ -26,16 +27,18 @@ _EXTENSIONS = (
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
-_TEST = ("test", "val")  # how the names of shards with test images begin
+_PART = re.compile(r"(?<![a-z])(train|training|test|testing|testset|val|valid|validation|eval|dev)(?![a-z])")
 
 
 class ShardReader:
     """The shards of a URL, a path or a glob, where {000..099} stands for many; one unit each.
 
     A sample has an image, and a label: `.cls`, a number or a name, or `.json` with one under "label". Shards
-    whose file names begin with "test" hold the test images; without any, those with "val" do. Without
-    `classes` their names are read from classes.txt beside the first shard, if there is one. URLs are opened
-    as webdataset opens them; nobody notices when there is something else at one, so new data needs a new URL.
+    with the word "test" in their file names hold the test images; without any, those with "val", "valid",
+    "validation", "eval" or "dev" do. Of shards in several folders the folder's name counts if the file's has
+    no such word. Without `classes` their names are read from classes.txt beside the first shard, if there is
+    one. URLs are opened as webdataset opens them; nobody notices when there is something else at one, so new
+    data needs a new URL.
     """
 
     def __init__(self, pattern: str, classes: Sequence[str] | None = None):
@@ -55,8 +58,8 @@ class ShardReader:
                 f"wds:{pattern} names {', '.join(missing[:5]) or 'no file'}, which is not there; expected "
                 "tar files"
             )
-        kinds = {shard: _kind(shard) for shard in shards}
-        test = next((kind for kind in _TEST if kind in kinds.values()), None)
+        kinds = _kinds(shards)
+        test = next((kind for kind in ("test", "val") if kind in kinds.values()), None)
         beside = Path(shards[0]).parent / CLASSES_FILE
         if classes is None and not is_remote(shards[0]) and beside.is_file():
             classes = class_names(beside)
@@ -80,11 +83,12 @@ class ShardReader:
         try:
             with (
                 self._open(shard) as stream,
-                tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Entry) as archive,
+                tarfile.open(fileobj=_Unzipped(stream), mode="r|*", tarinfo=_Entry) as archive,  # type: ignore[arg-type]
             ):
                 for entry in archive:
                     archive.members = []  # type: ignore[attr-defined] - or it would remember them all
-                    if entry.isdir() or re.match(r"__[^/]*__($|/)", entry.name):  # webdataset's own notes
+                    # Not webdataset's own notes, and not what macOS puts beside a file, named ._ and like it.
+                    if entry.isdir() or re.match(r"__[^/]*__($|/)|(.*/)?\.[^/]*$", entry.name):
                         continue
                     if reason := _unfit(entry):
                         yield Damage(f"{place}/{entry.name}", reason)
@@ -97,6 +101,9 @@ class ShardReader:
                         key, files = name[1], {}
                     content = archive.extractfile(entry).read()  # type: ignore[union-attr]
                     files[name[2].lower()] = None if name[2].lower() in files else content
+                rest = iter(lambda: archive.fileobj.read(BLOCK), b"")  # type: ignore[union-attr]
+                if any(block.strip(b"\0") for block in rest):
+                    yield Damage(place, "more follows the end of the archive; make that a shard of its own")
             yield from _sample(place, key, files, seen)
         except OSError as error:  # a connection, a right: not the data, so not remembered as damage
             raise SourceError(f"the shard {shard} cannot be read: {error}. Run the command again.") from error
@@ -128,6 +135,31 @@ class _Entry(tarfile.TarInfo):
             raise tarfile.ReadError(f"no end mark, but {error}") from error
 
 
+class _Unzipped:
+    """A stream, and of gzip files one after the other what they hold; tarfile drops all but the first."""
+
+    def __init__(self, stream: Any):
+        self.stream, self.zipped, self.file = stream, None, zlib.decompressobj(wbits=31)
+
+    def read(self, size: int) -> bytes:
+        """Some bytes, not always `size`; none at the end."""
+        while block := self.stream.read(size):
+            if self.zipped is None:
+                self.zipped = block.startswith(b"\x1f\x8b")
+            if plain := self._unzip(block) if self.zipped else block:
+                return plain
+        return b""
+
+    def _unzip(self, block: bytes) -> bytes:
+        plain = b""
+        while block := block.lstrip(b"\0") if self.file.eof else block:  # zeros may pad a file
+            if self.file.eof:
+                self.file = zlib.decompressobj(wbits=31)
+            plain += self.file.decompress(block)
+            block = self.file.unused_data
+        return plain
+
+
 def _sample(place: str, key: str, files: dict[str, Any], seen: set[str]) -> Iterator[Record | Damage]:
     """What the files of one key come to; nothing for no files."""
     if not files:
@@ -137,14 +169,15 @@ def _sample(place: str, key: str, files: dict[str, Any], seen: set[str]) -> Iter
         yield Damage(name, "the key is there twice in the shard")
         return
     seen.add(key)
-    image = next((files[kind] for kind in _IMAGES if kind in files), None)
-    if image is None:
+    kinds = [kind for kind in _IMAGES if kind in files]
+    if len(kinds) != 1:
+        found = f"the images {' and '.join(kinds)}" if kinds else "no image"
         yield Damage(
-            name, f"no image; it has {', '.join(sorted(files))}, expected one of {', '.join(_IMAGES)}"
+            name, f"{found}; it has {', '.join(sorted(files))}, expected one of {', '.join(_IMAGES)}"
         )
         return
     try:
-        yield Record(name, _label(files), image)
+        yield Record(name, _label(files), files[kinds[0]])
     except ValueError as error:
         yield Damage(name, f"no label: {error}")
 
@@ -186,8 +219,17 @@ def _folder_name(shard: str) -> str:
     return Path(shard).resolve().parent.name or "shards"
 
 
-def _kind(shard: str) -> str | None:
-    return next((kind for kind in _TEST if Path(shard).name.startswith(kind)), None)
+def _kinds(shards: Sequence[str]) -> dict[str, str | None]:
+    """Of each shard "test", "val" or None, which is train."""
+    places = {shard: PurePosixPath(urlparse(shard).path if is_remote(shard) else shard) for shard in shards}
+    # Where all lie in one folder, its name says nothing about one of them.
+    apart = len({place.parent for place in places.values()}) > 1
+    kinds = {}
+    for shard, place in places.items():
+        names = [place.name, place.parent.name] if apart else [place.name]
+        word = next((found[1] for name in names if (found := _PART.search(name.casefold()))), "train")
+        kinds[shard] = None if word.startswith("train") else "test" if word.startswith("test") else "val"
+    return kinds
 
 
 def is_remote(url: str) -> bool:
