@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from commands import ROOT
 from huggingface_hub import HfApi
@@ -15,6 +18,7 @@ from PIL import Image
 
 from distilled_data.errors import SourceError, UsageError
 from ncfm_engine.sources import hub, load_source
+from ncfm_engine.sources.reader import Damage, Record
 
 IMAGES, LABELS = photographs(6)
 EXPECTED = {
@@ -135,6 +139,43 @@ def test_a_row_without_label_or_image_and_a_damaged_image_are_named(tmp_path):
     with pytest.warns(UserWarning, match="left out 4 of 24"):
         source = load_source(f"hf:{tmp_path / 'flowers'}", skip_damaged=True)
     assert len(source.train) + len(source.test) == 20
+
+
+def test_a_row_that_names_a_file_is_read_only_within_the_data_set(tmp_path, monkeypatch):
+    folder = tmp_path / "flowers"
+    folder.mkdir()
+    for place in (folder / "own.png", tmp_path / "secret.png"):
+        place.write_bytes(encoded(IMAGES[0]))
+    archive = f"{shutil.make_archive(str(folder / 'all'), 'zip', folder, 'own.png')}"
+    own = [f"{folder}/own.png", f"zip://own.png::{archive}"]
+    secret = [
+        f"{tmp_path}/secret.png",
+        f"{folder}/../secret.png",
+        "secret.png",
+        f"file://{tmp_path}/secret.png",
+    ]
+    secret += [f"file://{tmp_path}/secret.png::{folder}/own.png", f"{folder}/x::file://{tmp_path}/secret.png"]
+    gone = [f"{folder}/gone.png", f"{folder}/"]
+    cells = [{"bytes": None, "path": path} for path in (*own, *secret, *gone)]
+    cells += [{"bytes": b"", "path": None}, {"bytes": b"", "path": "own.png"}, {"bytes": None, "path": None}]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    data = datasets.Dataset.from_dict({"image": ["x"] * len(cells), "label": [0] * len(cells)}, features)
+    schema = data.data.schema
+    images = pa.array(cells, schema.field("image").type)
+    table = pa.table([images, data.data["label"]], schema.with_metadata(features.arrow_schema.metadata))
+    pq.write_table(table, folder / "train.parquet")
+    monkeypatch.chdir(tmp_path)
+    reader = hub.HubReader(str(folder))
+    found = [record for unit in reader.units for record in reader.read(unit)]
+    assert [record.image for record in found if isinstance(record, Record)] == [encoded(IMAGES[0])] * 2 + [
+        b""
+    ] * 2
+    reasons = [record.reason for record in found if isinstance(record, Damage)]
+    assert reasons == [
+        *(f"instead of an image the path {path!r:.200}, which is not in the data set" for path in secret),
+        *(f"no file {path}" for path in gone),
+        "no image",
+    ]
 
 
 def test_files_in_class_folders_are_read_as_datasets_reads_them(tmp_path):

@@ -1,5 +1,6 @@
 """Image data sets of the Hugging Face Hub, or of a folder that `datasets` can load."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ BATCH = 64  # rows that are read at once
 _TEST_SPLITS = ("test", "validation", "valid", "val")
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
+_IN_ARCHIVE = re.compile(r"(?:(?:zip|tar|gzip|bz2|xz|lz4|zstd)://(?:(?!::).)*::)?(.*)", re.DOTALL)
 
 
 class HubReader:
@@ -60,13 +62,14 @@ class HubReader:
             part: data.select_columns([self.image, self.label]).cast_column(self.image, undecoded)
             for part, data in loaded.items()
         }
-        files = (builder.config.data_files or {}).values()
-        version = [builder.hash, *([*stamp(Path(file))] for found in files for file in found if not commit)]
+        files = [str(file) for found in (builder.config.data_files or {}).values() for file in found]
+        version = [builder.hash, *([*stamp(Path(file))] for file in files if not commit)]
         self.units = [
             Unit(part, [chosen[part], *version, self.image, self.label, *place])
             for part, data in self.loaded.items()
             for place in self._places(data)
         ]
+        self.own = _own_places(repo, builder.base_path, files)
         local = Path(repo).exists()
         name = Path(repo).resolve().name if local else Path(repo).name
         self.origin = Origin(
@@ -95,14 +98,46 @@ class HubReader:
                 for image, label in zip(batch[self.image], batch[self.label], strict=True):
                     name = f"{start} {number}"
                     number += 1
-                    if image is None or type(label) not in (int, str):
-                        yield Damage(name, f"no {'image' if image is None else 'label'}")
-                        continue
-                    yield Record(name, label, image["bytes"] or _opened(image["path"]))
+                    yield self._found(name, label, image)
         except Exception as error:  # likewise
             raise SourceError(
                 f"{self.origin.id}: reading stopped after {start} {number}: {type(error).__name__}: {error}"
             ) from error
+
+    def _found(self, name: str, label: Any, image: Any) -> Record | Damage:
+        if image is None or (image["bytes"] is None and image["path"] is None):
+            return Damage(name, "no image")
+        if type(label) not in (int, str):
+            return Damage(name, "no label")
+        if image["bytes"] is not None:
+            return Record(name, label, image["bytes"])
+        path = image["path"]
+        if not _lies_in(path, *self.own):  # or a data set could have any file read that its user may read
+            return Damage(name, f"instead of an image the path {path!r:.200}, which is not in the data set")
+        try:
+            return Record(name, label, _opened(path))
+        except (FileNotFoundError, IsADirectoryError):
+            return Damage(name, f"no file {path}")
+
+
+def _own_places(repo: str, base: str | None, files: Sequence[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Folders that hold this data set's images, its own and where downloads are kept, and files elsewhere."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    kept = [config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH]
+    kept += [Path(HF_HUB_CACHE) / f"datasets--{repo.replace('/', '--')}"]
+    home = base if base and "://" in base else Path(repo).resolve()
+    folders = tuple(f"{folder}/" for folder in (home, *map(os.path.abspath, kept)))
+    return folders, frozenset(file for file in files if not file.startswith(folders))
+
+
+def _lies_in(path: str, folders: tuple[str, ...], files: frozenset[str]) -> bool:
+    """Whether a file, or the archive in zip://FILE::ARCHIVE, is one of `files` or below one of `folders`."""
+    place = _IN_ARCHIVE.fullmatch(path)[1]  # type: ignore[index]
+    if ".." in place.split("/") or "::" in place:
+        return False
+    return place.startswith(folders) or place in files
 
 
 def _default_splits(known: Sequence[str]) -> list[str]:
