@@ -169,6 +169,25 @@ def test_a_store_of_other_data_is_replaced_only_if_asked(tmp_path, shards):
     assert read_index(tmp_path / "store").decoder == {"size": 8, "fit": "crop", "channels": None}
 
 
+def test_a_store_is_kept_until_what_replaces_it_is_known_to_be_usable(tmp_path, shards, small_files):
+    prepare(ShardReader(shards), tmp_path / "store", workers=0)
+    before = content(tmp_path / "store")
+    other = write_shards(tmp_path / "other", 255 - IMAGES, LABELS, shards=8)
+    reader, options = ShardReader(f"{other}/*.tar"), {"workers": 0, "overwrite": True}
+    with pytest.raises(Stopped, match="2 of 8 units decoded"):
+        prepare(reader, tmp_path / "store", stop=StopAfter(1), **options)
+    assert content(tmp_path / "store") == before
+    (other / "train-bad.tar").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"1 of 81 images cannot be used: train-bad\.tar"):
+        prepare(ShardReader(f"{other}/*.tar"), tmp_path / "store", **options)
+    assert content(tmp_path / "store") == before
+    with pytest.raises(Stopped, match="2 of 5 files written"):
+        prepare(reader, tmp_path / "store", stop=StopAfter(1), **options)
+    prepare(reader, tmp_path / "store", workers=0)  # now there is nothing left to overwrite
+    prepare(reader, tmp_path / "expected", workers=0)
+    assert content(tmp_path / "store") == content(tmp_path / "expected")
+
+
 def test_a_damaged_store_is_replaced_if_asked_and_nothing_else_in_its_folder(tmp_path, shards):
     prepare(ShardReader(shards), tmp_path / "store", workers=0)
     expected = content(tmp_path / "store")

@@ -74,6 +74,9 @@ def prepare(
             damaged = tuple(damage for spool in spools for damage in spool.damaged)
             check_damaged(damaged, sum(len(s.labels) for s in spools), reader.where, skip_damaged)
             found = Sorted.of(reader, spools, seed)
+            if ranks.rank == 0:
+                _remove_store(plan.folder)
+            ranks.barrier()  # before another one asks which files are written
             _work(plan, ranks, stop, report, "sort", found)
             if ranks.rank == 0:
                 _finish(plan, found, damaged)
@@ -119,9 +122,10 @@ class _Plan:
 
 
 def _begun(plan: _Plan, overwrite: bool) -> bool:
-    """Whether the store is there already; if not, make room for it, and keep what a killed run left.
+    """Whether the store is there already; if not, make its work folder, and keep what a killed run left.
 
-    Raises `OutputError` where something else is in its place.
+    A store that is to be replaced stays until all of the new one is decoded and fits together. Raises
+    `OutputError` where something else is in its place.
     """
     folder = plan.folder
     if (folder / INDEX_FILE).exists():
@@ -133,8 +137,6 @@ def _begun(plan: _Plan, overwrite: bool) -> bool:
                 f"{folder} holds a store of other data, or of the same prepared in another way. Choose "
                 "another folder, or replace it with --overwrite."
             )
-        (folder / INDEX_FILE).unlink()
-        _remove_shards(folder)
     elif not plan.work.exists() and (other := [p.name for p in folder.iterdir() if p.name != LOCK_FILE]):
         raise OutputError(f"{folder} is not empty and not a store: found {other[0]}. Choose another folder.")
     wanted = {path.name for path in plan.spools}
@@ -156,6 +158,13 @@ def _is_whole(folder: Path, stamp: str, overwrite: bool) -> bool:
             raise
         return False
     return True
+
+
+def _remove_store(folder: Path) -> None:
+    """Remove a store that is to be replaced; not the files of one that is being made."""
+    if (folder / INDEX_FILE).exists():
+        (folder / INDEX_FILE).unlink()
+        _remove_shards(folder)
 
 
 def _remove_shards(folder: Path, but: Sequence[Path] = ()) -> None:
