@@ -291,6 +291,26 @@ def test_shards_that_are_written_are_read_as_the_same_source(folder, tmp_path, m
         to_webdataset(source, tmp_path / "shards")
 
 
+def test_shards_that_were_not_written_to_the_end_are_written_again(folder, tmp_path, monkeypatch):
+    from ncfm_engine.sources import export
+
+    def interrupted(image):
+        if len(list((tmp_path / "shards").iterdir())) == 2:
+            raise KeyboardInterrupt
+        return png(image)
+
+    png = export._png
+    monkeypatch.setattr(export, "SHARD_BYTES", 10 * IMAGES[0].size)
+    monkeypatch.setattr(export, "_png", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        to_webdataset(open_store(folder), tmp_path / "shards")
+    assert not list((tmp_path / "shards").iterdir())
+    (tmp_path / "shards" / ".train-00000.tar.123.tmp").write_bytes(b"left by a run that was killed")
+    monkeypatch.setattr(export, "_png", png)
+    to_webdataset(open_store(folder), tmp_path / "shards")
+    assert len(list((tmp_path / "shards").iterdir())) == 6
+
+
 @pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_webdataset_itself_reads_them(folder, tmp_path):
     import webdataset

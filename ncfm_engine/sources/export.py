@@ -28,9 +28,11 @@ def to_webdataset(source: Source, folder: str | Path) -> list[Path]:
     except ImportError as error:
         raise MissingExtraError.of("webdataset", "data", "writing WebDataset shards") from error
     folder = Path(folder)
+    for left in folder.glob(".*-?????.tar.*.tmp"):  # by a run that was killed
+        left.unlink()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder; choose another one")
-    shards = []
+    written: dict[Path, Path] = {}
     size = max(1, SHARD_BYTES // (source.channels * source.height * source.width))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,20 +40,23 @@ def to_webdataset(source: Source, folder: str | Path) -> list[Path]:
             pixels, labels = Images.of(images.images), images.targets.tolist()
             for number, first in enumerate(range(0, len(images), size)):
                 path = folder / f"{part}-{number:05d}.tar"
-                temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+                written[path] = temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
                 with TarWriter(str(temporary), mtime=0.0) as shard:  # equal data give equal bytes
                     for row in range(first, min(first + size, len(images))):
                         shard.write(
                             {"__key__": f"{row:08d}", "png": _png(pixels[row].numpy()), "cls": labels[row]}
                         )
-                os.replace(temporary, path)
-                shards.append(path)
+        for path, temporary in written.items():
+            os.replace(temporary, path)
         write_file(folder / CLASSES_FILE, "".join(f"{name}\n" for name in source.classes).encode())
     except OSError as error:
         raise OutputError(
             f"shards could not be written to {folder}: {error}. Remove it and try again."
         ) from error
-    return shards
+    finally:
+        for temporary in written.values():
+            temporary.unlink(missing_ok=True)
+    return list(written)
 
 
 def _png(image) -> bytes:
