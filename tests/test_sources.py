@@ -15,10 +15,12 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from photographs import encoded
 from PIL import Image
 
 from distilled_data.errors import MissingExtraError, SourceError, UnknownNameError, UsageError
 from ncfm_engine.sources import SOURCES, LabelledImages, Source, hold_out, load_source
+from ncfm_engine.sources.decode import Decoder
 from ncfm_engine.sources.folder import FolderReader
 from ncfm_engine.sources.reader import Damage
 
@@ -516,6 +518,20 @@ def test_shrinking_averages_the_pixels(tmp_path):
             save(tmp_path / name / f"{i}.png", stripes)
     inner = load_folder(tmp_path, size=8).train.images[0, 0, :, 1:-1].float()
     torch.testing.assert_close(inner, torch.full_like(inner, 127.5), atol=4, rtol=0)
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8, 42])
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_a_jpeg_decoded_at_a_fraction_is_not_shifted(fit, orientation):
+    across, down = np.meshgrid(np.linspace(0, 255, 257), np.linspace(0, 255, 129))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = np.stack([across, down, across], 2).round().astype(np.uint8)
+    found, expected = (
+        Decoder(16, fit)(encoded(image, kind, exif=exif, **options)).astype(int)
+        for kind, options in (("jpeg", {"quality": 100, "subsampling": 0}), ("png", {}))
+    )
+    assert abs(found - expected).max() <= 1  # shifted it would be 3
 
 
 def test_images_of_two_sizes_are_refused_with_one_of_each_and_the_flag(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ FITS = ("crop", "squash")
 
 _MODES = {"1": "L", "L": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGB": "RGB", "RGBA": "RGB"}
 _MODES |= {"CMYK": "RGB", "YCbCr": "RGB"}  # 8 bits too; by Pillow's formula, without a colour profile
+
+_Box = tuple[float, float, float, float]
 
 
 class Refused(Exception):  # noqa: N818 - it is the data that is wrong
@@ -44,9 +47,11 @@ class Decoder:
                 warnings.simplefilter("error", Image.DecompressionBombWarning)  # above 89 million pixels
                 with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
                     _check_depth(opened)  # type: ignore[arg-type]
-                    if self.size is not None:
-                        opened.draft(None, (2 * self.size, 2 * self.size))  # JPEG: a fraction, large enough
-                    return self._fitted(_plain(ImageOps.exif_transpose(opened)))
+                    # Of a JPEG a fraction is decoded that is large enough.
+                    draft = None if self.size is None else opened.draft(None, (2 * self.size, 2 * self.size))
+                    upright = ImageOps.exif_transpose(opened)
+                    box = draft and _box(upright.size, draft[1][2:], opened.getexif().get(0x0112))
+                    return self._fitted(_plain(upright), box)
         except (Refused, MemoryError):
             raise
         except UnidentifiedImageError as error:
@@ -54,18 +59,33 @@ class Decoder:
         except Exception as error:  # decoders raise nearly anything on damaged bytes
             raise Refused(str(error) or type(error).__name__) from error
 
-    def _fitted(self, image: Image.Image) -> np.ndarray:
+    def _fitted(self, image: Image.Image, box: _Box | None = None) -> np.ndarray:
+        """Of what is in `box`, if that is not all."""
         if self.channels is not None:
             image = image.convert("L" if self.channels == 1 else "RGB")
         if self.size is not None:
-            size = (self.size, self.size)
-            # Pillow's integer arithmetic gives the same pixels on every machine.
+            left, top, right, bottom = box or (0, 0, *image.size)
             if self.fit == "crop":
-                image = ImageOps.fit(image, size, Image.Resampling.BICUBIC)
-            else:
-                image = image.resize(size, Image.Resampling.BICUBIC)
+                side = min(right - left, bottom - top)
+                left, top = left + (right - left - side) / 2, top + (bottom - top - side) / 2
+                right, bottom = left + side, top + side
+            # Pillow's integer arithmetic gives the same pixels on every machine.
+            size = (self.size, self.size)
+            image = image.resize(size, Image.Resampling.BICUBIC, (left, top, right, bottom))
         pixels = np.asarray(image)
         return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def _box(size: tuple[int, int], picture: Sequence[float], orientation: int | None) -> _Box:
+    """Left, top, right and bottom of a `picture`, width and height as stored, in an image turned upright.
+
+    The fraction of a JPEG is rounded up to whole pixels: before it is turned, the image has a part of a pixel
+    too much at the right and below, which would shift what is made of it.
+    """
+    width, height = picture[::-1] if orientation in (5, 6, 7, 8) else picture
+    left = size[0] - width if orientation in (2, 3, 6, 7) else 0
+    top = size[1] - height if orientation in (3, 4, 7, 8) else 0
+    return left, top, left + width, top + height
 
 
 def _check_depth(image: ImageFile.ImageFile) -> None:
