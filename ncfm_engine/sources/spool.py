@@ -19,7 +19,7 @@ from safetensors.numpy import save
 from distilled_data.errors import OutputError, SourceError
 from distilled_data.format import write_file
 
-from .decode import Decoder, Refused
+from .decode import REVISION, Decoder, Refused
 from .reader import Damage, Reader, Record, Unit, sha256_of
 from .source import digest, pixel_sums
 
@@ -57,7 +57,7 @@ class Spool:
 
 def spool_path(work: Path, reader: Reader, decoder: Decoder, unit: Unit) -> Path:
     what = [dataclasses.asdict(reader.origin), unit.part, unit.what, dataclasses.asdict(decoder)]
-    return work / sha256_of(what)[:32]
+    return work / sha256_of(what if decoder.size is None else [*what, REVISION])[:32]
 
 
 def is_decoded(path: Path) -> bool:
