@@ -252,3 +252,13 @@ def test_a_repository_that_tells_its_small_size_is_kept_and_read_offline_at_the_
     assert first[1] == commit
     assert read_in_a_process(tmp_path / "home", loopback, offline="1") == first
     assert len(loopback.requests) == asked
+
+
+def test_class_folders_of_a_repository_are_streamed_undecoded(tmp_path, loopback):
+    for row, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+        path = tmp_path / "flowers" / CLASSES[label] / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(image))
+    publish(tmp_path / "flowers", loopback)
+    here = load_source(f"hf:{tmp_path / 'flowers'}")
+    assert read_in_a_process(tmp_path / "home", loopback)[2] == here.fingerprint

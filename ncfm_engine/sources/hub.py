@@ -44,7 +44,9 @@ class HubReader:
             size = builder.info.dataset_size
             sliced = any("[" in split for split in chosen.values())
             self.streamed = not sliced and (size is None or size >= STREAMED_FROM)
-            options = {"name": config or None, "streaming": self.streamed}
+            options: dict[str, Any] = {"name": config or None, "streaming": self.streamed}
+            if self.streamed and hasattr(builder.config, "decode_num_threads"):
+                options["decode_num_threads"] = 0  # from 5.2 on it would decode, in threads of its own
             if commit:
                 options["revision"] = commit[0]
             loaded: dict[str, Any] = {
