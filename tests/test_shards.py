@@ -118,6 +118,7 @@ def test_a_word_in_its_name_or_the_folder_s_tells_what_a_shard_is_for(tmp_path, 
         write_tar(tmp_path / name, sample("0"))
     reader = ShardReader("::".join(str(tmp_path / name) for name in (train, test)))
     assert [unit.part for unit in reader.units] == ["train", "test"]
+    assert reader.origin.name == tmp_path.name
 
 
 def test_a_shard_for_testing_leaves_those_for_validation_out_and_a_query_says_nothing():
@@ -318,6 +319,7 @@ def test_a_header_that_claims_to_be_huge_is_refused_before_it_is_read(tmp_path):
     ("shard", "name"),
     [
         ("https://user:secret@host/data/flowers/a.tar?token=1", "flowers"),
+        ("https://user:secret@host/data/flowers/train/a.tar", "flowers"),
         ("https://user:secret@host/a.tar", "shards"),
         ("pipe:cat /home/alice/a.tar", "shards"),
     ],

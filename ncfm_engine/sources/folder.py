@@ -139,8 +139,9 @@ def _image_files(folder: Path, root: Path, others: list[Path]) -> Iterator[Path]
     def refuse(error: OSError) -> None:  # os.walk would leave the folder out
         raise SourceError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
 
-    for place, folders, files in os.walk(folder, onerror=refuse):
-        for name in sorted(folders + files):
+    for place, folders, found in os.walk(folder, onerror=refuse):
+        files = frozenset(found)
+        for name in sorted((*folders, *files)):
             path = Path(place, name)
             if name.startswith("."):
                 continue

@@ -6,7 +6,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import urlparse
 
@@ -212,11 +212,17 @@ def _unfit(entry: tarfile.TarInfo) -> str | None:
 
 
 def _folder_name(shard: str) -> str:
-    """Of the folder that the shard lies in; nothing else of a URL, which may tell secrets."""
+    """Of the folder that the shard lies in, or that this lies in if it is named like a part of the data;
+    nothing else of a URL, which may tell secrets.
+    """
     if is_remote(shard):
         url = urlparse(shard)
-        return "shards" if url.scheme == "pipe" else PurePosixPath(url.path).parent.name or "shards"
-    return Path(shard).resolve().parent.name or "shards"
+        folder: PurePath = PurePosixPath("" if url.scheme == "pipe" else url.path).parent
+    else:
+        folder = Path(shard).resolve().parent
+    if _PART.fullmatch(folder.name.casefold()):
+        folder = folder.parent
+    return folder.name or "shards"
 
 
 def _kinds(shards: Sequence[str]) -> dict[str, str | None]:
