@@ -47,7 +47,8 @@ def main(arguments: argparse.Namespace) -> None:
             lines.append(f"{'unchanged' if entries.get(entry.id) == entry else 'locked'}  {describe(entry)}")
             entries[entry.id] = entry
         write_lock(path, entries.values())
-        print(*lines, sep="\n")
+        for line in lines:
+            print(line)
         return
     entries = read_lock(path)
     if not entries:

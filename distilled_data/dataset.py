@@ -215,10 +215,10 @@ class DistilledDataset(Dataset[Any]):
             rows = rows_of(index, len(self))
         else:
             return self.__getitems__(rows_of([index], len(self)))[0]
-        if self.transform is None and self.target_transform is None:
-            batch = self._batch(rows)
+        if rows and (self.transform or self.target_transform):
+            batch = tuple(map(stacked, zip(*self._pairs(rows), strict=True)))
         else:
-            batch = tuple(map(stacked, zip(*self._pairs(rows), strict=True))) or ([], [])
+            batch = self._batch(rows)
         return batch if self.keys is None else dict(zip(self.keys, batch, strict=True))
 
     def __getitems__(self, indices: list[int]) -> list[Any]:

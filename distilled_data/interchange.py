@@ -223,7 +223,7 @@ def _read_npz(path: Path) -> Found:
         images = images.transpose(0, 3, 1, 2)
     try:
         optional: dict[str, Any] = {
-            "classes": tuple(map(_text, arrays["classes"].tolist())) if "classes" in arrays else None,
+            "classes": tuple(map(_text, arrays["classes"].flatten())) if "classes" in arrays else None,
             "logits": own("logits", arrays["logits"]) if "logits" in arrays else None,
             "factor": int(arrays.get("factor", 1)),
             "temperature": float(arrays.get("temperature", 1.0)),

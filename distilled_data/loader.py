@@ -134,7 +134,8 @@ class Loader:
         place = (*place, "from", offset) if offset else place
         if callable(self.augment):
             with seeded(self.seed, "augment", *place, device=self.device):
-                images = self.normalise(checked(self.augment(self.enlarged(tiles) / 255), tiles) * 255)
+                made = self.augment(self.enlarged(tiles) / 255)
+            images = self.normalise(self.checked(made, len(tiles)) * 255)
         else:
             images = self.views(tiles)
         if isinstance(self.augment, str):
@@ -149,6 +150,18 @@ class Loader:
         return (
             (images, targets) if self.keys is None else dict(zip(self.keys, (images, targets), strict=True))
         )
+
+    def checked(self, images: Any, count: int) -> Tensor:
+        """What `augment` made of `count` images. Raises `UsageError` where it does not fit their targets."""
+        floats = isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4
+        if not floats or (len(images) != count and self.relabel is None):
+            got = (
+                f"{images.dtype} {list(images.shape)}"
+                if isinstance(images, Tensor)
+                else type(images).__name__
+            )
+            raise UsageError(f"augment must return floats [{count}, channels, height, width], got {got}")
+        return images
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass epoch number `epoch`, from its first batch."""
@@ -203,18 +216,6 @@ class Loader:
         """Images of one rank in an epoch."""
         full, rest = divmod(self.count, self.world_size)
         return full + (rest > 0 and not self.drop_last)
-
-
-def checked(images: Any, tiles: Tensor) -> Tensor:
-    """What a callable made of the images of `tiles`. Raises `UsageError` for what is no batch of them."""
-    if (
-        not isinstance(images, Tensor)
-        or not images.is_floating_point()
-        or images.shape[:2] != tiles.shape[:2]
-    ):
-        got = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise UsageError(f"augment must return floats {[*tiles.shape[:2]]} x height x width, got {got}")
-    return images
 
 
 class Batches(Dataset[Any]):
@@ -282,7 +283,10 @@ class Pass:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.loader.check(state)
-        self.epoch, self.position = state["epoch"], state["position"]
+        position = whole("the state's position", state.get("position"))
+        if position > self.loader.share:
+            raise UsageError(f"the state's position must be 0 to {self.loader.share}, got {position}")
+        self.epoch, self.position = whole("the state's epoch", state.get("epoch")), position
         self.loader.set_epoch(self.epoch + 1)
 
 

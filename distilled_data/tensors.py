@@ -101,7 +101,7 @@ def arrange(
     if count > len(images):
         raise UsageError(f"{len(images)} images cannot show {count} classes; give each class as many")
     sizes = numbers.bincount(minlength=count)
-    order = _usual_order(numbers, count) if targets.ndim == 2 and len(images) % count == 0 else None
+    order = _usual_order(targets, numbers) if targets.ndim == 2 and len(images) % count == 0 else None
     if order is None and sizes.min() != sizes.max():
         raise UsageError(
             f"every class must have equally many images, got {int(sizes.min())} to {int(sizes.max())}; "
@@ -117,17 +117,21 @@ def arrange(
     return images[order], as_logits(targets, temperature)[order, None].expand(-1, -1, factor**2, -1)
 
 
-def _usual_order(favoured: Tensor, count: int) -> Tensor | None:
+def _usual_order(targets: Tensor, favoured: Tensor) -> Tensor | None:
     """The rows by class of images in an order that people use, where learned labels favour other classes than
     the ones that some images were made for; None where the labels alone say what is what.
+
+    They do if every class is favoured equally often, unless they are in such an order but for a few.
     """
+    count = targets.shape[1]
     rows = torch.arange(len(favoured), device="cpu").view(-1, count)
     classes = torch.arange(count, device="cpu").repeat_interleave(len(rows))
     orders = {"sorted by class": rows.flatten(), "one of each class in turn": rows.T.flatten()}
-    fits = {name: (favoured[order] == classes).float().mean().item() for name, order in orders.items()}
+    fits = {name: int((favoured[order] == classes).sum()) for name, order in orders.items()}
     best = max(fits, key=lambda name: fits[name])
     unequal = len(favoured.bincount(minlength=count).unique()) > 1
-    if fits[best] == 1 or not (unequal or fits[best] > 0.5):
+    learned = not ((targets == 0) | (targets == 1)).all()
+    if fits[best] == len(classes) or not (unequal or (learned and fits[best] > 0.8 * len(classes))):
         return None
     warnings.warn(
         f"the largest labels do not say which class every image is of; took the images for {best}, "
@@ -157,11 +161,11 @@ def as_logits(targets: Tensor, temperature: float) -> Tensor:
 def own(name: str, values: Any) -> Tensor:
     """A copy on the CPU: what becomes of the values later does not change the set."""
     if isinstance(values, Tensor):
-        return values.detach().clone().cpu()
+        return values.detach().to("cpu", copy=True)
     try:
         array = np.asarray(values)
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{name} must be a tensor or an array of numbers, got {values!r:.80}") from error
 
 

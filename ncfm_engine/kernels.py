@@ -1,4 +1,4 @@
-"""How a GPU's libraries compute: switches of torch that hold for a block. A CPU is left as it is."""
+"""How libraries compute: switches of torch that hold for a block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def tuned_convolutions() -> Iterator[None]:
-    """Let cuDNN measure its algorithms: for a loop whose shapes are the same at every step."""
+    """On a GPU, let cuDNN measure its algorithms: for a loop whose shapes are the same at every step."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
@@ -19,7 +19,7 @@ def tuned_convolutions() -> Iterator[None]:
 
 @contextmanager
 def rounded_products(rounded: bool) -> Iterator[None]:
-    """Whether float32 matrix products may round their factors, on a GPU to TensorFloat-32."""
+    """If so, float32 matrix products may round their factors, on a GPU to TensorFloat-32; else as it was."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if rounded else before)
     try:

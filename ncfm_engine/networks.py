@@ -24,10 +24,10 @@ NETWORKS = ("convnet", *KNOWN, *(name + QUARTER for name in KNOWN), "vit")
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """In float32 under autocast too, as other norms are: the kernels of stacked networks take no mixture."""
+    """In the precision of its weights, under autocast too: stacked, the kernels take no mixture."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.float())
+        return super().forward(input.to(self.weight.dtype))
 
 
 NORMS: Mapping[str, Callable[[int], nn.Module]] = {

@@ -165,11 +165,7 @@ def check_output(plan: Plan) -> None:
     if plan.overwrite or not held:
         return
     checkpoint = plan.run_folder / CHECKPOINT_FILE
-    begun = {
-        METRICS_FILE,
-        LOSS_PLOT_FILE,
-        COSTS_FILE,
-    }  # what a run that was killed before its first checkpoint leaves
+    begun = {METRICS_FILE, LOSS_PLOT_FILE}  # what a run that was killed before its first checkpoint leaves
     ours = (
         checkpoint.exists()
         or previous_of(checkpoint).exists()

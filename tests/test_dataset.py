@@ -759,7 +759,7 @@ def test_numbers_may_be_those_of_numpy(whole):
         (lambda data: resumed_at(data.loader(8), -1), "the state's batch must be a whole number"),
         (lambda data: data.select(classes=3), "classes must be several names or indices, got 3"),
         (lambda data: data.with_labels("soft", "2x"), "temperature must be positive, got '2x'"),
-        (lambda data: next(iter(data.loader(8, augment=lambda x: x[:2]))), r"augment must .* \[8, 1\]"),
+        (lambda data: next(iter(data.loader(8, augment=lambda x: x[:2]))), r"augment must .* \[8, channels"),
         (lambda data: next(iter(data.loader(8, augment=lambda x: None))), "got NoneType"),
         (lambda data: next(iter(data.loader(8, augment=lambda x: x.byte()))), "got torch.uint8"),
     ],
@@ -767,6 +767,20 @@ def test_numbers_may_be_those_of_numpy(whole):
 def test_a_wrong_argument_is_named(whole, call, message):
     with pytest.raises(UsageError, match=message):
         call(whole)
+
+
+def test_an_augmentation_may_make_colours_of_grey_and_with_a_teacher_more_images(whole):
+    images, _ = next(iter(whole.loader(8, augment=lambda x: x.expand(-1, 3, -1, -1).clone())))
+    assert images.shape == (8, 3, 6, 6)
+    twice = whole.loader(8, augment=lambda x: torch.cat([x, x]), teacher=lambda x: torch.zeros(len(x), 4))
+    assert [len(part) for part in next(iter(twice))] == [16, 16]
+
+
+def test_a_sampler_goes_on_at_a_position_that_is_there(whole):
+    state = (sampler := iter(whole.dataloader(8).sampler)).state_dict()
+    for position in (-1, 49, "x"):
+        with pytest.raises(UsageError, match="the state's position must be"):
+            sampler.load_state_dict(state | {"position": position})
 
 
 def resumed_at(loader, batch):

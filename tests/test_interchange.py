@@ -511,6 +511,21 @@ def test_images_of_16_bits_are_refused(tmp_path):
         read_set(tmp_path / "set")
 
 
+@pytest.mark.parametrize(
+    "numbers", [[0, 2, 1, *range(3, 10)], [0, 0, 1, 0, 1, 1, 0, 1], [1, 0], [0, 1, 2, 2, 1, 0, 0, 1, 2]]
+)
+@pytest.mark.parametrize("sure", [True, False])
+def test_labels_that_favour_classes_equally_often_may_be_in_any_order(numbers, sure):
+    numbers = torch.tensor(numbers)
+    images = (10 * numbers).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+    targets = F.one_hot(numbers).float()
+    targets = targets if sure else 5 * targets - 1
+    data = DistilledDataset.from_tensors(images, targets=targets, mean=[0.1], std=[0.2])
+    assert data.artifact.images[0, :, 0, 0, 0].tolist() == [
+        10 * number for number in range(len(data.classes))
+    ]
+
+
 @pytest.mark.parametrize("order", ["sorted by class", "one of each class in turn"])
 @pytest.mark.parametrize("wrong", [[1], [1, 5]])
 def test_learned_labels_that_favour_other_classes_exchange_no_images(order, wrong):

@@ -141,6 +141,7 @@ def test_batch_norm_computes_in_float32_under_autocast():
     images = torch.randn(4, 8, 6, 6).to(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         assert NORMS["batch"](8)(images).dtype == torch.float32
+    assert NORMS["batch"](8).double()(images.double()).dtype == torch.float64
 
 
 def test_the_global_generator_is_left_alone():

@@ -139,17 +139,11 @@ def test_a_store_that_is_there_is_opened_and_not_made_again(tmp_path, shards, mo
     assert prepare(ShardReader(shards), tmp_path / "store", workers=0).fingerprint == first.fingerprint
 
 
-@pytest.mark.parametrize("size", [None, 8])
-def test_a_store_whose_images_would_be_resized_otherwise_today_is_not_taken(
-    tmp_path, shards, monkeypatch, size
-):
-    prepare(ShardReader(shards), tmp_path / "store", decoder=Decoder(size))
+def test_a_store_whose_images_would_be_read_otherwise_today_is_not_taken(tmp_path, shards, monkeypatch):
+    prepare(ShardReader(shards), tmp_path / "store")
     monkeypatch.setattr("ncfm_engine.sources.spool.REVISION", 10**6)
-    if size is None:
-        prepare(ShardReader(shards), tmp_path / "store", decoder=Decoder(size))
-        return
     with pytest.raises(OutputError, match="of the same prepared in another way"):
-        prepare(ShardReader(shards), tmp_path / "store", decoder=Decoder(size))
+        prepare(ShardReader(shards), tmp_path / "store")
 
 
 def test_what_is_read_without_a_store_is_kept_in_the_cache(tmp_path, shards, monkeypatch):

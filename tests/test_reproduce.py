@@ -195,12 +195,22 @@ def test_other_architectures_are_trained_as_few_at_once_as_was_asked_for(copied,
 
 
 def test_a_stage_like_the_first_one_is_left_out(copied, monkeypatch):
-    plain = SMALL | {"evaluate.augment": "none", "evaluate.cutmix": "0"}
+    plain = SMALL | {"evaluate.augment": "none", "evaluate.cutmix": "0", "evaluate.epochs": "3"}
     make(copied, plain, stages=(campaign.DISTIL, campaign.PLAIN))
+    assert {row["epochs"] for row in summary(copied)["rows"] if row["network"] == "convnet"} == {3}
     rows = [row for row in summary(copied)["rows"] if row["network"] == "convnet"]
     assert all(row["full_mean"] is not None for row in rows)
     monkeypatch.setattr(campaign, "run", None)
     make(copied, plain, stages=(campaign.DISTIL, campaign.PLAIN))
+
+
+@pytest.mark.parametrize(("labels", "repeats"), [("hard", True), ("hard,soft", True), ("soft", False)])
+def test_a_stage_like_the_first_one_is_left_out_where_it_would_say_no_more(tmp_path, labels, repeats):
+    made = make(tmp_path, stages=())
+    [row] = [row for row in made.rows if row.name == "digits-ipc1"]
+    alike = {"network.name": ARCHITECTURE + row.scale, "evaluate.labels": labels, **row.architectures}
+    made = dataclasses.replace(made, changes=SMALL | alike)
+    assert made._repeats_first(row, ARCHITECTURE, made.plan(row)) == repeats
 
 
 def test_more_kinds_of_labels_are_made_in_every_stage(tmp_path):

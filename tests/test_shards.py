@@ -110,6 +110,9 @@ def test_shards_named_so_hold_the_test_images(tmp_path, name):
         ("train-0.tar", "eval-0.tar"),
         ("0.tar", "0_dev.tar"),
         ("valley-0.tar", "valid-0.tar"),
+        ("dev-kit-train-0.tar", "testdata-0.tar"),
+        ("trainset-0.tar", "valset-0.tar"),
+        ("trainA-0.tar", "testB-0.tar"),
         ("val/train-0.tar", "train/val-0.tar"),
     ],
 )

@@ -19,7 +19,7 @@ sys.path.insert(
 
 from filelock import FileLock, Timeout
 
-from distilled_data import DistilledDataError, DistilledDataset, HubError, UsageError
+from distilled_data import DistilledDataError, DistilledDataset, HubError, OutputError, UsageError
 from hub import PushOptions
 from ncfm_engine.stop import Stopped
 
@@ -178,12 +178,18 @@ def alone(place: Path) -> Iterator[None]:
 @contextmanager
 def locked(place: Path, file: Path) -> Iterator[None]:
     """Raise `UsageError` while another process that works at `place` holds the lock `file`."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file, timeout=0)
     try:
-        with FileLock(file, timeout=0):
-            yield
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout as error:
         raise UsageError(f"another process is at work on {place}; wait for it, or choose another") from error
+    except OSError as error:
+        raise OutputError(f"{file} could not be written: {error.strerror}. Check the folder.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def size(text: str) -> int:

@@ -10,7 +10,6 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM")  # Pillow must not try others, whatever the name
 FITS = ("crop", "squash")
-REVISION = 2  # of resizing; raise it when the same file comes to other pixels, so that no old store is taken
 
 _MODES = {"1": "L", "L": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGB": "RGB", "RGBA": "RGB"}
 _MODES |= {"CMYK": "RGB", "YCbCr": "RGB"}  # 8 bits too; by Pillow's formula, without a colour profile

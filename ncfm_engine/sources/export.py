@@ -1,13 +1,12 @@
 """A data set as WebDataset shards, for other programs."""
 
 import io
-import os
 from pathlib import Path
 
 from PIL import Image
 
-from distilled_data.errors import MissingExtraError, OutputError, UsageError
-from distilled_data.format import write_file
+from distilled_data.errors import MissingExtraError
+from distilled_data.format import new_folder, write_file
 
 from .images import Images
 from .reader import CLASSES_FILE, PARTS
@@ -27,36 +26,20 @@ def to_webdataset(source: Source, folder: str | Path) -> list[Path]:
         from webdataset.writer import TarWriter
     except ImportError as error:
         raise MissingExtraError.of("webdataset", "data", "writing WebDataset shards") from error
-    folder = Path(folder)
-    for left in folder.glob(".*-?????.tar.*.tmp"):  # by a run that was killed
-        left.unlink()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is not an empty folder; choose another one")
-    written: dict[Path, Path] = {}
+    names = []
     size = max(1, SHARD_BYTES // (source.channels * source.height * source.width))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder) as place:
         for part, images in zip(PARTS, (source.train, source.test), strict=True):
             pixels, labels = Images.of(images.images), images.targets.tolist()
             for number, first in enumerate(range(0, len(images), size)):
-                path = folder / f"{part}-{number:05d}.tar"
-                written[path] = temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-                with TarWriter(str(temporary), mtime=0.0) as shard:  # equal data give equal bytes
+                names.append(f"{part}-{number:05d}.tar")
+                with TarWriter(str(place / names[-1]), mtime=0.0) as shard:  # equal data give equal bytes
                     for row in range(first, min(first + size, len(images))):
                         shard.write(
                             {"__key__": f"{row:08d}", "png": _png(pixels[row].numpy()), "cls": labels[row]}
                         )
-        for path, temporary in written.items():
-            os.replace(temporary, path)
-        write_file(folder / CLASSES_FILE, "".join(f"{name}\n" for name in source.classes).encode())
-    except OSError as error:
-        raise OutputError(
-            f"shards could not be written to {folder}: {error}. Remove it and try again."
-        ) from error
-    finally:
-        for temporary in written.values():
-            temporary.unlink(missing_ok=True)
-    return list(written)
+        write_file(place / CLASSES_FILE, "".join(f"{name}\n" for name in source.classes).encode())
+    return [Path(folder) / name for name in names]
 
 
 def _png(image) -> bytes:

@@ -83,7 +83,7 @@ def _part_folders(root: Path) -> list[Path]:
 def _class_names(parts: Sequence[Path], root: Path) -> list[str]:
     children = [child for part in parts for child in part.iterdir() if not child.name.startswith(".")]
     for child in children:
-        if child.is_symlink() and not child.exists():
+        if child.is_symlink() and not child.suffix and not child.exists():
             raise SourceError(
                 f"{child} is a symbolic link to {os.readlink(child)}, which is not there, so perhaps a class "
                 "is missing. Mend the link, or remove it."
@@ -118,7 +118,7 @@ def _check_name(folder: Path) -> None:
 
 
 def _check_no_splits(folders: Sequence[Path], part: Path) -> None:
-    """One class may be called "train", as that of CIFAR-100 is: then it holds images, not classes."""
+    """One class may be called "train", as that of CIFAR-100 is: then it holds images, not only folders."""
     splits = [folder for folder in folders if folder.name.casefold() in _SPLITS]
     if len(splits) > 1 or any(not _holds_images(folder) for folder in splits):
         raise SourceError(

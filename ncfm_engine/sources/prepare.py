@@ -32,7 +32,7 @@ from .spool import Spool, decode_unit, is_decoded, spool_path
 from .spread import default_workers, spread
 from .store import INDEX_FILE, Index, map_shards, open_store, read_index, shard_path, write_index
 
-WORK_FOLDER = ".preparing"  # within a store that is not finished
+WORK_FOLDER = ".preparing"  # within a store that is not finished, or is being replaced
 LOCK_FILE = ".lock"
 
 _OURS = re.compile(

@@ -27,7 +27,9 @@ _EXTENSIONS = (
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
-_PART = re.compile(r"(?<![a-z])(train|training|test|testing|testset|val|valid|validation|eval|dev)(?![a-z])")
+_PART = re.compile(
+    r"(?<![a-z])(train|training|test|testing|val|valid|validation|eval|dev)(s|set|data|batch|[a-d])?(?![a-z])"
+)
 
 
 class ShardReader:
@@ -140,14 +142,17 @@ class _Unzipped:
 
     def __init__(self, stream: Any):
         self.stream, self.zipped, self.file = stream, None, zlib.decompressobj(wbits=31)
+        self.error: zlib.error | None = None
 
     def read(self, size: int) -> bytes:
         """Some bytes, not always `size`; none at the end."""
-        while block := self.stream.read(size):
+        while self.error is None and (block := self.stream.read(size)):
             if self.zipped is None:
                 self.zipped = block.startswith(b"\x1f\x8b")
             if plain := self._unzip(block) if self.zipped else block:
                 return plain
+        if self.error:
+            raise self.error
         return b""
 
     def _unzip(self, block: bytes) -> bytes:
@@ -155,7 +160,11 @@ class _Unzipped:
         while block := block.lstrip(b"\0") if self.file.eof else block:  # zeros may pad a file
             if self.file.eof:
                 self.file = zlib.decompressobj(wbits=31)
-            plain += self.file.decompress(block)
+            try:
+                plain += self.file.decompress(block)
+            except zlib.error as error:  # when what came before has been read
+                self.error = error
+                return plain
             block = self.file.unused_data
         return plain
 
@@ -233,7 +242,8 @@ def _kinds(shards: Sequence[str]) -> dict[str, str | None]:
     kinds = {}
     for shard, place in places.items():
         names = [place.name, place.parent.name] if apart else [place.name]
-        word = next((found[1] for name in names if (found := _PART.search(name.casefold()))), "train")
+        words = [found[-1][0] for name in names if (found := _PART.findall(name.casefold()))]
+        word = [*words, "train"][0]  # the last one of a name says more: dev-kit-train-0.tar
         kinds[shard] = None if word.startswith("train") else "test" if word.startswith("test") else "val"
     return kinds
 

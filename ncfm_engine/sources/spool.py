@@ -19,11 +19,12 @@ from safetensors.numpy import save
 from distilled_data.errors import OutputError, SourceError
 from distilled_data.format import write_file
 
-from .decode import REVISION, Decoder, Refused
+from .decode import Decoder, Refused
 from .reader import Damage, Reader, Record, Unit, sha256_of
 from .source import digest, pixel_sums
 
 BLOCK = 2**18  # bytes of images that are written at once, and no image less
+REVISION = 2  # of reading and decoding; raised when files come to other images, so that no old store is taken
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Spool:
 
 def spool_path(work: Path, reader: Reader, decoder: Decoder, unit: Unit) -> Path:
     what = [dataclasses.asdict(reader.origin), unit.part, unit.what, dataclasses.asdict(decoder)]
-    return work / sha256_of(what if decoder.size is None else [*what, REVISION])[:32]
+    return work / sha256_of([*what, REVISION])[:32]
 
 
 def is_decoded(path: Path) -> bool:

@@ -53,8 +53,7 @@ class Campaign:
         """Make what is missing. Raises `Stopped` between two stages or, after saving progress, inside one."""
         for row, stage in self.tasks():
             plan = self.plan(row)
-            same = stage != DISTIL and self._settings(row, stage, plan) == self._settings(row, DISTIL, plan)
-            if not same and not self._is_done(row, stage, plan):
+            if not self._repeats_first(row, stage, plan) and not self._is_done(row, stage, plan):
                 if stop.requested:
                     raise Stopped(f"before {row.name}, {stage}")
                 self._do(row, stage, plan, stop, report)
@@ -104,8 +103,10 @@ class Campaign:
             for row in self.rows:
                 plan = self.plan(row)
                 done = _done(plan)
+                stages = done["stages"].items()
+                latest = [key for stage, key in stages if not self._repeats_first(row, stage, plan)]
                 if done["stages"].get(DISTIL) and (plan.run_folder / RESULTS_FILE).exists():
-                    known[row.name] = self._collect(row, plan, done["stages"].values())
+                    known[row.name] = self._collect(row, plan, latest)
                 elif plan.run_folder.exists():  # begun here, anew or on other real images
                     known.pop(row.name, None)
             found = [known[row.name] for row in self.rows if row.name in known]
@@ -164,6 +165,13 @@ class Campaign:
 
     def _recipe(self, row: Row, stage: str, plan: Plan) -> Recipe:
         return plan.recipe.replace(self.evaluation(row, stage))
+
+    def _repeats_first(self, row: Row, stage: str, plan: Plan) -> bool:
+        """Whether the first stage has said already what this one would."""
+        if stage == DISTIL or self._settings(row, stage, plan) != self._settings(row, DISTIL, plan):
+            return False
+        here, first = (self._recipe(row, name, plan).evaluate for name in (stage, DISTIL))
+        return set(here.labels) <= set(first.labels) and here.repeats <= first.repeats
 
     def _settings(self, row: Row, stage: str, plan: Plan) -> str:
         recipe = self._recipe(row, stage, plan)

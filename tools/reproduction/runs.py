@@ -152,16 +152,19 @@ class Laboratory:
             "epochs": epochs,
         }
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        accuracy, _ = train_and_test(
-            loader,
-            epochs,
-            self.source,
-            config,
-            network,
-            seed_at(0, seed),
-            checks=1,
-            path=self.folder / f"training-{name}.safetensors",
-            identity=key,
-            stop=self.stop,
-        )
+        lock = self.plan.cache / "locks" / name
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):  # another study may have the same training to do at the same time
+            accuracy, _ = train_and_test(
+                loader,
+                epochs,
+                self.source,
+                config,
+                network,
+                seed_at(0, seed),
+                checks=1,
+                path=self.folder / f"training-{name}.safetensors",
+                identity=key,
+                stop=self.stop,
+            )
         return round(accuracy, 2)
