@@ -276,6 +276,16 @@ def test_two_processes_do_not_distil_into_one_folder(here, tmp_path, monkeypatch
     assert (status, "seen" in output) == (75, True)
 
 
+def test_a_cache_that_cannot_be_written_is_named(here, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    status, _, error = here("distill_and_push.py", "--dataset", "digits", "--output", "out")
+    assert status == 2
+    assert re.search(
+        r"file/distilled-data/locks/\w+ could not be written: Not a directory", " ".join(error.split())
+    )
+
+
 def test_what_pretraining_cost_is_kept_when_it_is_stopped_and_hinders_nobody(here, tmp_path, monkeypatch):
     monkeypatch.setattr("ncfm_engine.stop.time", SimpleNamespace(monotonic=itertools.count().__next__))
     flags = ("distill_and_push.py", "--dataset", "digits", "--output", "out", "--time-budget", "9s")

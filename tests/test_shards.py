@@ -302,6 +302,16 @@ def test_a_shard_of_several_gzip_files_is_read_whole(tmp_path):
     assert read(path) == [Record("b.tar/0", 0, PNG)]
 
 
+def test_samples_before_stray_bytes_are_read(tmp_path):
+    files = [file for key in range(4) for file in sample(str(key), key)]
+    content = write_tar(tmp_path / "a.tar.gz", files, "w:gz").read_bytes()
+    path = tmp_path / "b.tar.gz"
+    path.write_bytes(content + b"stray")
+    *samples, last = read(path)
+    assert [type(found) for found in samples] == [Record] * 4
+    assert "cut or damaged" in last.reason
+
+
 def test_what_macos_puts_beside_files_is_left_out(tmp_path):
     files = [(f"d/{name}", body) for name, body in sample("0")]
     beside = [(f"d/._{name}", b"Mac") for name, _ in sample("0")]

@@ -103,10 +103,10 @@ class ShardReader:
                         key, files = name[1], {}
                     content = archive.extractfile(entry).read()  # type: ignore[union-attr]
                     files[name[2].lower()] = None if name[2].lower() in files else content
+                yield from _sample(place, key, files, seen)
                 rest = iter(lambda: archive.fileobj.read(BLOCK), b"")  # type: ignore[union-attr]
                 if any(block.strip(b"\0") for block in rest):
                     yield Damage(place, "more follows the end of the archive; make that a shard of its own")
-            yield from _sample(place, key, files, seen)
         except OSError as error:  # a connection, a right: not the data, so not remembered as damage
             raise SourceError(f"the shard {shard} cannot be read: {error}. Run the command again.") from error
         except (EOFError, ValueError, RecursionError, tarfile.TarError, zlib.error) as error:
