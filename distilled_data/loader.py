@@ -155,11 +155,8 @@ class Loader:
         """What `augment` made of `count` images. Raises `UsageError` where it does not fit their targets."""
         floats = isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4
         if not floats or (len(images) != count and self.relabel is None):
-            got = (
-                f"{images.dtype} {list(images.shape)}"
-                if isinstance(images, Tensor)
-                else type(images).__name__
-            )
+            tensor = isinstance(images, Tensor)
+            got = f"{images.dtype} {list(images.shape)}" if tensor else type(images).__name__
             raise UsageError(f"augment must return floats [{count}, channels, height, width], got {got}")
         return images
 

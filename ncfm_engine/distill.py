@@ -103,7 +103,7 @@ def distill(
     if folder and ranks.rank == 0:
         _truncate_metrics(folder / METRICS_FILE, match.step)
     report("distil", match.step, config.iterations)
-    with tuned_convolutions(), rounded_products(torch.device(device).type == "cuda"):  # as the reference
+    with tuned_convolutions(), rounded_products(torch.device(device).type == "cuda"):  # as it is benchmarked
         while match.step < config.iterations:
             match.play()
             last = match.step == config.iterations

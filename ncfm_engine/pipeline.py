@@ -24,7 +24,6 @@ from .distill import METRICS_FILE, Distilled, distill, resumable
 from .evaluate import evaluate, forget_progress, settings_hash
 from .initial import check_packing
 from .label import label, teacher
-from .memory import Layout
 from .plan import (
     LOSS_PLOT_FILE,
     RESULTS_FILE,
@@ -75,39 +74,23 @@ def run(plan: Plan, report: Report = silent, stop: StopRequest | None = None) ->
         ranks.barrier()  # nobody writes before all have looked
         path = plan.run_folder / COSTS_FILE if ranks.rank == 0 else None
         costs = Costs(path, plan.device, plan.resume)
-        report = report if ranks.rank == 0 else silent
-        with costs.stage("loading"):
-            source, layout, key = _open(plan, ranks, stop, report)
-        rows = _stages(plan, source, layout, key, ranks, stop, report, costs)
+        rows = _stages(plan, ranks, stop, report if ranks.rank == 0 else silent, costs)
     return None if rows is None else Outcome(rows, costs.stages)
 
 
-def _open(
-    plan: Plan, ranks: Ranks, stop: StopRequest, report: Report
-) -> tuple[Source, Layout, dict[str, Any]]:
-    """The real images, how steps are cut, what a checkpoint must agree with; what does not fit is refused."""
-    source = open_source(plan, ranks=ranks, stop=stop, report=report)
-    layout, key = layout_of(plan, source, ranks), identity(plan, source)
-    check_packing(plan.recipe.distill, source, plan.recipe.ipc)
-    if plan.resume:
-        resumable(plan.run_folder, key, plan.recipe.distill.iterations)  # refused now, not after pretraining
-    return source, layout, key
-
-
 def _stages(
-    plan: Plan,
-    source: Source,
-    layout: Layout,
-    key: dict[str, Any],
-    ranks: Ranks,
-    stop: StopRequest,
-    report: Report,
-    costs: Costs,
+    plan: Plan, ranks: Ranks, stop: StopRequest, report: Report, costs: Costs
 ) -> list[dict[str, Any]] | None:
     recipe = plan.recipe
-    if ranks.rank == 0:
-        remove_leftovers(plan)
-        plan.run_folder.mkdir(parents=True, exist_ok=True)  # what pretraining costs is kept there
+    with costs.stage("loading"):
+        source = open_source(plan, ranks=ranks, stop=stop, report=report)
+        layout, key = layout_of(plan, source, ranks), identity(plan, source)
+        check_packing(recipe.distill, source, recipe.ipc)
+        if plan.resume:
+            resumable(plan.run_folder, key, recipe.distill.iterations)  # refused now, not after pretraining
+        if ranks.rank == 0:
+            remove_leftovers(plan)
+            plan.run_folder.mkdir(parents=True, exist_ok=True)  # what pretraining costs is kept there
     with costs.stage("pretraining"):
         pool = _pool(plan, source, ranks, stop, report)
     with costs.stage("distilling"):
