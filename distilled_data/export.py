@@ -4,9 +4,7 @@ What is exported are the decoded views, in their order, with class and, where th
 class probabilities.
 """
 
-import contextlib
 import io
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import MissingExtraError, OutputError, UsageError
-from .format import new_folder
+from .files import new_folder, replacing
 
 if TYPE_CHECKING:
     from .dataset import DistilledDataset
@@ -54,21 +52,17 @@ def to_webdataset(data: "DistilledDataset", path: str | Path) -> None:
     if path.name.endswith("gz"):
         raise UsageError(f"a shard is not compressed, PNG is already; name it .tar, got {path.name}")
     soft = None if data.artifact.logits is None else data.soft_targets.numpy()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TarWriter(str(temporary), mtime=0.0) as shard:  # equal sets give equal bytes
+        # equal sets give equal bytes
+        with replacing(path) as temporary, TarWriter(str(temporary), mtime=0.0) as shard:
             for number, (content, label) in enumerate(zip(_pngs(data), data.targets.tolist(), strict=True)):
                 sample = {"__key__": f"{number:08d}", "png": content, "cls": label}
                 shard.write(sample if soft is None else sample | {"soft.npy": soft[number]})
-        os.replace(temporary, path)
     except OSError as error:
         raise OutputError(
             f"could not write {path}: {error.strerror}. The old file, if any, is there."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def to_imagefolder(data: "DistilledDataset", path: str | Path) -> None:

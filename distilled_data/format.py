@@ -10,15 +10,10 @@ A folder holds `distilled.safetensors` (the only source of truth), `README.md`, 
 Axis 0 is the rank, so `images[:k]` is the IPC-k set; axis 1 is the class, so labels are implied.
 """
 
-import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .errors import FormatError, NewerFormatError, OutputError, UnknownNameError, UsageError
+from .errors import FormatError, NewerFormatError, UnknownNameError, UsageError
+from .files import write_file
 from .indexing import whole
 
 FORMAT_VERSION = 1
@@ -288,58 +284,6 @@ def select_classes(artifact: Artifact, classes: Sequence[str | int]) -> Artifact
     logits = None if artifact.logits is None else artifact.logits[:, index][..., index]
     metadata = dataclasses.replace(artifact.metadata, classes=tuple(names[i] for i in index))
     return Artifact(artifact.images[:, index], metadata, logits)
-
-
-def write_file(path: str | Path, content: bytes) -> None:
-    """Replace `path` by `content` atomically and durably, mode 0644. Raises `OutputError`."""
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself must survive a power cut
-        finally:
-            os.close(folder)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-        hint = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the folder"
-        raise OutputError(
-            f"could not write {path} ({len(content)} bytes): {error.strerror}. The old file, if there was "
-            f"one, is untouched. {hint} and run again."
-        ) from error
-
-
-@contextlib.contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `path` at the end: all of it or, on any error or kill, none of it.
-
-    Raises `UsageError` if something is there that is not an empty folder, and `OutputError`.
-    """
-    path = Path(path).resolve()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"{path} is not an empty folder; choose another one")
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        yield temporary
-        temporary.chmod(0o755)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"could not write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _open(path: str | Path) -> Any:

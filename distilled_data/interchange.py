@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from .errors import FormatError, MissingExtraError, OutputError, UsageError
-from .format import METADATA_KEY, Artifact, Metadata, parse_metadata, write_file
+from .files import write_file
+from .format import METADATA_KEY, Artifact, Metadata, parse_metadata
 from .tensors import artifact_of, own, per_channel
 
 if TYPE_CHECKING:

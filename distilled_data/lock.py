@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LockError
-from .format import write_file
+from .files import write_file
 from .manifest import Fingerprint, fingerprints, hexadecimal
 
 LOCK_FILE = "distilled.lock"

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from .errors import FormatError, IntegrityError, NewerFormatError, UsageError
+from .files import write_file
 from .format import (
     ARTIFACT_FILE,
     CARD_FILE,
@@ -39,7 +40,6 @@ from .format import (
     Artifact,
     read_artifact,
     unique_keys,
-    write_file,
 )
 
 MAX_BYTES = 1_000_000  # of a manifest; what is larger is something else

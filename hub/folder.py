@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from distilled_data.files import write_file
 from distilled_data.format import (
     ARTIFACT_FILE,
     CARD_FILE,
@@ -9,7 +10,6 @@ from distilled_data.format import (
     PARQUET_FILE,
     PREVIEW_FILE,
     read_artifact,
-    write_file,
 )
 from distilled_data.manifest import write_manifest
 

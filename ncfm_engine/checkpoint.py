@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distilled_data import CheckpointError
-from distilled_data.format import write_file
+from distilled_data.files import write_file
 
 FORMAT = 1
 

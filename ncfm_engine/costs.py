@@ -1,6 +1,5 @@
 """What every stage of a run took, over all the pieces that it was done in."""
 
-import json
 import resource
 import sys
 import time
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from distilled_data.format import write_file
+from distilled_data.files import read_json, write_json
 
 COSTS_FILE = "costs.json"  # of the run folder
 
@@ -28,7 +27,7 @@ class Costs:
         self._gpu = where if where.type == "cuda" else None
         self.stages: dict[str, dict[str, Any]] = {}
         if path and resume and path.exists():
-            self.stages = json.loads(path.read_text())
+            self.stages = read_json(path)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -51,7 +50,7 @@ class Costs:
             "peak_gpu_mib": max(before["peak_gpu_mib"] or 0, gpu or 0) or None,
         }
         if self.path and self.path.parent.is_dir():
-            write_file(self.path, json.dumps(self.stages, indent=1).encode() + b"\n")
+            write_json(self.path, self.stages)
 
 
 def peak_memory_mib() -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distilled_data import CheckpointError, DeviceMemoryError, DivergenceError, OutputError, RankError
-from distilled_data.format import write_file
+from distilled_data.files import write_file
 
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, under
 from .config import DistillConfig

@@ -1,7 +1,6 @@
 """The main job: pretrain, distil, label, save, evaluate what was saved."""
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from distilled_data import Artifact, ArtifactError, DistilledDataset, Metadata, SourceError, UsageError
-from distilled_data.format import (
-    ARTIFACT_FILE,
-    MANIFEST_FILE,
-    read_artifact,
-    write_artifact,
-    write_file,
-)
+from distilled_data.files import read_json, write_json
+from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, read_artifact, write_artifact
 from distilled_data.manifest import verify_folder, write_manifest
 
 from .config import Recipe
@@ -153,7 +147,7 @@ def _recorded(plan: Plan, artifact: Artifact) -> list[dict[str, Any]] | None:
     try:
         verify_folder(plan.output)
         stored = read_artifact(plan.output / ARTIFACT_FILE)
-        rows = json.loads((plan.run_folder / RESULTS_FILE).read_text())["rows"]
+        rows = read_json(plan.run_folder / RESULTS_FILE)["rows"]
     except (OSError, ArtifactError):
         return None
     config = plan.recipe.evaluate
@@ -370,9 +364,9 @@ def write_results(
 ) -> None:
     """Merge rows into `results.json`, each with where, by what command and at what costs it was measured."""
     origin = {**provenance(device), "command": command()}
-    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    known = read_json(path)["rows"] if path.exists() else []
     merged = _merged(known, [row | origin | {"stages": stages} for row in rows])
-    write_file(path, json.dumps({"rows": merged}, indent=1).encode() + b"\n")
+    write_json(path, {"rows": merged})
 
 
 def _merged(known: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from distilled_data import MissingExtraError
-from distilled_data.format import write_file
+from distilled_data.files import write_file
 
 
 class Report(Protocol):

@@ -278,7 +278,7 @@ def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path):
 
 def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
     code = (
-        "import sys; from distilled_data.format import write_file\n"
+        "import sys; from distilled_data.files import write_file\n"
         "i = 0\n"
         "while True:\n"
         "    write_file(sys.argv[1], bytes([i % 256]) * 3_000_000); i += 1; print(i, flush=True)\n"

@@ -285,6 +285,24 @@ def test_a_damaged_artifact_is_made_again_from_its_checkpoint(copied):
     )
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "work/digits-ipc1.run/costs.json",
+        "work/digits-ipc1.run/results.json",
+        "work/digits-ipc1.run/stages.json",
+        "results/digits/results.json",
+    ],
+)
+def test_a_damaged_file_of_results_is_named_and_left_as_it_is(copied, name):
+    path = copied / name
+    cut = path.read_text()[:-20]
+    path.write_text(cut)
+    with pytest.raises(CheckpointError, match=rf"{path.name} is damaged: .* Remove it and run again"):
+        make(copied, stages=(campaign.DISTIL,))
+    assert path.read_text() == cut
+
+
 def test_the_most_telling_rows_come_first():
     names = [row.name for row in TABLES["published"]]
     assert names[:4] == ["cifar10-ipc10", "cifar100-ipc10", "cifar10-ipc50", "cifar100-ipc50"]

@@ -14,7 +14,6 @@ Everything is written as JSON, with the tables as Markdown beside it.
 
 import argparse
 import dataclasses
-import json
 import os
 import platform
 import tempfile
@@ -26,7 +25,7 @@ import torch
 from command_line import duration, run_command, settings, size
 
 from distilled_data import UsageError
-from distilled_data.format import write_file
+from distilled_data.files import write_file, write_json
 from ncfm_engine.config import Recipe
 from ncfm_engine.plan import resolve_device
 from ncfm_engine.pretrain import pretrain
@@ -124,7 +123,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 def save(content: dict[str, Any], output: Path) -> None:
     """Write what is known so far: a part that fails must not cost the ones before it."""
-    write_file(output, json.dumps(content, indent=1).encode() + b"\n")
+    write_json(output, content)
     write_file(output.with_suffix(".md"), markdown(content).encode())
 
 

@@ -9,7 +9,6 @@ measured, and what share of a training step of ConvNet-3 waits for data.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,8 @@ import torch
 from command_line import run_command
 
 from distilled_data import Artifact, DistilledDataset, Metadata
-from distilled_data.format import ARTIFACT_FILE, write_artifact, write_file
+from distilled_data.files import write_json
+from distilled_data.format import ARTIFACT_FILE, write_artifact
 from distilled_data.manifest import write_manifest
 from ncfm_engine.networks import build_network
 from ncfm_engine.provenance import provenance
@@ -104,7 +104,7 @@ def main(arguments: argparse.Namespace) -> None:
         )
     if arguments.output:
         content = {"rows": rows} | provenance(arguments.device)
-        write_file(arguments.output, json.dumps(content, indent=1).encode() + b"\n")
+        write_json(arguments.output, content)
 
 
 Measured = tuple[float, int]  # seconds, bytes of memory or 0

@@ -8,7 +8,6 @@ to a commit, in turns. Nothing is fetched while it is measured.
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -24,7 +23,8 @@ from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 
 from distilled_data import Artifact, DistilledDataset, Metadata
-from distilled_data.format import ARTIFACT_FILE, write_artifact, write_file
+from distilled_data.files import write_json
+from distilled_data.format import ARTIFACT_FILE, write_artifact
 from distilled_data.manifest import Fingerprint, write_manifest
 from ncfm_engine.provenance import provenance
 from tests.hub_server import Blob, Commit, LoopbackHub, Repository
@@ -53,7 +53,7 @@ def main(arguments: argparse.Namespace) -> None:
             print(f"{megabytes:7g} MB  {shown[0]:8.1f} ({shown[1]:.1f} to {shown[2]:.1f})      {name}")
     if arguments.output:
         content = {"rows": rows} | provenance("cpu")
-        write_file(arguments.output, json.dumps(content, indent=1).encode() + b"\n")
+        write_json(arguments.output, content)
 
 
 def measure(megabytes: float, rounds: int) -> dict[str, list[float]]:

@@ -8,7 +8,6 @@ from a place and in colours of its own, each image shifted, scaled, mirrored and
 """
 
 import argparse
-import json
 import shutil
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from command_line import run_command
 
-from distilled_data.format import write_file
+from distilled_data.files import write_json
 from ncfm_engine.provenance import provenance
 from ncfm_engine.sources.decode import Decoder
 from ncfm_engine.sources.prepare import prepare
@@ -90,7 +89,7 @@ def main(arguments: argparse.Namespace) -> None:
             "workers": arguments.workers,
         }
         content = {"source": about, "rows": rows, "store_bytes": nbytes, "bytes_per_second": rates}
-        write_file(arguments.output, json.dumps(content | provenance("cpu"), indent=1).encode() + b"\n")
+        write_json(arguments.output, content | provenance("cpu"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ turn, so that what else the machine does hits all of them. Processes share the c
 
 import argparse
 import dataclasses
-import json
 import queue
 import statistics
 import time
@@ -21,7 +20,7 @@ import torch
 from command_line import add_source_flags, reading, run_command, settings
 
 from distilled_data import DistilledDataset
-from distilled_data.format import write_file
+from distilled_data.files import write_json
 from ncfm_engine.config import EvaluateConfig
 from ncfm_engine.pipeline import real_images, recipe_of
 from ncfm_engine.plan import resolve_device
@@ -115,7 +114,7 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"| {row['contender']} | {rate:.0f} | {rate / slow:.2f} |")
     if arguments.output:
         content = {"rows": rows, "epochs": arguments.epochs, "candidates": candidates} | provenance(device)
-        write_file(arguments.output, json.dumps(content, indent=1).encode() + b"\n")
+        write_json(arguments.output, content)
 
 
 def train(workers: list[Worker], candidates: list[Architecture], at_once: int) -> float:

@@ -19,7 +19,8 @@ from pathlib import Path
 from command_line import run_command
 
 from distilled_data import DistilledDataset, UsageError
-from distilled_data.format import ARTIFACT_FILE, new_folder, write_artifact
+from distilled_data.files import new_folder
+from distilled_data.format import ARTIFACT_FILE, write_artifact
 from distilled_data.interchange import labels_beside, read_set, write_set
 from distilled_data.tensors import VALUES
 from hub import complete_folder

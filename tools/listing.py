@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distilled_data.format import write_file
+from distilled_data.files import write_file
 
 
 def write_rows(path: Path, head: Mapping[str, Any], name: str, rows: Sequence[Mapping[str, Any]]) -> None:

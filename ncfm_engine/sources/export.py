@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from distilled_data.errors import MissingExtraError
-from distilled_data.format import new_folder, write_file
+from distilled_data.files import new_folder, write_file
 
 from .images import Images
 from .reader import CLASSES_FILE, PARTS

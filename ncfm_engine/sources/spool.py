@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from distilled_data.errors import OutputError, SourceError
-from distilled_data.format import write_file
+from distilled_data.files import replacing, write_file
 
 from .decode import Decoder, Refused
 from .reader import Damage, Reader, Record, Unit, sha256_of
@@ -72,42 +72,37 @@ def decode_unit(reader: Reader, decoder: Decoder, work: Path, unit: Unit) -> int
     labels: list[int] = []
     sums: list[np.ndarray] = []
     digests, damaged, waiting = bytearray(), [], []
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
+    with replacing(path.with_suffix(".pixels")) as temporary, temporary.open("wb") as file:
 
-            def write() -> None:
-                """Some images at once: one call for each would take longer than the sums themselves."""
-                block = np.stack(waiting)
-                file.write(block.data)
-                sums.append(pixel_sums(block))
-                waiting.clear()
+        def write() -> None:
+            """Some images at once: one call for each would take longer than the sums themselves."""
+            block = np.stack(waiting)
+            file.write(block.data)
+            sums.append(pixel_sums(block))
+            waiting.clear()
 
-            for record in reader.read(unit):
-                try:
-                    if isinstance(record, Damage):
-                        raise Refused(record.reason)
-                    label = _class(record, reader.classes)
-                    pixels = decoder(record.image)
-                except Refused as reason:
-                    damaged.append([record.name, str(reason)])
-                    continue
-                if not labels:
-                    shape, first = pixels.shape, record.name
-                elif pixels.shape != shape:
-                    raise SourceError(unlike(reader.where, first, shape, record.name, pixels.shape))
-                labels.append(names.setdefault(label, len(names)))
-                digests += digest(pixels)
-                waiting.append(pixels)
-                if len(waiting) * pixels.nbytes >= BLOCK:
-                    write()
-            if waiting:
+        for record in reader.read(unit):
+            try:
+                if isinstance(record, Damage):
+                    raise Refused(record.reason)
+                label = _class(record, reader.classes)
+                pixels = decoder(record.image)
+            except Refused as reason:
+                damaged.append([record.name, str(reason)])
+                continue
+            if not labels:
+                shape, first = pixels.shape, record.name
+            elif pixels.shape != shape:
+                raise SourceError(unlike(reader.where, first, shape, record.name, pixels.shape))
+            labels.append(names.setdefault(label, len(names)))
+            digests += digest(pixels)
+            waiting.append(pixels)
+            if len(waiting) * pixels.nbytes >= BLOCK:
                 write()
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path.with_suffix(".pixels"))
-    finally:
-        temporary.unlink(missing_ok=True)
+        if waiting:
+            write()
+        file.flush()
+        os.fsync(file.fileno())
     arrays = {
         "labels": np.array(labels, np.int32),
         "digests": np.frombuffer(digests, np.uint8).reshape(-1, 32),

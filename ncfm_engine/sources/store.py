@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from distilled_data.errors import IntegrityError, SourceError
-from distilled_data.format import write_file
+from distilled_data.files import replacing, write_file
 
 from .images import Images
 from .reader import PARTS, Damage, Origin
@@ -177,19 +177,14 @@ def write_shard(
     path: Path, images: Iterator[np.ndarray], shape: Sequence[int], digests: np.ndarray, sums: np.ndarray
 ) -> None:
     """Write blocks uint8 [n, channels, height, width] of `images`, as many as `digests`, piece by piece."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(_header(len(digests), shape))
-            file.write(np.ascontiguousarray(sums, "<i8").data)
-            file.write(np.ascontiguousarray(digests).data)
-            for block in images:
-                file.write(block.data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(_header(len(digests), shape))
+        file.write(np.ascontiguousarray(sums, "<i8").data)
+        file.write(np.ascontiguousarray(digests).data)
+        for block in images:
+            file.write(block.data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def is_written(path: Path, shape: Sequence[int], digests: np.ndarray, sums: np.ndarray) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distilled_data.format import write_file
+from distilled_data.files import write_file
 from ncfm_engine.proxies import FULL, PROXIES
 from ncfm_engine.report import plot_agreement, plot_regret
 from ncfm_engine.search import EARLY_ENDING, Result

@@ -11,7 +11,8 @@ from typing import Any
 from filelock import FileLock
 
 from distilled_data import ArtifactError, DistilledDataset
-from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, write_file
+from distilled_data.files import read_json, write_file, write_json
+from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES
 from distilled_data.manifest import verify_folder
 from hub import complete_folder
 from ncfm_engine.config import Recipe
@@ -98,7 +99,7 @@ class Campaign:
         """
         path = self.results / RESULTS_FILE
         with FileLock(self.results.with_name(f".{self.results.name}.lock")):
-            there = json.loads(path.read_text())["sets"] if path.exists() else []
+            there = read_json(path)["sets"] if path.exists() else []
             known = {entry["row"]: entry for entry in there}
             for row in self.rows:
                 plan = self.plan(row)
@@ -111,7 +112,7 @@ class Campaign:
                     known.pop(row.name, None)
             found = [known[row.name] for row in self.rows if row.name in known]
             content = {"table": self.results.name, "sets": found}
-            write_file(path, json.dumps(content, indent=1).encode() + b"\n")
+            write_json(path, content)
             write_file(self.results / TABLE_FILE, markdown(content).encode())
             curves = {}
             for entry in found:
@@ -142,8 +143,7 @@ class Campaign:
             write_results(plan.run_folder / RESULTS_FILE, rows, plan.device, costs.stages)
         complete_folder(plan.output)
         stages = _done(plan)["stages"] | {stage: _key(rows[0])}  # of all label kinds
-        text = json.dumps({"source": _source(plan), "stages": stages}, indent=1)
-        write_file(plan.run_folder / STAGES_FILE, text.encode() + b"\n")
+        write_json(plan.run_folder / STAGES_FILE, {"source": _source(plan), "stages": stages})
         forget_progress(plan.run_folder, rows)
 
     def _is_done(self, row: Row, stage: str, plan: Plan) -> bool:
@@ -151,7 +151,7 @@ class Campaign:
         try:
             verify_folder(plan.output)
             there = DistilledDataset.from_folder(plan.output)
-            results = json.loads((plan.run_folder / RESULTS_FILE).read_text())
+            results = read_json(plan.run_folder / RESULTS_FILE)
         except (OSError, ArtifactError):
             return False
         if _of_results(Recipe.from_dict(there.info.recipe["settings"])) != _of_results(plan.recipe):
@@ -190,9 +190,7 @@ class Campaign:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
         info = DistilledDataset.from_folder(plan.output).info
-        results, costs = (
-            json.loads((plan.run_folder / name).read_text()) for name in (RESULTS_FILE, COSTS_FILE)
-        )
+        results, costs = (read_json(plan.run_folder / name) for name in (RESULTS_FILE, COSTS_FILE))
         rows = [known for known in results["rows"] if _key(known) in latest]
         return summary(row.name, info, rows, costs, (plan.output / ARTIFACT_FILE).stat().st_size)
 
@@ -218,7 +216,7 @@ def _done(plan: Plan) -> dict[str, Any]:
     were used.
     """
     path = plan.run_folder / STAGES_FILE
-    there = json.loads(path.read_text()) if path.exists() else {}
+    there = read_json(path) if path.exists() else {}
     return there if there.get("source") == _source(plan) else {"source": _source(plan), "stages": {}}
 
 

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from distilled_data import UsageError
-from distilled_data.format import write_file
+from distilled_data.files import write_file
 from tools.architectures import report
 
 from . import findings, summary

@@ -1,0 +1,90 @@
+"""Files and folders that are there whole or not at all."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckpointError, OutputError, UsageError
+
+
+def write_file(path: str | Path, content: bytes) -> None:
+    """Replace `path` by `content` atomically and durably, mode 0644. Raises `OutputError`."""
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must survive a power cut
+        finally:
+            os.close(folder)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        hint = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the folder"
+        raise OutputError(
+            f"could not write {path} ({len(content)} bytes): {error.strerror}. The old file, if there was "
+            f"one, is untouched. {hint} and run again."
+        ) from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to fill, which takes the place of `path` at the end; on any error it is removed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write_file` of JSON that a person can read."""
+    write_file(path, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote. Raises `CheckpointError` for a file that is damaged, and `OSError`."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:  # of JSON or UTF-8
+        raise CheckpointError(f"{path} is damaged: {error}. Remove it and run again.") from error
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` at the end: all of it or, on any error or kill, none of it.
+
+    Raises `UsageError` if something is there that is not an empty folder, and `OutputError`.
+    """
+    path = Path(path).resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path} is not an empty folder; choose another one")
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        yield temporary
+        temporary.chmod(0o755)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"could not write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
