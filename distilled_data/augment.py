@@ -112,14 +112,22 @@ def cutmix(
     before the parts outside the image are cut off; targets are mixed by the share of pixels it then has.
     """
     height, width = images.shape[-2:]
-    partners, numbers = pairs(len(images), generator)
-    half = 0.5 * math.sqrt(1 - numbers.betavariate(alpha, alpha))
-    rows, columns = (span(numbers.randrange(side), int(half * side), side) for side in (height, width))
-    partners = upload(partners, images.device)
+    drawn, rows, columns = draw_cutmix(len(images), height, width, generator, alpha)
+    partners = upload(drawn, images.device)
     mixed = images.clone()
     mixed[..., rows, columns] = images[..., rows, columns][partners]
     share = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
     return mixed, torch.lerp(targets, targets[partners], share)
+
+
+def draw_cutmix(
+    count: int, height: int, width: int, generator: torch.Generator, alpha: float = 1.0
+) -> tuple[Tensor, slice, slice]:
+    """Partners, int64 [count], and the rows and columns of the box."""
+    partners, numbers = pairs(count, generator)
+    half = 0.5 * math.sqrt(1 - numbers.betavariate(alpha, alpha))
+    rows, columns = (span(numbers.randrange(side), int(half * side), side) for side in (height, width))
+    return partners, rows, columns
 
 
 def mixup(

@@ -249,12 +249,6 @@ def _views(content: Tensor) -> tuple[dict[str, Tensor], str | None]:
     return tensors, text
 
 
-def read_metadata(path: str | Path) -> Metadata:
-    """Read only the header of an artifact."""
-    with _open(path) as file:
-        return parse_metadata(path, (file.metadata() or {}).get(METADATA_KEY))
-
-
 def resolve_ipc(ipc: int | None, stored: int) -> int:
     """The number of ranks to take: all `stored` for None; `UsageError` outside 1..stored."""
     if ipc is None:

@@ -6,7 +6,6 @@ from distilled_data.files import write_file
 from distilled_data.format import (
     ARTIFACT_FILE,
     CARD_FILE,
-    MANIFEST_FILE,
     PARQUET_FILE,
     PREVIEW_FILE,
     read_artifact,
@@ -18,8 +17,8 @@ from .mirror import parquet_bytes
 from .preview import preview_png
 
 
-def complete_folder(folder: str | Path) -> list[Path]:
-    """Write card, parquet mirror, preview and, last, the manifest beside the artifact; return their paths.
+def complete_folder(folder: str | Path) -> None:
+    """Write card, parquet mirror, preview and, last, the manifest beside the artifact.
 
     The same artifact gives the same bytes. A card that is there keeps what people wrote, see `render_card`.
     Raises `FormatError` when the artifact cannot be read and `OutputError` when a file cannot be written.
@@ -32,4 +31,3 @@ def complete_folder(folder: str | Path) -> list[Path]:
     write_file(folder / PREVIEW_FILE, preview_png(artifact))
     write_file(card, render_card(artifact, existing).encode())
     write_manifest(folder)
-    return [folder / name for name in (CARD_FILE, PARQUET_FILE, PREVIEW_FILE, MANIFEST_FILE)]

@@ -6,14 +6,13 @@ from pinned memory: nothing waits for a GPU.
 """
 
 import copy
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distilled_data.augment import apply, draw, pairs, span
+from distilled_data.augment import apply, draw, draw_cutmix
 from distilled_data.decode import take
 from distilled_data.loader import Loader
 from distilled_data.randomness import generator_at
@@ -52,7 +51,9 @@ class Batches:
         """The batch at this address, whatever was asked for before."""
         first = self.loaders[0]
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._order_of(epoch)
+            pairs = zip(self.loaders, self._starts, strict=True)
+            order = torch.stack([loader.order(epoch) + start for loader, start in pairs])  # [M, N]
+            self._epoch, self._order = epoch, upload(order, self.images.device)
         index = self._order[:, batch * first.batch_size : (batch + 1) * first.batch_size]
         tiles = take(self.images, index.flatten(), first.factor)
         targets = first.label(upload(self.targets[index], first.device))  # they may lie in main memory
@@ -63,16 +64,6 @@ class Batches:
         if first.relabel is not None:
             targets = torch.stack([first.relabel(one) for one in images])  # not in M times the memory
         return images, targets
-
-    def _order_of(self, epoch: int) -> Tensor:
-        """Rows of the images, int64 [M, N], where they lie."""
-        rows = []
-        for loader, start in zip(self.loaders, self._starts, strict=True):
-            order = torch.arange(loader.count)
-            if loader.shuffle:
-                order = torch.randperm(len(order), generator=generator_at(loader.seed, "order", epoch))
-            rows.append(order + start)
-        return upload(torch.stack(rows), self.images.device)
 
     def _augment(self, images: Tensor, epoch: int, batch: int) -> Tensor:
         """Networks that drew the same operations are augmented in one call."""
@@ -96,11 +87,12 @@ class Batches:
     def _mix(self, images: Tensor, targets: Tensor, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
         count, (height, width), device = images.shape[1], images.shape[-2:], images.device
         partners = torch.arange(images.shape[:2].numel()).view(-1, count)  # at first everyone is its own
-        boxes = torch.zeros(len(images), 4, dtype=torch.int64)
+        boxes = torch.zeros(len(images), 4, dtype=torch.int64)  # top, bottom, left, right
         for network, loader in enumerate(self.loaders):
             generator = generator_at(loader.seed, "cutmix", epoch, batch)
             if torch.rand((), generator=generator) < self.cutmix:
-                drawn, boxes[network] = draw_mix(count, height, width, generator)
+                drawn, rows, columns = draw_cutmix(count, height, width, generator)
+                boxes[network] = torch.tensor([rows.start, rows.stop, columns.start, columns.stop])
                 partners[network] = drawn + network * count
         areas = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2])
         if self.cutmix == 0 or (len(images) == 1 and not areas.any()):
@@ -114,11 +106,3 @@ class Batches:
         shares = upload((areas / (height * width)).float(), device).view(-1, 1, 1)
         images = torch.where(inside, images.flatten(0, 1)[partner].view_as(images), images)
         return images, torch.lerp(targets, targets.flatten(0, 1)[partner].view_as(targets), shares)
-
-
-def draw_mix(count: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The draws of `distilled_data.augment.cutmix`: partners [count], box (top, bottom, left, right)."""
-    partners, numbers = pairs(count, generator)
-    half = 0.5 * math.sqrt(1 - numbers.betavariate(1.0, 1.0))
-    rows, columns = (span(numbers.randrange(side), int(half * side), side) for side in (height, width))
-    return partners, torch.tensor([rows.start, rows.stop, columns.start, columns.stop])

@@ -60,6 +60,11 @@ def save_checkpoint(
     write_file(path, content)
 
 
+def discard(path: Path) -> None:
+    for generation in (path, previous_of(path)):
+        generation.unlink(missing_ok=True)
+
+
 def _keep(path: Path) -> None:
     """Let the previous checkpoint be the current one, which stays where it is."""
     link = path.with_name(f".{path.name}.{os.getpid()}.tmp")

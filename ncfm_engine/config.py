@@ -221,10 +221,7 @@ class Recipe(_Config):
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Recipe":
         """The recipe that `asdict` and JSON made of one. Unknown fields raise `UnknownNameError`."""
-        flat = flatten(content)
-        if "distill.adversarial" in flat:  # before there were more discrepancies than two
-            flat["distill.discrepancy"] = "ncfd" if flat.pop("distill.adversarial") else "cfd"
-        return cls().replace(flat)
+        return cls().replace(flatten(content))
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

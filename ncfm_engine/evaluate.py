@@ -21,7 +21,7 @@ from distilled_data.loader import Loader
 from distilled_data.randomness import generator_at, seed_at
 
 from .batches import Batches, reseeded
-from .checkpoint import load_checkpoint, previous_of, save_checkpoint
+from .checkpoint import discard, load_checkpoint, save_checkpoint
 from .config import EvaluateConfig, NetworkConfig
 from .label import Ensemble, label
 from .pretrain import FeaturePool, build, real_loader, real_test_loader
@@ -75,17 +75,12 @@ def evaluate(
 def forget_progress(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Remove the progress of the `evaluate` that returned these rows; they are safe now."""
     for row in rows:
-        _discard(_progress_path(folder, row["settings"], row["content_hash"]))
+        discard(_progress_path(folder, row["settings"], row["content_hash"]))
 
 
 def _progress_path(folder: Path, settings: str, content_hash: str) -> Path:
     """Other evaluations that were broken off in the same folder do not disturb this one."""
     return folder / f"{PROGRESS_PREFIX}-{settings}-{content_hash[:12]}.safetensors"
-
-
-def _discard(path: Path) -> None:
-    for generation in (path, previous_of(path)):
-        generation.unlink(missing_ok=True)
 
 
 def _row(
@@ -149,7 +144,7 @@ class _Progress:
         if self._found:
             self.scores, self.seconds = self._found.progress["scores"], self._found.progress["seconds"]
         elif path:
-            _discard(path)
+            discard(path)
 
     def run(self, name: str, repeats: list[int], start: Callable[[], Training], **options: Any) -> None:
         """Run the training of these repeats that `start` makes, from where it was stopped, and record it."""
@@ -243,7 +238,7 @@ def train_and_test(
     if not progress.scores:
         progress.run("training", [0], start, stop=stop)
     if path:
-        _discard(path)
+        discard(path)
     [(last, best)] = progress.scores.values()
     return last, best
 

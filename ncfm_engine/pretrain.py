@@ -17,7 +17,7 @@ from distilled_data.loader import Loader
 from distilled_data.randomness import seed_at
 
 from .batches import Batches, reseeded
-from .checkpoint import Checkpoint, load_checkpoint, previous_of, save_checkpoint
+from .checkpoint import Checkpoint, discard, load_checkpoint, save_checkpoint
 from .config import NetworkConfig, PretrainConfig
 from .memory import free_memory
 from .networks import build_network
@@ -246,14 +246,14 @@ def _trained(training: Training, folder: Path, group: list[int], **options: Any)
     for index, trajectory, accuracy in zip(group, torch.stack(weights, 1), training.scores[-1], strict=True):
         if trajectory.isfinite().all():
             members[index] = Member(trajectory, accuracy)
-            _discard(_path(folder, index))  # what is damaged
+            discard(_path(folder, index))  # what is damaged
             save_checkpoint(
                 _path(folder, index),
                 {"trajectory": trajectory},
                 identity={"pool": folder.name, "network": index},
                 progress={"accuracy": accuracy},
             )
-    _discard(path)
+    discard(path)
     for index in group:
         if index not in members:
             raise DivergenceError(
@@ -278,8 +278,3 @@ def _whole(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
         return load_checkpoint(path, identity)
     except CheckpointError:
         return None
-
-
-def _discard(path: Path) -> None:
-    for generation in (path, previous_of(path)):
-        generation.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from distilled_data import UnknownNameError, UsageError
-from distilled_data.format import ARTIFACT_FILE, read_metadata
+from distilled_data.format import ARTIFACT_FILE, read_artifact
 from ncfm_engine.config import (
     DistillConfig,
     EvaluateConfig,
@@ -27,7 +27,7 @@ def test_the_settings_of_every_published_artifact_can_be_read():
     paths = sorted((Path(__file__).parents[1] / "tools" / "results").rglob(ARTIFACT_FILE))
     assert len(paths) >= 3
     for path in paths:
-        recipe = Recipe.from_dict(read_metadata(path).recipe["settings"])
+        recipe = Recipe.from_dict(read_artifact(path).metadata.recipe["settings"])
         assert recipe.distill.discrepancy == "ncfd"
 
 
@@ -375,7 +375,7 @@ def test_a_name_or_number_that_would_fail_hours_later_is_refused_at_once(config,
     ],
 )
 def test_a_value_of_another_type_is_refused(path, value):
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=rf"\.{path.rpartition('.')[2]} must be"):
         Recipe().replace({path: value})
 
 

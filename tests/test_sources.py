@@ -65,7 +65,8 @@ def test_images_are_sorted_by_class_then_by_the_digest_of_their_bytes(digits):
 
 
 def test_counts_are_the_images_of_each_class_even_of_a_class_without_any():
-    part = LabelledImages.from_arrays(np.zeros((3, 2, 2), np.uint8), [0, 2, 0], num_classes=4)
+    images, targets = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 2])
+    part = LabelledImages(images, targets, 4, digests=torch.zeros(3, 32), sums=torch.zeros(3, 1, 2))
     assert part.counts.tolist() == [2, 0, 1, 0]
     assert len(part) == 3
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from distilled_data.errors import SourceError, UsageError
@@ -32,22 +31,6 @@ class LabelledImages:
     num_classes: int
     digests: Tensor  # uint8 [N, 32]
     sums: Tensor  # int64 [N, channels, 2]: of the pixels of each channel, and of their squares
-
-    @classmethod
-    def from_arrays(cls, images: np.ndarray, targets: ArrayLike, num_classes: int) -> "LabelledImages":
-        """Sort uint8 `images` [N, height, width] or [N, height, width, channels] with their `targets` [N]."""
-        if images.ndim == 3:
-            images = images[..., None]
-        images = np.ascontiguousarray(np.moveaxis(images, -1, 1))
-        targets = np.asarray(targets, dtype=np.int64)
-        digests = digests_of(images)
-        sums = np.concatenate(
-            [pixel_sums(block) for block in np.array_split(images, len(images) // 1024 + 1)]
-        )
-        order = content_order(targets, digests)
-        parts = (torch.from_numpy(array[order]) for array in (images, targets, digests, sums))
-        images_, targets_, digests_, sums_ = parts
-        return cls(images_, targets_, num_classes, digests_, sums_)
 
     @property
     def counts(self) -> Tensor:
