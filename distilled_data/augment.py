@@ -29,7 +29,7 @@ from .transfer import upload
 
 __all__ = ["DSA", "MIXES", "OPERATIONS", "augment", "cutmix", "mix", "mixup"]
 
-DSA = "flip_color_crop|scale|rotate"  # the recipe of evaluation; the strategy "dsa" means this one
+DSA = "flip_color_crop|scale|rotate"  # the augmentation of evaluation; the strategy "dsa" means this one
 
 BRIGHTNESS = 1.0  # width of the range of the shift, in standard deviations of the data set
 SATURATION = 2.0  # largest gain; the smallest is 0

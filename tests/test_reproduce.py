@@ -404,7 +404,7 @@ def test_data_are_the_same_however_their_folder_is_spelt(tmp_path, monkeypatch):
     assert here == there != other
 
 
-def test_figures_of_the_article_stand_beside_sets_of_its_own_images_only(finished):
+def test_figures_of_the_paper_stand_beside_sets_of_its_own_images_only(finished):
     info = DistilledDataset.from_folder(finished / "work" / "digits-ipc1").info
     row = summary(finished)
     [cifar] = [key for key, name in FINGERPRINTS.items() if name == "cifar10"]

@@ -1,4 +1,4 @@
-"""What is varied, one row each: the claims of the article, what it leaves open, nested sets."""
+"""What is varied, one row each: the claims of the paper, what it leaves open, nested sets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

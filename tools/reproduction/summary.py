@@ -16,7 +16,7 @@ from .tables import FINGERPRINTS, PAPER, PAPER_ARCHITECTURES, REPORTED
 TITLES = {"resnet18": "ResNet-18", "vgg11": "VGG-11", "alexnet": "AlexNet"}
 NO_AUGMENTATION = "ncfm without augmentation"
 HEADLINE = (
-    "the article",
+    "the paper",
     "**hard labels, last epoch**",
     "random real images, hard labels",
     "**soft labels, last epoch**",
@@ -111,7 +111,7 @@ def _table(sets: Sequence[Mapping[str, Any]], cells: Mapping[str, Cell]) -> str:
 def _cells() -> dict[str, Cell]:
     """What stands in each line of the table, by its title."""
     cells: dict[str, Cell] = {
-        "the article": lambda s: _number(s["paper"]),
+        "the paper": lambda s: _number(s["paper"]),
         "the reference, as its users report it": lambda s: s["reported"] or "",
         "**hard labels, last epoch**": _of("last", "hard"),
         "hard labels, best of ten looks at the test set": _of("best", "hard"),
@@ -126,7 +126,7 @@ def _cells() -> dict[str, Cell]:
         "random real images likewise": _of("random", "hard", protocol=NO_AUGMENTATION),
     }
     for name, title in TITLES.items():
-        cells[f"{title}, the article"] = lambda s, name=name: _number(s["paper_architectures"].get(name))
+        cells[f"{title}, the paper"] = lambda s, name=name: _number(s["paper_architectures"].get(name))
         for scale, width in (("", ""), (QUARTER, ", a quarter as wide")):
             of = {"network": name + scale}
             cells[f"{title}{width}, hard labels, last epoch"] = _of("last", "hard", **of)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ncfm_engine.networks import QUARTER
 
-ARCHITECTURES = ("resnet18", "vgg11", "alexnet")  # of the article's cross-architecture table
+ARCHITECTURES = ("resnet18", "vgg11", "alexnet")  # of the paper's cross-architecture table
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Row:
     scale: str = ""  # of these architectures, or `QUARTER`
 
 
-# Of the training images that the article used, whatever form they come in.
+# Of the training images that the paper used, whatever form they come in.
 FINGERPRINTS = {
     "f1722789a7a6b320fa68a1b8a0b4a41c57af11f8cf296b80740f850eedf14a9b": "cifar10",
     "0696c7f268012447137c5fa6f679766e3ecb3cf7f99ff361f89f65ec7750fe5d": "cifar100",
 }
-# NCFM, arXiv 2502.20653: Table 1, ConvNet-3; cross-architecture accuracies of the same article.
+# NCFM, arXiv 2502.20653: Table 1, ConvNet-3; cross-architecture accuracies of the same paper.
 PAPER = {
     ("cifar10", 1): 49.5,
     ("cifar10", 10): 71.8,
@@ -43,7 +43,7 @@ PAPER_ARCHITECTURES = {
 REPORTED = {("cifar10", 1): "~36", ("cifar10", 50): "~72"}
 
 
-# The sets of the article, the most telling first, and epochs of their evaluation in a short time: 1,000
+# The sets of the paper, the most telling first, and epochs of their evaluation in a short time: 1,000
 # optimiser steps for the smallest, 4,000 to 16,000 for the others.
 _SETS = {
     ("cifar10", 10): 1000,
@@ -84,7 +84,7 @@ TABLES: Mapping[str, tuple[Row, ...]] = {
         _set(*of, _SHORT | {"evaluate.epochs": str(epochs)}, architectures={"evaluate.repeats": "1"})
         for of, epochs in _SETS.items()
     ),
-    # On a CPU core each, an hour for each set. All networks have a quarter of the article's width.
+    # On a CPU core each, an hour for each set. All networks have a quarter of the paper's width.
     "small": (
         Row(
             "cifar10-ipc10",
