@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .errors import DistilledDataError, LockError
+from .errors import DistilledDataError, LockError, UsageError
 from .lock import LOCK_FILE, LockedRepository, read_lock, write_lock
 from .remote import Repository
 
@@ -41,11 +41,15 @@ def main(arguments: argparse.Namespace) -> None:
         wanted = [Repository(name, endpoint=endpoint) for name in arguments.repositories] or [
             Repository(entry.id, entry.revision, endpoint=endpoint) for entry in entries.values()
         ]
-        lines = []
-        for repository in wanted:
-            entry = repository.locked()
-            lines.append(f"{'unchanged' if entries.get(entry.id) == entry else 'locked'}  {describe(entry)}")
-            entries[entry.id] = entry
+        names = [repository.repo_id for repository in wanted]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UsageError(f"{' and '.join(twice)} is there twice; a lock file holds one revision of each")
+        found = {repository.repo_id: repository.locked() for repository in wanted}
+        lines = [
+            f"{'unchanged' if entries.get(name) == entry else 'locked'}  {describe(entry)}"
+            for name, entry in found.items()
+        ]
+        entries = (read_lock(path) if path.exists() else {}) | found  # others may have locked sets meanwhile
         write_lock(path, entries.values())
         for line in lines:
             print(line)
@@ -71,3 +75,5 @@ if __name__ == "__main__":
     except DistilledDataError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted")

@@ -9,6 +9,7 @@ import errno
 import re
 import time
 from collections.abc import Callable
+from threading import Lock
 from typing import Any, ParamSpec, TypeVar
 
 from .errors import AccessError, ConflictError, DistilledDataError, HubError, OutputError, UsageError
@@ -43,25 +44,29 @@ def call(where: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 
 def once(where: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """`function(*args, **kwargs)` with the client's errors told as ours."""
-    _watch.begin()
-    try:
-        return function(*args, **kwargs)
-    except (DistilledDataError, TypeError, AssertionError):
-        raise
-    except Exception as error:
-        raise _translated(where, error) from error
+    with _watch:
+        try:
+            return function(*args, **kwargs)
+        except (DistilledDataError, TypeError, AssertionError):
+            raise
+        except Exception as error:
+            raise _translated(where, error) from error
 
 
 class _Watch:
-    """Hooks on the client's session that keep our requests within `LIMIT` and `PATIENCE`."""
+    """While one of our calls runs, hooks on the client's session keep it within `LIMIT` and `PATIENCE`."""
 
     def __init__(self):
         self.unanswered: float | None = None  # since when requests of ours have had no good answer
+        self.calls = 0  # of ours, that are running now
+        self._lock = Lock()
 
-    def begin(self) -> None:
+    def __enter__(self) -> None:
         from huggingface_hub import get_session
 
-        self.unanswered = None
+        with self._lock:
+            self.calls += 1
+            self.unanswered = None
         hooks = get_session().event_hooks
         if self.sent not in hooks["request"]:
             get_session().event_hooks = {
@@ -69,8 +74,13 @@ class _Watch:
                 "response": [*hooks["response"], self.answered],
             }
 
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.calls -= 1
+            self.unanswered = None
+
     def sent(self, request: Any) -> None:
-        if not _is_ours(request):
+        if not self._is_ours(request):
             return
         now = time.monotonic()
         if self.unanswered is None:
@@ -86,7 +96,7 @@ class _Watch:
         }
 
     def answered(self, response: Any) -> None:
-        if not _is_ours(response.request):
+        if not self._is_ours(response.request):
             return
         if response.status_code < 500 and response.status_code != 429:
             self.unanswered = None
@@ -96,6 +106,11 @@ class _Watch:
             raise HubError(
                 f"{response.request.url.host} takes no more requests for {wait} seconds. Try again then."
             )
+
+    def _is_ours(self, request: Any) -> bool:
+        # Uploads go to signed addresses without the client's User-Agent; nothing else does.
+        agent = request.headers.get("User-Agent", "")
+        return self.calls > 0 and (LIBRARY in agent or "hf_hub" not in agent)
 
 
 _watch = _Watch()
@@ -112,12 +127,6 @@ def check_arguments(repo_id: str, token: Any, endpoint: str | None) -> None:
         raise UsageError(f"the endpoint {endpoint!r} is no address; expected one like https://huggingface.co")
     if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", repo_id):
         raise UsageError(f"{repo_id!r} is not a repository name like org/cifar100-ncfm")
-
-
-def _is_ours(request: Any) -> bool:
-    # Uploads go to signed addresses without the client's User-Agent; nothing else does.
-    agent = request.headers.get("User-Agent", "")
-    return LIBRARY in agent or "hf_hub" not in agent
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -153,7 +162,7 @@ def _may_pass(error: BaseException | None) -> bool:
 def _translated(where: str, error: BaseException) -> DistilledDataError:
     from huggingface_hub import errors
 
-    error = _cause(error)
+    said, error = error, _cause(error)
     status = _status(error)
     match error:
         case DistilledDataError():
@@ -178,6 +187,8 @@ def _translated(where: str, error: BaseException) -> DistilledDataError:
             return AccessError(f"{where}: nobody is logged in. Log in: hf auth login, or HF_TOKEN.")
         case errors.HFValidationError():
             return UsageError(f"{where} is not a repository name like org/cifar100-ncfm: {_sentence(error)}")
+        case errors.OfflineModeIsEnabled() if said is error:  # else it was the reason not to fetch a file
+            return HubError(f"HF_HUB_OFFLINE forbids to ask the Hub about {where}. Unset it and run again.")
         case errors.OfflineModeIsEnabled() | errors.LocalEntryNotFoundError():
             return HubError(
                 f"{where} is not in the cache, and HF_HUB_OFFLINE or local_files_only forbids to ask the Hub "
@@ -192,6 +203,9 @@ def _translated(where: str, error: BaseException) -> DistilledDataError:
         return AccessError(f"the token may not do this with {where}: {_sentence(error)}")
     if status in (409, 412):
         return ConflictError(f"somebody else changed {where} at the same time: {_sentence(error)}.")
+    if status is not None and 400 <= status < 500 and status != 429:
+        words = "" if said is error else f"{_sentence(said)}: "
+        return HubError(f"the Hub does not take what was sent for {where}: {words}{_sentence(error)}.")
     if status is not None or _is_transport(error) or isinstance(error, TimeoutError):
         return HubError(f"the Hub failed for {where}: {_sentence(error)}. Try again later.")
     if isinstance(error, OSError) and error.errno in _DISK:

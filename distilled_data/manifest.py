@@ -41,6 +41,7 @@ from .format import (
     read_artifact,
     unique_keys,
 )
+from .indexing import whole
 
 MAX_BYTES = 1_000_000  # of a manifest; what is larger is something else
 CHUNK = 2**19  # bytes that are read before they are hashed
@@ -111,8 +112,9 @@ class Index:
         if ipc is None:
             return self.default
         sizes = {int(name.removeprefix("ipc")): name for name in self.configurations}
+        wanted = whole("ipc", ipc, None)
         for size in sorted(sizes):
-            if type(ipc) is int and size >= ipc > 0:
+            if size >= wanted > 0:
                 return sizes[size]
         raise UsageError(
             f"ipc={ipc!r} was asked for; the repository holds sets of {', '.join(map(str, sorted(sizes)))} "
@@ -122,6 +124,11 @@ class Index:
 
 def configuration_name(ipc: int) -> str:
     return f"ipc{ipc}"
+
+
+def inside(folder: str, name: str) -> str:
+    """The path in a repository of the file `name` of the set in `folder`, "" for the root."""
+    return f"{folder}/{name}" if folder else name
 
 
 def parse_manifest(content: bytes, where: str | Path) -> Manifest | Index:

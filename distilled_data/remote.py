@@ -5,7 +5,9 @@ every file is compared with the manifest of its commit, and with the lock file w
 differs is fetched once more, and else refused.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -18,11 +20,12 @@ from .errors import (
     IntegrityError,
     LockError,
     NewerFormatError,
+    OutputError,
     UsageError,
 )
 from .format import ARTIFACT_FILE, MANIFEST_FILE, Artifact
 from .lock import LockedRepository
-from .manifest import Fingerprint, Index, Manifest, parse_manifest, read_manifest, read_verified
+from .manifest import Fingerprint, Index, Manifest, inside, parse_manifest, read_manifest, read_verified
 
 T = TypeVar("T")
 
@@ -101,12 +104,26 @@ class Repository:
             found = self._set(self._root(), name)
             expected, content_hash = found.manifest.content_hash, found.artifact.content_hash
             locked = {} if self.lock is None else self.lock.content_hashes
-            if {content_hash, locked.get(_inside(name, ARTIFACT_FILE), expected)} != {expected}:
-                raise IntegrityError(
-                    f"{found.folder / ARTIFACT_FILE}: expected the content hash {expected} by the manifest, "
-                    f"and by the lock file, if there is one; got {content_hash}."
-                )
+            wanted = {"manifest": expected, "lock file": locked.get(inside(name, ARTIFACT_FILE), expected)}
+            for by, expected in wanted.items():
+                if content_hash != expected:
+                    raise IntegrityError(
+                        f"{found.folder / ARTIFACT_FILE}: expected the content hash {expected} by the {by}, "
+                        f"got {content_hash}."
+                    )
             return found
+
+        return self._repaired(fetch)
+
+    def fetch_alone(self, name: str) -> RemoteSet:
+        """The set in the folder `name`, by its own manifest: whatever the index says, or if there is none."""
+
+        def fetch() -> RemoteSet:
+            folder = self.file(inside(name, MANIFEST_FILE)).parent
+            manifest = read_manifest(folder)
+            if isinstance(manifest, Index):
+                raise FormatError(f"{folder / MANIFEST_FILE} is an index; expected the manifest of a set")
+            return self._set(manifest, name)
 
         return self._repaired(fetch)
 
@@ -117,19 +134,18 @@ class Repository:
     def locked(self) -> LockedRepository:
         """What a lock file has to say about this repository; fetches all its sets."""
         sets, manifests = self.fetch_all(), {MANIFEST_FILE: self._repaired(self._root)}
-        manifests |= {_inside(found.name, MANIFEST_FILE): found.manifest for found in sets}
-        files = {_inside(found.name, ARTIFACT_FILE): found.manifest.files[ARTIFACT_FILE] for found in sets}
+        manifests |= {inside(found.name, MANIFEST_FILE): found.manifest for found in sets}
+        files = {inside(found.name, ARTIFACT_FILE): found.manifest.files[ARTIFACT_FILE] for found in sets}
         for path, manifest in manifests.items():
-            content = self._get(path).read_bytes()
+            content = self.file(path).read_bytes()
             if parse_manifest(content, path) != manifest:
                 raise IntegrityError(f"{path} of {self.repo_id} changed while it was read. Lock it again.")
             files[path] = Fingerprint.of_bytes(content)
-        hashes = {_inside(found.name, ARTIFACT_FILE): found.manifest.content_hash for found in sets}
+        hashes = {inside(found.name, ARTIFACT_FILE): found.manifest.content_hash for found in sets}
         return LockedRepository(self.repo_id, self.revision, sets[0].commit, files, hashes)
 
     def _root(self) -> Manifest | Index:
-        folder = self._get(MANIFEST_FILE).parent
-        self.commit = folder.name  # .../snapshots/COMMIT/manifest.json; everything else is of this commit
+        folder = self.file(MANIFEST_FILE).parent
         return read_manifest(folder, self._expected(MANIFEST_FILE), self._advice(MANIFEST_FILE))
 
     def _set(
@@ -140,16 +156,16 @@ class Repository:
         classes: Sequence[str | int] | None = None,
     ) -> RemoteSet:
         assert self.commit is not None
-        manifest, path = root, _inside(name, MANIFEST_FILE)
+        manifest, path = root, inside(name, MANIFEST_FILE)
         if isinstance(root, Index):
             expected = self._expected(path, root.configurations[name])
-            manifest = read_manifest(self._get(path).parent, expected, self._advice(path))
+            manifest = read_manifest(self.file(path).parent, expected, self._advice(path))
         if isinstance(manifest, Index):
             raise FormatError(
                 f"{self.repo_id}: {path} is an index inside an index; expected the manifest of a set"
             )
-        path = _inside(name, ARTIFACT_FILE)
-        local = self._get(path)
+        path = inside(name, ARTIFACT_FILE)
+        local = self.file(path)
         artifact = read_verified(
             local,
             self._expected(path, manifest.files[ARTIFACT_FILE]),
@@ -166,27 +182,32 @@ class Repository:
         by = "its manifest" if self.lock is None else "its manifest and the lock file"
         return f"It is {path} of {self.repo_id}@{self.commit}; {by} must agree with it."
 
-    def _get(self, path: str) -> Path:
+    def file(self, path: str) -> Path:
         """`path` of the commit in the cache, as the client has it."""
-        from huggingface_hub import hf_hub_download
-
         revision = self.commit or self.revision
-        return Path(
-            call(
-                self.repo_id if revision is None else f"{self.repo_id}@{revision}",
-                hf_hub_download,
+        where = self.repo_id if revision is None else f"{self.repo_id}@{revision}"
+        local = Path(call(where, self._download, path, revision))
+        self.commit = local.parents[path.count("/")].name  # .../snapshots/COMMIT/; all else is of this one
+        return local
+
+    def _download(self, path: str, revision: str | None) -> str:
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+        place = {"repo_type": "dataset", "revision": revision, "cache_dir": self.cache_dir}
+        there = try_to_load_from_cache(self.repo_id, path, **place) if self.force_download else None
+        # What the client fetches anew becomes a blob; a snapshot that is no link to it would stay as it is.
+        plain = isinstance(there, str) and not Path(there).is_symlink()
+        with _moved_away(Path(str(there))) if plain else nullcontext():
+            return hf_hub_download(
                 self.repo_id,
                 path,
-                repo_type="dataset",
-                revision=revision,
                 token=self.token,
                 endpoint=self.endpoint,
-                cache_dir=self.cache_dir,
                 local_files_only=self.local_files_only,
                 force_download=self.force_download,
                 library_name=LIBRARY,
+                **place,
             )
-        )
 
     def _repaired(self, fetch: Callable[[], T]) -> T:
         """`fetch()`, and once more past the cache if what it gave is damaged."""
@@ -203,11 +224,21 @@ class Repository:
         force_download, self.force_download = self.force_download, True
         try:
             return fetch()
-        except HubError as error:
+        except (HubError, OutputError) as error:
             raise type(damage)(f"{damage} It could not be fetched again: {error}") from error
         finally:
             self.force_download = force_download
 
 
-def _inside(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
+@contextmanager
+def _moved_away(path: Path) -> Iterator[None]:
+    """Put the file back unless another one takes its place."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.old")
+    path.replace(aside)
+    try:
+        yield
+    finally:
+        if path.exists():
+            aside.unlink()
+        else:
+            aside.replace(path)

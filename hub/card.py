@@ -19,6 +19,7 @@ import yaml
 
 from distilled_data import Artifact, Metadata, UsageError
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, PARQUET_FILE, PREVIEW_FILE
+from distilled_data.manifest import inside
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 SET_TEMPLATE = Path(__file__).with_name("card_set_template.md")
@@ -41,7 +42,7 @@ _HOW_MEASURED = (
 _BY_TEACHER = (
     ' Labels "teacher" are not those stored: the networks that gave them labelled every augmented batch.'
 )
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
+_FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 _KEY = re.compile(r"^(?=[\w.-]+[ \t]*:)", re.MULTILINE)  # where the text of a key of the front matter starts
 _SECTION = (
     re.compile(  # never over another marker: one that lost its end must not take the text up to the next
@@ -81,7 +82,7 @@ def render_card(
 def text_of(content: bytes, where: str) -> str:
     """A card from its bytes. Raises `UsageError` naming `where` they are from."""
     try:
-        return content.decode()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{where} is not UTF-8 text ({error}); save it as that") from error
 
@@ -147,7 +148,7 @@ def _front_matter(sets: Mapping[str, Artifact]) -> dict[str, Any]:
             {
                 "config_name": folder or "default",
                 **({} if number else {"default": True}),
-                "data_files": [{"split": "train", "path": _inside(folder, PARQUET_FILE)}],
+                "data_files": [{"split": "train", "path": inside(folder, PARQUET_FILE)}],
             }
             for number, folder in enumerate(sets)
         ],
@@ -162,7 +163,6 @@ def _fields(sets: Mapping[str, Artifact], repo_id: str | None) -> dict[str, obje
     folder, artifact = next(iter(sets.items()))
     metadata, several = artifact.metadata, len(sets) > 1
     classes = len(metadata.classes)
-    repository = repo_id or "."
     return {
         "title": f"{_plain(metadata.dataset)}, distilled to {_sizes(sets)}",
         "dataset": _plain(metadata.dataset),
@@ -178,10 +178,14 @@ def _fields(sets: Mapping[str, Artifact], repo_id: str | None) -> dict[str, obje
         "class, or else the first k of a larger one."
         if several
         else "`ipc=k` loads only the first k images of each class.",
-        "load_dataset": f'"{repository}", "{folder}"' if several else f'"{repository}"',
+        "load_dataset": f'"parquet", data_files="{inside(folder, PARQUET_FILE)}"'
+        if repo_id is None
+        else f'"{repo_id}", "{folder}"'
+        if several
+        else f'"{repo_id}"',
         "results": _results([row for artifact in sets.values() for row in artifact.metadata.results]),
         "source": _source(metadata),
-        "preview": _inside(folder, PREVIEW_FILE),
+        "preview": inside(folder, PREVIEW_FILE),
         "sets": "\n\n".join(_set(name, artifact).rstrip("\n") for name, artifact in sets.items()),
     }
 
@@ -211,16 +215,12 @@ def _set(folder: str, artifact: Artifact) -> str:
         "recipe": _facts({name: value for name, value in metadata.recipe.items() if name != "settings"})
         or "The recipe was not recorded.",
         "configuration": json.dumps(stored, indent=1, sort_keys=True, ensure_ascii=False),
-        "artifact": _inside(folder, ARTIFACT_FILE),
-        "parquet": _inside(folder, PARQUET_FILE),
-        "preview": _inside(folder, PREVIEW_FILE),
-        "manifest": _inside(folder, MANIFEST_FILE),
+        "artifact": inside(folder, ARTIFACT_FILE),
+        "parquet": inside(folder, PARQUET_FILE),
+        "preview": inside(folder, PREVIEW_FILE),
+        "manifest": inside(folder, MANIFEST_FILE),
     }
     return Template(SET_TEMPLATE.read_text(encoding="utf-8")).substitute(fields)
-
-
-def _inside(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
 
 
 def _sizes(sets: Mapping[str, Artifact]) -> str:

@@ -20,6 +20,7 @@ from distilled_data.manifest import (
     Index,
     Manifest,
     configuration_name,
+    inside,
     read_manifest,
     verify_folder,
 )
@@ -122,16 +123,7 @@ def plan_push(folder: str | Path, repo_id: str, options: PushOptions | None = No
     api = hub_api(options)
     if "/" not in repo_id:
         repo_id = f"{call(repo_id, api.whoami)['name']}/{repo_id}"
-    remote = look(
-        api,
-        repo_id,
-        tag=options.revision,
-        force=options.force,
-        token=options.token,
-        endpoint=options.endpoint,
-    )
-    if remote.head is None and options.create_pr:
-        raise AccessError(f"{repo_id} does not exist, so there is nothing to open a pull request for")
+    remote = contents_for(api, repo_id, options)
     wanted, sets = _wanted(folder, artifact, remote, options)
     wanted[CARD_FILE] = render_card(sets, _words(folder, remote), repo_id=repo_id).encode()
     metadata = artifact.metadata
@@ -152,6 +144,27 @@ def plan_push(folder: str | Path, repo_id: str, options: PushOptions | None = No
             "relies on that. Choose another one, or move it with --force."
         )
     return plan
+
+
+def contents_for(api: HfApi, repo_id: str, options: PushOptions) -> Contents:
+    """What lies at `repo_id`; raises where nothing can be published by these options, whatever the set."""
+    remote = look(
+        api,
+        repo_id,
+        tag=options.revision,
+        force=options.force,
+        token=options.token,
+        endpoint=options.endpoint,
+    )
+    if remote.head is None and options.create_pr:
+        raise AccessError(f"{repo_id} does not exist, so there is nothing to open a pull request for")
+    if ".gitignore" in remote.files:
+        raise UsageError(
+            f"{repo_id} has a .gitignore, by which the Hub leaves files out of a commit without a word. "
+            "Remove it there, or publish elsewhere."
+        )
+    _settings(repo_id, remote, options)
+    return remote
 
 
 def _words(folder: Path, remote: Contents) -> str | None:
@@ -223,28 +236,38 @@ def _planned_files(
 ) -> tuple[PlannedFile, ...]:
     manifest = read_manifest(folder)
     assert isinstance(manifest, Manifest)
+    published = {
+        inside(name, file): fingerprint
+        for name, found in remote.sets.items()
+        for file, fingerprint in found.manifest.files.items()
+    }
+    ours = {CARD_FILE, *published, *(inside(name, MANIFEST_FILE) for name in remote.sets)}
+    ours |= {MANIFEST_FILE} if remote.sets else set()
     planned = []
     for path, content in wanted.items():
+        there = remote.files.get(path)
         if isinstance(content, str):
-            if content not in remote.files:
+            entry = remote.files.get(content)
+            change = "unchanged" if content == path else "moved"
+            altered = entry and entry.lfs and entry.lfs.sha256 != published[content].sha256
+            if entry is None or (change == "moved" and altered):
                 raise IntegrityError(
-                    f"{repo_id} lacks {content}, which its manifest names. Publish that set anew."
+                    f"{repo_id} {'lacks' if entry is None else 'has altered'} {content}, which its manifest "
+                    "names. Publish that set anew."
                 )
-            change, entry = "unchanged" if content == path else "moved", remote.files[content]
-            planned.append(PlannedFile(path, change, entry.size, hub_hash(entry), content))
-            continue
-        data = content if isinstance(content, bytes) else _local(content, folder, manifest)
-        found, there = Fingerprint.of_bytes(data), remote.files.get(path)
-        if there is None:
-            change = "new"
+            size, digest = entry.size, hub_hash(entry)
         else:
-            same = hub_hash(there) == (found.sha256 if there.lfs else git_hash(data))
-            change = "unchanged" if same else "changed"
-        if change == "changed" and path != CARD_FILE and not remote.sets and not remote.broken and not force:
+            data = content if isinstance(content, bytes) else _local(content, folder, manifest)
+            found = Fingerprint.of_bytes(data)
+            size, digest, change = found.size, found.sha256, "new"
+            if there is not None:
+                same = hub_hash(there) == (found.sha256 if there.lfs else git_hash(data))
+                change = "unchanged" if same else "changed"
+        if there and change in ("changed", "moved") and path not in ours and not force:
             raise UsageError(
                 f"{repo_id} has a {path} of something else. Publish elsewhere, or over it with --force."
             )
-        planned.append(PlannedFile(path, change, found.size, found.sha256, content))
+        planned.append(PlannedFile(path, change, size, digest, content))
     gone = {content for content in wanted.values() if isinstance(content, str)}
     gone |= {str(Path(place, name)) for place in remote.broken for name in FOLDER_FILES if name != CARD_FILE}
     for path in sorted((gone & set(remote.files)) - set(wanted)):

@@ -1,7 +1,7 @@
 """Publishing: one commit of a plan, then a tag.
 
 Killed or failing at any moment, it leaves what was there or the whole new state; the same push again does
-what is missing.
+what is missing. Only a tag that is moved is away for a moment, since the Hub deletes and creates it.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
 
-from distilled_data import AccessError, ConflictError
+from distilled_data import AccessError, ConflictError, HubError
 from distilled_data.client import call, check_arguments, once
 from distilled_data.manifest import Fingerprint
 
-from .plan import PlannedFile, PushOptions, PushPlan, hub_api, plan_push
+from .plan import PlannedFile, PushOptions, PushPlan, contents_for, hub_api, plan_push
 
 TRIES = 10  # of a push, each after somebody else's commit came before it
 
@@ -79,10 +79,11 @@ def push_folder(
 
 
 def check_access(repo_id: str, options: PushOptions | None = None) -> None:
-    """Raise `AccessError` for what would fail a push after hours of work: no login, another's repository."""
+    """Raise for what would fail a push after hours of work: no login, another's repository, damage in it."""
     options = options or PushOptions()
     check_arguments(repo_id, options.token, options.endpoint)
-    user = call(repo_id, hub_api(options).whoami)
+    api = hub_api(options)
+    user = call(repo_id, api.whoami)
     names = [user["name"], *(organisation["name"] for organisation in user.get("orgs", ()))]
     namespace = repo_id.split("/")[0] if "/" in repo_id else user["name"]
     if namespace not in names and not options.create_pr:
@@ -94,6 +95,7 @@ def check_access(repo_id: str, options: PushOptions | None = None) -> None:
         raise AccessError(
             f"the token of {user['name']} may only read; publishing to {repo_id} needs one that writes"
         )
+    contents_for(api, repo_id if "/" in repo_id else f"{namespace}/{repo_id}", options)
 
 
 def _create(api: HfApi, plan: PushPlan) -> None:
@@ -133,17 +135,25 @@ def _commit(api: HfApi, plan: PushPlan, parent: str) -> Pushed:
 
 
 def _set_tag(api: HfApi, plan: PushPlan, tag: str, commit: str) -> None:
-    if plan.tagged is not None:
+    def create(target: str) -> None:
+        call(plan.repo_id, api.create_tag, plan.repo_id, tag=tag, revision=target, repo_type="dataset")
+
+    if plan.tagged is not None:  # the Hub has no other way to move a tag
         with contextlib.suppress(AccessError):  # it is gone: an answer that was lost, or somebody else
             call(plan.repo_id, api.delete_tag, plan.repo_id, tag=tag, repo_type="dataset")
     try:
-        call(plan.repo_id, api.create_tag, plan.repo_id, tag=tag, revision=commit, repo_type="dataset")
+        create(commit)
     except ConflictError as error:
         refs = call(plan.repo_id, api.list_repo_refs, plan.repo_id, repo_type="dataset")
         if commit not in [known.target_commit for known in refs.tags if known.name == tag]:
             raise ConflictError(
                 f"the commit {commit} is published; its tag is not, somebody else has set {tag!r} meanwhile."
             ) from error
+    except HubError:
+        if plan.tagged is not None:
+            with contextlib.suppress(HubError):
+                create(plan.tagged)
+        raise
 
 
 def _operation(

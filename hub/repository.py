@@ -1,6 +1,8 @@
 """What a dataset repository of the Hub holds at one commit."""
 
+import dataclasses
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from distilled_data import AccessError, ArtifactError, IntegrityError, NewerFormatError, UsageError
 from distilled_data.client import call
-from distilled_data.format import ARTIFACT_FILE, CARD_FILE, MANIFEST_FILE
+from distilled_data.format import CARD_FILE, MANIFEST_FILE
 from distilled_data.remote import RemoteSet, Repository
 
 from .card import text_of
@@ -58,23 +60,30 @@ def look(
         repo_id, lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=head, repo_type="dataset"))
     )
     files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    source = Repository(repo_id, head, token, endpoint)
+    folders = sorted(
+        str(Path(path).parent) for path in files if re.fullmatch(rf"ipc\d+/{MANIFEST_FILE}", path)
+    )
+
+    def names() -> list[str]:
+        if MANIFEST_FILE not in files and folders:
+            raise IntegrityError(
+                f"there are {' and '.join(folders)}, and no {MANIFEST_FILE} that lists them."
+            )
+        return source.names() if MANIFEST_FILE in files else []
+
     sets: dict[str, RemoteSet] = {}
     broken: list[str] = []
-    default = None
-    if MANIFEST_FILE in files:
-        source = Repository(repo_id, head, token, endpoint)
-        names = _sound(source.names, repo_id, force)
-        if names is None:
-            broken = sorted(
-                {str(Path(path).parent) for path in files if Path(path).name == ARTIFACT_FILE} | {"."}
-            )
-        for name in names or ():
-            if found := _sound(lambda name=name: source.fetch_whole(name), repo_id, force):
-                sets[name] = found
-            else:
-                broken.append(name or ".")
-        default = next((name for name in names or () if name in sets), None)
-    card = _card(api, repo_id, head, files[CARD_FILE]) if CARD_FILE in files else None
+    known, fetch = _sound(names, repo_id, force), source.fetch_whole
+    if known is None:  # each folder of a set has a manifest of its own to go by
+        known, fetch, broken = folders, source.fetch_alone, ["."]
+    for name in known:
+        if found := _sound(lambda name=name: fetch(name), repo_id, force):
+            sets[name] = found
+        else:
+            broken.append(name or ".")
+    default = next((name for name in known if name in sets), None)
+    card = _card(source, files[CARD_FILE]) if CARD_FILE in files else None
     return Contents(head, tagged, info.private, info.gated, files, sets, tuple(broken), default, card)
 
 
@@ -98,27 +107,18 @@ def _sound(read: Callable[[], T], repo_id: str, force: bool) -> T | None:
             return None
         raise IntegrityError(
             f"{repo_id} holds something that is not a sound distilled set: {error} Publish elsewhere, or "
-            "over it with --force."
+            "over it with --force, which keeps the sets that are sound."
         ) from error
 
 
-def _card(api: HfApi, repo_id: str, head: str, entry: RepoFile) -> str:
+def _card(source: Repository, entry: RepoFile) -> str:
     """The card on the Hub, byte for byte: what people wrote in it is going to be published again."""
-    content = b""
+    content, repo_id = b"", source.repo_id
     for force in (False, True):
-        path = call(
-            repo_id,
-            api.hf_hub_download,
-            repo_id,
-            CARD_FILE,
-            repo_type="dataset",
-            revision=head,
-            force_download=force,
-        )
-        content = Path(path).read_bytes()
+        content = dataclasses.replace(source, force_download=force).file(CARD_FILE).read_bytes()
         if git_hash(content) == entry.blob_id:
             return text_of(content, f"{CARD_FILE} of {repo_id}")
     raise IntegrityError(
-        f"{CARD_FILE} of {repo_id}@{head} arrives altered: expected the git object {entry.blob_id}, got "
-        f"{git_hash(content)}. Nothing was pushed."
+        f"{CARD_FILE} of {repo_id}@{source.revision} arrives altered: expected the git object "
+        f"{entry.blob_id}, got {git_hash(content)}. Nothing was pushed."
     )

@@ -161,6 +161,12 @@ class LoopbackHub:
             self.large[blob.sha256] = content
         repository.refs["refs/heads/main"] = Commit.of("edit", head.tree | {path: blob}, head)
 
+    def remove(self, repo_id: str, path: str) -> None:
+        """One more commit on main, as if somebody had removed `path` on the site."""
+        head = self.head(repo_id)
+        tree = {name: blob for name, blob in head.tree.items() if name != path}
+        self.repositories[repo_id].refs["refs/heads/main"] = Commit.of("edit", tree, head)
+
 
 class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # or each answer waits 40 ms for the acknowledgement of its headers

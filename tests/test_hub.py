@@ -10,7 +10,7 @@ from artifacts import DIGITS, make_artifact, make_folder
 from huggingface_hub import DatasetCard
 from PIL import Image
 
-from distilled_data import UsageError
+from distilled_data import DistilledDataset, UsageError
 from distilled_data.decode import decode
 from distilled_data.format import (
     ARTIFACT_FILE,
@@ -20,7 +20,7 @@ from distilled_data.format import (
 )
 from distilled_data.manifest import verify_folder
 from hub import complete_folder
-from hub.card import render_card
+from hub.card import render_card, text_of
 from hub.preview import CELL, GAP, preview_png
 
 RESULTS = {
@@ -128,12 +128,18 @@ def test_an_artifact_that_records_nothing_can_be_completed(tmp_path):
 
 
 def test_the_code_of_the_card_runs_as_printed_in_the_folder(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(make_folder(tmp_path, make_artifact(logits=False)))
     [code] = re.findall(r"```python\n(.*?)```", (tmp_path / CARD_FILE).read_text(), re.DOTALL)
     names = {}
     exec(code, names)
     assert names["images"].shape[1:] == (1, 8, 8)
     assert names["targets"].shape[1] == 10
+    [code] = re.findall(r"`(datasets\.load_dataset\(.*?\))`", (tmp_path / CARD_FILE).read_text())
+    rows = eval(code, {"datasets": datasets})["train"]
+    assert rows.features["label"].names == list(DIGITS)
+    assert len(rows) == len(DistilledDataset.from_folder("."))
 
 
 def test_with_a_repository_the_code_of_the_card_loads_from_it():
@@ -282,6 +288,13 @@ def test_a_section_that_lost_its_end_takes_no_words_with_it():
 def test_a_card_with_the_line_ends_of_windows_is_understood():
     fresh = render_card(make_artifact()).replace("license: unknown", "license: mit")
     assert render_card(make_artifact(), fresh.replace("\n", "\r\n")) == fresh
+
+
+@pytest.mark.parametrize("before", ["\ufeff", "\n", "\ufeff\n\n"])
+def test_what_stands_before_the_front_matter_does_not_hide_it(before):
+    card = render_card(make_artifact(), text_of(f"{before}---\nlanguage: en\n---\nHello.\n".encode(), ""))
+    assert front_matter(card)["language"] == "en"
+    assert card.count("language: en") == 1
 
 
 @pytest.mark.parametrize("line", ["language: no", "version: 1.10", "viewer: false", "x: on  # comment"])

@@ -1,5 +1,6 @@
 """The lock file: what it holds, that loads obey it, and the commands that write, fetch and check it."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -9,13 +10,15 @@ import tomllib
 import pytest
 from artifacts import make_artifact, make_folder
 
-from distilled_data import AccessError, DistilledDataset, IntegrityError, LockError, __main__
+from distilled_data import AccessError, DistilledDataset, IntegrityError, LockError, UsageError, __main__
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE
 from distilled_data.lock import LockedRepository, read_lock, write_lock
 from distilled_data.manifest import Fingerprint
+from distilled_data.remote import Repository
 from hub import PushOptions, push_folder
 
 REPO = "org/digits"
+OTHER = LockedRepository("org/other", "v1", "b" * 40, {}, {})
 ENTRY_TEXT = f'[[repository]]\nid = "a/b"\ncommit = "{"a" * 40}"\nfiles = [{{}}]\n'
 ENTRY = LockedRepository(
     REPO, "v1", "a" * 40, {'odd "name"\x7f\n': Fingerprint("0" * 64, 1)}, {'odd "name"\x7f\n': "1" * 64}
@@ -172,6 +175,28 @@ def test_nothing_is_locked_that_does_not_verify(loopback, push, run, tmp_path):
     with pytest.raises(IntegrityError):
         run("lock", REPO)
     assert not (tmp_path / "distilled.lock").exists()
+
+
+def test_what_another_command_locks_meanwhile_stays_locked(loopback, push, run, tmp_path, monkeypatch):
+    path, locked = tmp_path / "distilled.lock", Repository.locked
+    monkeypatch.setattr(Repository, "locked", lambda self: write_lock(path, [OTHER]) or locked(self))
+    run("lock", REPO)
+    assert set(read_lock(path)) == {OTHER.id, REPO}
+
+
+def test_two_revisions_of_one_repository_are_not_locked_at_once(loopback, push, run, tmp_path):
+    with pytest.raises(UsageError, match=f"{REPO} is there twice"):
+        run("lock", f"{REPO}@v1", REPO)
+    assert not (tmp_path / "distilled.lock").exists()
+
+
+def test_a_content_hash_that_only_the_lock_file_has_is_said_to_be_its(loopback, push, run, tmp_path):
+    run("lock", f"{REPO}@v1")
+    path = tmp_path / "distilled.lock"
+    [entry] = read_lock(path).values()
+    write_lock(path, [dataclasses.replace(entry, content_hashes={ARTIFACT_FILE: "0" * 64})])
+    with pytest.raises(IntegrityError, match=r"expected the content hash 0{64} by the lock file"):
+        run("sync")
 
 
 def test_nothing_is_said_to_be_locked_when_one_of_several_is_not_there(loopback, push, run, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from distilled_data import FormatError, IntegrityError, NewerFormatError, UsageError
@@ -112,15 +113,30 @@ def test_manifests_come_back_as_they_were_written(folder):
 
 
 @pytest.mark.parametrize(
-    ("ipc", "name"), [(None, "ipc10"), (1, "ipc1"), (2, "ipc10"), (10, "ipc10"), (11, "ipc50"), (50, "ipc50")]
+    ("ipc", "name"),
+    [
+        (None, "ipc10"),
+        (1, "ipc1"),
+        (2, "ipc10"),
+        (10, "ipc10"),
+        (11, "ipc50"),
+        (np.int64(2), "ipc10"),
+        (50, "ipc50"),
+    ],
 )
 def test_the_index_chooses_the_set_made_for_the_size_else_the_next_larger_one(ipc, name):
     assert index(50, 1, 10, default=10).choose(ipc) == name
 
 
-@pytest.mark.parametrize("ipc", [0, -1, 51, "10", True, 1.0])
+@pytest.mark.parametrize("ipc", [0, -1, 51])
 def test_a_size_that_no_set_of_the_index_has_is_refused_with_those_that_exist(ipc):
     with pytest.raises(UsageError, match="sets of 1, 10, 50 images per class"):
+        index(50, 1, 10, default=10).choose(ipc)
+
+
+@pytest.mark.parametrize("ipc", ["10", True, 1.0])
+def test_a_size_that_is_no_number_is_refused(ipc):
+    with pytest.raises(UsageError, match="ipc must be a whole number, got"):
         index(50, 1, 10, default=10).choose(ipc)
 
 

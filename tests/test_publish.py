@@ -19,7 +19,14 @@ from distilled_data import (
     NewerFormatError,
     UsageError,
 )
-from distilled_data.format import ARTIFACT_FILE, CARD_FILE, FOLDER_FILES, MANIFEST_FILE, PREVIEW_FILE
+from distilled_data.format import (
+    ARTIFACT_FILE,
+    CARD_FILE,
+    FOLDER_FILES,
+    MANIFEST_FILE,
+    PARQUET_FILE,
+    PREVIEW_FILE,
+)
 from distilled_data.manifest import write_manifest
 from hub import PushOptions, check_access, plan_push, push, push_folder
 
@@ -41,6 +48,10 @@ def writes(loopback):
 
 def commits(loopback, repo="org/digits"):
     return [commit.title for commit in loopback.repositories[repo].history()][:-1]  # but the initial one
+
+
+def empty():
+    return {"refs/heads/main": Commit.of("", {}, None)}
 
 
 # The plan
@@ -315,7 +326,12 @@ def test_what_a_token_may_not_do_is_said_and_the_token_is_not(
 def test_access_is_checked_before_a_long_run(loopback, options):
     check_access("org/digits", options())
     check_access("digits", options())
+    with pytest.raises(AccessError, match="nothing to open a pull request for"):
+        check_access("bob/digits", options(create_pr=True))
+    loopback.repositories["bob/digits"] = Repository("bob/digits", refs=empty())
     check_access("bob/digits", options(create_pr=True))
+    with pytest.raises(UsageError, match="has a branch 'main'"):
+        check_access("bob/digits", options("hf_bob", revision="main"))
     with pytest.raises(AccessError, match="expected a name under alice or org"):
         check_access("bob/digits", options())
     with pytest.raises(AccessError, match="does not accept the token"):
@@ -422,8 +438,7 @@ def test_another_dataset_of_the_same_size_takes_the_place_only_by_force(loopback
 
 
 def test_files_of_somebody_else_are_overwritten_only_by_force(loopback, options, folders):
-    refs = {"refs/heads/main": Commit.of("", {}, None)}
-    loopback.repositories["org/digits"] = Repository("org/digits", refs=refs)
+    loopback.repositories["org/digits"] = Repository("org/digits", refs=empty())
     loopback.put("org/digits", "data/train.parquet", b"my years of work")
     with pytest.raises(UsageError, match=r"has a data/train\.parquet of something else"):
         push_folder(folders[2], "org/digits", options())
@@ -441,6 +456,68 @@ def test_force_replaces_what_is_broken_and_keeps_what_is_sound(loopback, options
     for ipc in (2, 3):
         data = DistilledDataset.from_hub("org/digits", ipc=ipc, endpoint=loopback.url, cache_dir=tmp_path)
         assert data.content_hash == DistilledDataset.from_folder(folders[ipc]).content_hash
+
+
+@pytest.mark.parametrize("harm", ["altered", "gone"])
+def test_force_over_a_damaged_index_keeps_the_sets_and_what_is_no_set(
+    loopback, options, folders, tmp_path, harm
+):
+    push_folder(folders[2], "org/digits", options())
+    push_folder(folders[1], "org/digits", options())
+    for name in (ARTIFACT_FILE, MANIFEST_FILE):
+        loopback.put("org/digits", f"experiments/a/{name}", b"mine")
+    if harm == "altered":
+        loopback.put("org/digits", MANIFEST_FILE, b"{}")
+    else:
+        loopback.remove("org/digits", MANIFEST_FILE)
+    with pytest.raises(IntegrityError, match="over it with --force, which keeps the sets that are sound"):
+        push_folder(folders[3], "org/digits", options())
+    push_folder(folders[3], "org/digits", options(force=True))
+    for ipc in (1, 2, 3):
+        data = DistilledDataset.from_hub("org/digits", ipc=ipc, endpoint=loopback.url, cache_dir=tmp_path)
+        assert data.content_hash == DistilledDataset.from_folder(folders[ipc]).content_hash
+        assert data.folder and data.folder.name == f"ipc{ipc}"
+    assert loopback.files("org/digits")[f"experiments/a/{ARTIFACT_FILE}"] == b"mine"
+
+
+@pytest.mark.parametrize("path", ["ipc1/preview.png", f"ipc2/{ARTIFACT_FILE}"])
+def test_files_of_somebody_else_where_a_set_is_to_lie_are_kept(loopback, options, folders, path):
+    push_folder(folders[2], "org/digits", options())
+    loopback.put("org/digits", path, b"mine")
+    with pytest.raises(UsageError, match=f"has a {path} of something else"):
+        push_folder(folders[1], "org/digits", options())
+    assert loopback.files("org/digits")[path] == b"mine"
+    push_folder(folders[1], "org/digits", options(force=True))
+    assert loopback.files("org/digits")[path] != b"mine"
+
+
+def test_a_file_of_a_set_that_was_altered_is_not_moved_with_it(loopback, options, folders):
+    push_folder(folders[2], "org/digits", options())
+    loopback.put("org/digits", PARQUET_FILE, b"other rows")
+    with pytest.raises(IntegrityError, match=f"has altered {PARQUET_FILE}, which its manifest names"):
+        push_folder(folders[1], "org/digits", options())
+    push_folder(folders[2], "org/digits", options())  # as it advises
+    push_folder(folders[1], "org/digits", options())
+    assert loopback.files("org/digits")[f"ipc2/{PARQUET_FILE}"] == (folders[2] / PARQUET_FILE).read_bytes()
+
+
+def test_a_repository_that_has_files_ignored_is_not_published_to(loopback, options, folders):
+    loopback.repositories["org/digits"] = Repository("org/digits", refs=empty())
+    loopback.put("org/digits", ".gitignore", b"*.safetensors\n")
+    with pytest.raises(UsageError, match=r"has a \.gitignore"):
+        push_folder(folders[1], "org/digits", options(force=True))
+
+
+def test_a_push_without_a_connection_says_what_forbids_it(options, folders, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE forbids to ask the Hub about org/digits"):
+        push_folder(folders[1], "org/digits", options())
+
+
+def test_a_card_that_the_hub_refuses_is_named_and_not_tried_again(loopback, options, folders):
+    loopback.fault("POST .*/validate-yaml", "status", 400, times=99)
+    with pytest.raises(HubError, match=r"does not take what was sent for org/digits: .*README\.md"):
+        push_folder(folders[1], "org/digits", options())
 
 
 def test_a_folder_that_changes_while_it_is_planned_is_not_published(loopback, options, tmp_path):
@@ -488,6 +565,15 @@ def test_a_tag_is_moved_though_the_answer_to_its_deletion_is_lost(loopback, opti
     loopback.fault("DELETE .*/tag/", "status-after", 503)
     done = push_folder(other, "org/digits", options(revision="v1", force=True))
     assert loopback.head("org/digits", "v1").oid == done.commit
+
+
+def test_a_tag_that_cannot_be_moved_stays_where_it_was(loopback, options, folders, tmp_path):
+    first = push_folder(folders[2], "org/digits", options(revision="v1"))
+    other = make_folder(tmp_path, make_artifact(2, logits=False))
+    loopback.fault("POST .*/tag/", "status", 403)
+    with pytest.raises(AccessError):
+        push_folder(other, "org/digits", options(revision="v1", force=True))
+    assert loopback.head("org/digits", "v1").oid == first.commit
 
 
 def test_a_tag_that_somebody_sets_meanwhile_is_left_alone_and_named(loopback, options, folders):

@@ -5,7 +5,9 @@ import copy
 import json
 import os
 import resource
+import shutil
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from huggingface_hub import HfApi, constants, get_session
 
 from distilled_data import (
     AccessError,
+    ArtifactError,
     DistilledDataset,
     FormatError,
     HubError,
@@ -187,6 +190,35 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(load, tmp_path, name, harm
         path.write_bytes(content[: len(content) // 2] if harm == "truncate" else b"")
     assert equal(load(revision=data.revision), data)
     assert cached(name, tmp_path).read_bytes() == content
+
+
+@pytest.mark.parametrize("name", [ARTIFACT_FILE, MANIFEST_FILE])
+def test_a_damaged_file_in_a_cache_without_links_is_fetched_again(hub, load, tmp_path, name):
+    data = load()
+    copied = tmp_path / "copied"
+    shutil.copytree(tmp_path / "hub", copied)  # as from a file system that has no links
+    [path] = copied.rglob(f"snapshots/*/{name}")
+    content = path.read_bytes()
+    assert not path.is_symlink()
+    damage(path, in_hash(content) if name == MANIFEST_FILE else -1)
+    hub.fault("HEAD ", "status", 403, times=1)
+    with pytest.raises(ArtifactError, match="could not be fetched again"):
+        load(revision=data.revision, cache_dir=copied)
+    assert path.exists()
+    assert equal(load(revision=data.revision, cache_dir=copied), data)
+    hub.requests.clear()
+    assert equal(load(revision=data.revision, cache_dir=copied), data)
+    assert hub.requests == []
+    assert {entry.name for entry in path.parent.iterdir()} == {ARTIFACT_FILE, MANIFEST_FILE}
+
+
+def test_damage_in_a_cache_that_cannot_be_written_is_named(load, tmp_path):
+    data = load()
+    damage(cached(ARTIFACT_FILE, tmp_path))
+    shutil.rmtree(tmp_path / "hub" / ".locks")
+    (tmp_path / "hub" / ".locks").write_text("in the way")
+    with pytest.raises(IntegrityError, match=r"not the file that was published.*could not be fetched again"):
+        load(revision=data.revision)
 
 
 def test_a_damaged_cache_is_refused_offline_and_left_for_later(load, tmp_path):
@@ -480,6 +512,27 @@ def test_our_requests_get_a_time_limit_and_those_of_others_keep_theirs(hub, load
         session.event_hooks["request"].remove(look)
     theirs = session.timeout.read or client.WRITE_LIMIT  # huggingface_hub 1.4 waits for 10 seconds
     assert limits == [client.LIMIT, None, min(client.WRITE_LIMIT, theirs)]
+
+
+def test_requests_of_others_go_out_however_long_ours_have_failed(hub, load, monkeypatch):
+    monkeypatch.setattr(client, "PATIENCE", 0.2)
+    hub.fault("", "status", 503, times=99)
+    with pytest.raises(HubError, match="Try again later"):
+        load()
+    hub.faults.clear()
+    time.sleep(0.3)
+
+    def upload(name):
+        api, content = HfApi(endpoint=hub.url, token="hf_alice"), name.encode()
+        api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=REPO, repo_type="dataset")
+
+    hub.fault("PUT ", "do", lambda: time.sleep(1))
+    slow = threading.Thread(target=upload, args=["one.safetensors"])
+    slow.start()
+    time.sleep(0.5)
+    upload("two.safetensors")
+    slow.join()
+    assert {"one.safetensors", "two.safetensors"} <= set(hub.files(REPO))
 
 
 def test_a_hub_that_never_answers_is_given_up(hub, load, monkeypatch):

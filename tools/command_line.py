@@ -153,7 +153,7 @@ def push_command(folder: Path, arguments: argparse.Namespace) -> str:
 
 def is_repository(place: str) -> bool:
     """Whether a set of this name is looked for on the Hub: it is not a folder, and might be org/name."""
-    return place.count("/") == 1 and not Path(place).is_dir()
+    return place.partition("@")[0].count("/") == 1 and not Path(place).is_dir()
 
 
 def load(place: str, ipc: int | None) -> DistilledDataset:
