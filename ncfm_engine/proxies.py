@@ -7,7 +7,9 @@ full       on all real images, to the end: the truth that the others try to tell
 
 All real images are those of the training set that were not held out; the first three, which take as many
 optimiser steps, are tested on the others. That is equal time, but for random images where a packed set has
-fewer than fill a batch: its own batches are then larger. The truth alone is measured on the test set.
+fewer than fill a batch, its own batches being larger then, and for early stopping, whose batches are always
+full: where the last batch of an epoch of the set is not, it sees more images in as many steps (of 400 in
+batches of 128, 28 % more). The truth alone is measured on the test set.
 """
 
 import copy
@@ -59,9 +61,10 @@ class Proxy:
         the building of the network raises.
         """
         accuracies: list[float] = []
-        size = self.config.at_once or trained_at_once(
-            self._network(space, architecture, 0), self.source, self.config.batch_size, self.device
-        )
+        size = self.config.at_once or 1
+        if self.repeats > 1 and not self.config.at_once:
+            network = self._network(space, architecture, 0)
+            size = trained_at_once(network, self.source, self.config.batch_size, self.device)
         for group in grouped(range(self.repeats), size):
             accuracies += self._train(space, architecture, group, check, stop)
             check = _unheard

@@ -96,16 +96,17 @@ def plot_variants(curves: dict[str, list[dict[str, list[float]]]], path: Path) -
 Columns = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # x and y, by title
 
 
-def plot_agreement(columns: Columns, path: Path) -> None:
-    """Draw scores against the truth as a PNG, a panel for each way to score; the best of each is marked."""
+def plot_agreement(columns: Columns, picks: Columns, best: float, path: Path) -> None:
+    """Draw scores against the truth as a PNG, a panel for each way to score, all of the same height.
+
+    Of each way, what is in `picks` is marked; a line shows the `best` truth.
+    """
     figure, axes = _figure(list(columns), width=4 * len(columns), height=3.8)
-    for axis, (scores, truth) in zip(axes, columns.values(), strict=True):
+    for axis, (title, (scores, truth)) in zip(axes, columns.items(), strict=True):
+        axis.sharey(axes[0])
         axis.scatter(scores, truth, s=14, alpha=0.7)
-        pick = max(range(len(scores)), key=lambda index: scores[index])
-        axis.scatter(
-            scores[pick], truth[pick], s=90, facecolors="none", edgecolors="C3", label="best as scored"
-        )
-        axis.axhline(max(truth), color="grey", linewidth=0.8, linestyle=":")
+        axis.scatter(*picks[title], s=90, facecolors="none", edgecolors="C3", label="best as scored")
+        axis.axhline(best, color="grey", linewidth=0.8, linestyle=":")
         axis.set(xlabel="accuracy as scored, percent", ylabel="accuracy by full training, percent")
     axes[0].legend(frameon=False, loc="lower right")
     _write(figure, path)

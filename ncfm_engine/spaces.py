@@ -9,7 +9,7 @@ import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from .networks import ACTIVATIONS, NORMS, POOLINGS, build_network, initial_weigh
 __all__ = ["SPACES", "Architecture", "Space", "load_space"]
 
 LIBRARIES = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+
+LISTED = 1_000_000  # architectures, of which all are listed to draw from
 
 Choice = str | int | float | bool
 Architecture = Mapping[str, Choice]  # one value of every axis
@@ -44,7 +46,7 @@ class Space:
             raise UsageError("a space needs one axis at least; one architecture needs no search")
         for name, values in self.axes.items():
             kinds = {type(value) for value in values}
-            if isinstance(values, str) or not values or not kinds <= {str, int, float, bool}:
+            if isinstance(values, str) or len(values) == 0 or not kinds <= {str, int, float, bool}:
                 raise UsageError(f"axis {name}: expected texts, numbers or truth values, got {values!r}")
             if len(set(values)) < len(values):
                 raise UsageError(f"axis {name} has a value twice: {values!r}")
@@ -63,23 +65,36 @@ class Space:
 
     def draw(self, count: int | None = None, seed: int = 0) -> list[Architecture]:
         """`count` different architectures (all, if there are no more, or None), in random order."""
-        every = list(self)
-        order = torch.randperm(len(every), generator=generator_at(seed, "architectures"))
-        return [every[index] for index in order[:count]]
+        generator = generator_at(seed, "architectures")
+        if len(self) <= LISTED:
+            every = list(self)
+            return [every[index] for index in torch.randperm(len(every), generator=generator)[:count]]
+        if count is None or count > LISTED:
+            raise UsageError(
+                f"the space has {len(self):,} architectures; draw some: --candidates, up to {LISTED:,}"
+            )
+        drawn: dict[tuple[int, ...], None] = {}  # in the order of the draws
+        while len(drawn) < count:
+            drawn[tuple(int(torch.randint(len(v), (), generator=generator)) for v in self.axes.values())] = (
+                None
+            )
+        return [
+            {name: values[place] for (name, values), place in zip(self.axes.items(), places, strict=True)}
+            for places in drawn
+        ]
 
     @functools.cached_property  # before anything is built, which may import more
     def code(self) -> str:
-        """What `build` is: its name, and a hash of the modules of the user's that it is made of."""
-        build, bound = self.build, []
-        while isinstance(build, functools.partial):
-            bound.append(repr((build.args, build.keywords)))
-            build = build.func
-        name = getattr(build, "__qualname__", type(build).__qualname__)
-        function = " ".join([f"{build.__module__}.{name}", *bound])
-        if build.__module__ == __name__:
-            return function
-        text = "".join(_sources(build.__module__))
-        return f"{function} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        """What `build` is: its name, and a hash of the modules of the user's and the values it is made of.
+
+        Raises `UsageError` for a value that looks different in every process.
+        """
+        modules: set[str] = set()
+        made_of = _described(self.build, modules)
+        if modules == {__name__}:
+            return made_of
+        text = "".join(source for name in sorted(modules) for source in _sources(name))
+        return f"{made_of} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def with_axes(self, changes: Mapping[str, str]) -> "Space":
         """This space with other values, separated by commas, on some axes. Texts must be among those there.
@@ -99,6 +114,43 @@ class Space:
         """A network on the CPU, with the initial weights that `seed` gives."""
         with initial_weights(seed):
             return self.build(channels=channels, size=size, classes=classes, **architecture)
+
+
+def _described(value: Any, modules: set[str], inside: tuple[int, ...] = ()) -> str:
+    """A text of all that `value` is made of, the same in every process; adds the modules of its code."""
+    if id(value) in inside:
+        return "itself"
+
+    def of(part: Any) -> str:
+        return _described(part, modules, (*inside, id(value)))
+
+    if isinstance(value, functools.partial):
+        return f"{of(value.func)} {of([value.args, value.keywords])}"
+    if isinstance(value, MethodType):
+        return f"{of(value.__self__)}.{value.__name__}"
+    if isinstance(value, FunctionType | type):
+        modules.add(value.__module__)
+        bound = {}
+        if isinstance(value, FunctionType):
+            cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+            bound = {name: cell.cell_contents for name, cell in cells}
+            bound |= {"": [value.__defaults__, value.__kwdefaults__]} if "<" in value.__qualname__ else {}
+        return f"{value.__module__}.{value.__qualname__}{f' {of(bound)}' if bound else ''}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(sorted(f'{of(key)}: {of(part)}' for key, part in value.items()))}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(of, value))}]"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(of, value)))}}}"
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} {value.tolist()}"
+    if value is None or isinstance(value, Choice | bytes | ModuleType):
+        return value.__name__ if isinstance(value, ModuleType) else repr(value)
+    if hasattr(value, "__dict__"):
+        return f"{of(type(value))} {of(vars(value))}"
+    if " at 0x" in (text := repr(value)):
+        raise UsageError(f"what a space is built by cannot be told from another one of its kind: {text:.80}")
+    return text
 
 
 def _sources(name: str) -> Iterator[str]:

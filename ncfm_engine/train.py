@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from distilled_data import DeviceMemoryError
+from distilled_data import DeviceMemoryError, UsageError
 from distilled_data.loader import Loader
 
 from .batches import Batches
@@ -68,7 +68,7 @@ class Networks:
             rows.append(nn.utils.parameters_to_vector([parameters.pop(name) for name in trained]).detach())
             state.update({name: weights.detach() for name, weights in parameters.items()})
         self.buffers = {name: torch.stack([s[name] for s in states]).to(device) for name in states[0]}
-        self.template = networks[0].to(device).requires_grad_(False)  # lends its structure
+        self.template = networks[0].to(device).requires_grad_(False).train()  # lends its structure
         self.weights = torch.stack(rows).to(device).requires_grad_()
         self.precision = precision
         shapes = {name: weights.shape for name, weights in self.template.named_parameters()}
@@ -92,7 +92,16 @@ class Networks:
         parameters = {
             name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
         }
-        return functional_call(self.template, parameters | buffers, (images,))
+        state = parameters | buffers
+        logits = functional_call(self.template, state, (images,))
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UsageError(f"a network must return logits [{len(images)}, classes], got {got}")
+        with torch.no_grad():
+            for name, buffer in buffers.items():
+                if state[name] is not buffer:  # assigned anew, where others change it in place
+                    buffer.copy_(state[name])
+        return logits
 
     @torch.no_grad()
     def accuracies(self, test: Loader) -> list[float]:
@@ -120,7 +129,12 @@ def trained_at_once(network: nn.Module, source: Source, batch_size: int, device:
         batch = torch.zeros(images, source.channels, source.height, source.width)
         return bytes_saved(pair, {pair.weights.untyped_storage().data_ptr()}, batch)[1] / 2
 
-    few, more = saved(2), saved(4)  # batch norm takes no single one
+    try:
+        few, more = saved(2), saved(4)  # batch norm takes no single one
+    except (RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        return 1  # what cannot be stacked can be trained alone
     each = few + (more - few) / 2 * (batch_size - 2)
     return max(1, int(torch.cuda.mem_get_info(device)[1] / 2 // each))
 
@@ -200,6 +214,8 @@ class Training:
         images, targets = self.batches.at(epoch, batch)
         self.optimiser.zero_grad(set_to_none=True)
         logits = self.networks(images)
+        if logits.shape[-1] != self.batches.classes:
+            raise UsageError(f"a network must return {self.batches.classes} logits, got {logits.shape[-1]}")
         # The sum over the networks of their mean losses: each gets the gradient of its own.
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1)) * len(logits)
         loss.backward()

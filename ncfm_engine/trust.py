@@ -29,7 +29,9 @@ def agreement(proxy: Sequence[float], truth: Sequence[float]) -> dict[str, Any]:
     samples of the candidates. None where nothing varies, or for fewer than three candidates; of fewer than
     five there is no interval, which would often be a point.
     """
-    count = len(proxy)
+    if (count := len(proxy)) < 3:
+        names = [f"{name}{end}" for name in ("spearman", "kendall") for end in ("", "_low", "_high")]
+        return {"n": count} | dict.fromkeys(names)
     draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
     # A sample is how often it has each candidate; the first one has each once.
     samples = np.stack([np.ones(count), *(np.bincount(draw, minlength=count) for draw in draws)])
@@ -37,7 +39,7 @@ def agreement(proxy: Sequence[float], truth: Sequence[float]) -> dict[str, Any]:
     for name, correlation in (("spearman", _spearman), ("kendall", _kendall)):
         values = correlation(np.asarray(proxy, float), np.asarray(truth, float), samples)
         known = values[1:][np.isfinite(values[1:])]
-        defined = count >= 3 and bool(np.isfinite(values[0]))
+        defined = bool(np.isfinite(values[0]))
         low, high = np.percentile(known, [2.5, 97.5]).tolist() if defined and count >= 5 else (None, None)
         found |= {name: float(values[0]) if defined else None, f"{name}_low": low, f"{name}_high": high}
     return found
@@ -92,7 +94,7 @@ def trust(
     seconds: Mapping[str, Sequence[float]],
     truth: Sequence[float | None],
 ) -> dict[str, dict[str, Any]]:
-    """What each way to score is worth, by its name; {} while fewer than two candidates are known in all ways.
+    """What each way to score is worth, by its name; {} while nothing has a truth or a way has no score.
 
     `accuracies` are those of the networks of each candidate (percent), None where it was not scored to the
     end; the proxy is their mean, and "single" the Spearman correlation of one network of each. Correlations
@@ -101,7 +103,7 @@ def trust(
     """
     known = [index for index, value in enumerate(truth) if value is not None]
     common = [index for index in known if all(column[index] for column in accuracies.values())]
-    if len(common) < 2:
+    if not known or not all(any(column) for column in accuracies.values()):
         return {}
     right = [value for index in common if (value := truth[index]) is not None]
     highest = max(value for value in truth if value is not None)
@@ -109,7 +111,7 @@ def trust(
     for way, column in accuracies.items():
         means = {index: statistics.fmean(row) for index, row in enumerate(column) if row}
         proxy, spent = [means[index] for index in common], [seconds[way][index] for index in common]
-        times, regrets = regret_over_time(proxy, right, spent, highest)
+        times, regrets = regret_over_time(proxy, right, spent, highest) if common else ([], [])
         pick = max(means, key=lambda index: means[index])
         accuracy = truth[pick]
         networks = zip(*(row for index in common if (row := column[index])), strict=True)

@@ -476,7 +476,7 @@ def test_force_over_a_damaged_index_keeps_the_sets_and_what_is_no_set(
     for ipc in (1, 2, 3):
         data = DistilledDataset.from_hub("org/digits", ipc=ipc, endpoint=loopback.url, cache_dir=tmp_path)
         assert data.content_hash == DistilledDataset.from_folder(folders[ipc]).content_hash
-        assert data.folder and data.folder.name == f"ipc{ipc}"
+        assert str(data.folder).endswith(f"ipc{ipc}")
     assert loopback.files("org/digits")[f"experiments/a/{ARTIFACT_FILE}"] == b"mine"
 
 

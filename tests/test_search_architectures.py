@@ -294,6 +294,7 @@ def test_a_set_of_the_hub_is_searched_by_its_name(set_folder, tmp_path, loopback
         (["--axis", "width=4", "--axis", "width=8"], "--axis is given twice for one name: width=4 width=8"),
         (["--set", "validation=0.2"], "--set validation does not change a search"),
         (["--set", "evaluate.labels=hard"], "--set evaluate.labels does not change a search"),
+        (["--seed", "-1"], "--seed must be 0 or more, got -1"),
         (["--jobs", "0"], "--jobs and --candidates must be 1 or more"),
         (["--space", "grid"], "unknown space 'grid'"),
         (["--seeds", "0"], "EvaluateConfig.repeats must be 1 or more, got 0"),
@@ -318,7 +319,7 @@ def test_a_report_says_why_nothing_is_said_of_trust_and_what_was_pruned():
     pruned = {"state": "pruned"}
     ways = {"distilled": done, "random": pruned, "early": done, "full": done}
     text = markdown(HEAD | {"trust": {}, "candidates": [{"architecture": {"a": 1}} | ways]})
-    assert "## Can the ranking be trusted?\n\nThat cannot be told: fewer than two" in text
+    assert "## Can the ranking be trusted?\n\nThat cannot be told: in one of the three" in text
     truths = [done | {"value": value, "accuracies": [value]} for value in (1.0, 2.0, 3.0)]
     ways = ("distilled", "random", "early")
     rows = [{"architecture": {"a": 1}} | dict.fromkeys((*ways, "full"), truth) for truth in truths]

@@ -151,6 +151,56 @@ def test_what_is_installed_or_bound_is_told_apart():
     assert not any(code.endswith(nothing) for code in codes)
 
 
+def closure(hidden):
+    def build(**options):
+        return hidden
+
+    return build
+
+
+class Made:
+    def __init__(self, hidden):
+        self.hidden = hidden
+
+    def __call__(self, **options):
+        return self.hidden
+
+    def method(self, **options):
+        return self.hidden
+
+
+@pytest.mark.parametrize(
+    "make",
+    [closure, Made, lambda hidden: Made(hidden).method, lambda hidden: functools.partial(closure, [hidden])],
+    ids=["closure", "object", "method", "partial"],
+)
+def test_what_a_space_is_built_with_tells_it_apart_in_every_process(make):
+    def code(hidden):
+        return Space({"a": (1,)}, make(hidden)).code
+
+    assert code(2) == code(2) != code(128)
+    assert code(torch.ones(2)) == code(torch.ones(2)) != code(torch.zeros(2))
+    assert code(closure(2)) == code(closure(2)) != code(closure(3))
+    assert code(torch.nn.ReLU) == code(torch.nn.ReLU) != code(torch.nn.Tanh)
+    assert code({"b": 1, "a": {2, 3}}) == code({"a": {3, 2}, "b": 1})
+    assert " at 0x" not in code(closure(torch.nn.ReLU()))
+
+
+def test_what_looks_different_in_every_process_is_refused():
+    with pytest.raises(UsageError, match="cannot be told from another one of its kind"):
+        _ = Space({"a": (1,)}, closure(object())).code
+
+
+def test_a_few_of_very_many_are_drawn_without_listing_all():
+    space = Space({f"axis{k}": tuple(range(10)) for k in range(12)}, torch.nn.Linear)
+    drawn = space.draw(200, seed=1)
+    assert drawn == space.draw(200, seed=1) != space.draw(200, seed=2)
+    assert len({tuple(architecture.items()) for architecture in drawn}) == 200
+    assert {architecture["axis11"] for architecture in drawn} == set(range(10))
+    with pytest.raises(UsageError, match=r"1,000,000,000,000 architectures; draw some: --candidates"):
+        space.draw()
+
+
 def test_what_a_users_module_raises_is_said_and_what_it_imports_later_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from interruptions import StopAfter
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from distilled_data import UsageError
 from distilled_data.augment import cutmix
 from distilled_data.loader import Loader
 from distilled_data.randomness import generator_at
@@ -277,3 +278,76 @@ def test_a_cpu_trains_one_network_at_a_time_and_a_gpu_what_half_of_its_memory_ho
     for total, expected in ((2.5 * 2 * size, 2), (20.5 * 2 * size, 20), (0, 1)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, total=total: (0, int(total)))
         assert trained_at_once(network_of(0, norm), digits, batch, "cuda:1") == expected
+    unstackable = Returns(lambda logits: logits if logits.sum() > 0 else -logits)
+    assert trained_at_once(unstackable, digits, batch, "cuda:1") == 1
+
+
+class Averaged(torch.nn.Module):
+    """Takes off a running mean of its input, which it changes in place or assigns anew."""
+
+    def __init__(self, seed, assigned):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.linear, self.assigned = torch.nn.Linear(64, 10), assigned
+        self.register_buffer("mean", torch.zeros(64))
+
+    def forward(self, images):
+        flat = images.flatten(1)
+        if self.training:
+            mean = flat.mean(0).detach()
+            if self.assigned:
+                self.mean = torch.lerp(self.mean, mean, 0.1)
+            else:
+                self.mean.lerp_(mean, 0.1)
+        return self.linear(flat - self.mean)
+
+
+def trained_buffers(loader, networks):
+    batches = Batches([reseeded(loader, seed) for seed in SEEDS[: len(networks)]], classes=10, cutmix=0.0)
+    course = Course(12, OPTIMISERS["sgd"], [], 1.0, [12])
+    training = Training(Networks(networks, "cpu"), batches, course, images_to_test(loader))
+    training.run()
+    return training.networks.buffers["mean"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_buffer_that_a_network_assigns_anew_is_kept_as_one_that_it_changes(loader, count):
+    assigned, changed = (
+        trained_buffers(loader, [Averaged(seed, way) for seed in SEEDS[:count]]) for way in (True, False)
+    )
+    assert torch.equal(assigned, changed)
+    assert assigned.abs().sum() > 0
+
+
+def test_a_network_that_comes_in_eval_mode_is_trained_like_any_other(loader):
+    ready, resting = Averaged(5, False), Averaged(5, False).eval()
+    assert torch.equal(trained_buffers(loader, [ready]), trained_buffers(loader, [resting]))
+
+
+class Returns(torch.nn.Module):
+    def __init__(self, made_of):
+        super().__init__()
+        self.linear, self.made_of = torch.nn.Linear(64, 10), made_of
+
+    def forward(self, images):
+        return self.made_of(self.linear(images.flatten(1)))
+
+
+@pytest.mark.parametrize(
+    ("made_of", "message"),
+    [
+        (lambda logits: (logits, logits), r"logits \[64, classes\], got tuple"),
+        (lambda logits: {"logits": logits}, r"logits \[64, classes\], got dict"),
+        (lambda logits: None, r"logits \[64, classes\], got NoneType"),
+        (lambda logits: logits.mean(1), r"logits \[64, classes\], got \[64\]"),
+        (lambda logits: torch.cat([logits, logits], 1), "must return 10 logits, got 20"),
+    ],
+    ids=["tuple", "dict", "nothing", "one", "twenty"],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_no_logits_is_named(loader, made_of, message, count):
+    batches = Batches([reseeded(loader, seed) for seed in SEEDS[:count]], classes=10, cutmix=0.0)
+    networks = Networks([Returns(made_of) for _ in range(count)], "cpu")
+    training = Training(networks, batches, Course(1, OPTIMISERS["sgd"], [], 1.0, []), images_to_test(loader))
+    with pytest.raises(UsageError, match=message):
+        training.run()

@@ -144,6 +144,14 @@ def test_all_ways_are_compared_on_the_candidates_that_all_of_them_know():
     assert [found[way]["pick"] for way in ways] == [4, 0]
 
 
-def test_nothing_is_said_of_fewer_than_two_candidates():
-    assert alone([[1], None], [10.0, 20.0]) is None
-    assert alone([[1], [2]], [10.0, None]) is None
+def test_of_too_few_candidates_to_correlate_the_regret_is_told():
+    few = alone([[1], None], [10.0, 20.0])
+    assert (few["pick"], few["regret"], few["all"]["n"], few["all"]["spearman"]) == (0, 10, 1, None)
+    none = trust({"one": [[1], None], "other": [None, [1]]}, {"one": [1, 1], "other": [1, 1]}, [10.0, 20.0])
+    assert [none[way]["regret"] for way in ("one", "other")] == [10, 0]
+    assert none["one"]["all"]["n"] == 0
+
+
+def test_nothing_is_said_without_a_truth_or_a_score():
+    assert alone([[1], [2]], [None, None]) is None
+    assert alone([None, None], [10.0, 20.0]) is None

@@ -88,6 +88,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> None:
     if any(number is not None and number < 1 for number in (arguments.jobs, arguments.candidates)):
         raise UsageError("--jobs and --candidates must be 1 or more")
+    if arguments.seed < 0:
+        raise UsageError(f"--seed must be 0 or more, got {arguments.seed}")
     device = resolve_device(arguments.device)
     space, candidates = choice(arguments)
     if arguments.truth_of:

@@ -35,8 +35,8 @@ CHOSEN_BEFORE = (
 
 TITLE = "## Can the ranking be trusted?"
 UNKNOWN = (
-    "That cannot be told: fewer than two of the candidates that were trained in full were scored to the end "
-    "in all three ways. More are with --strategy exhaustive, or a larger --verify."
+    "That cannot be told: in one of the three ways no candidate was scored to the end. More are with "
+    "--strategy exhaustive."
 )
 PRUNED = (
     " with candidates that they do not prune; only those that none of them pruned are compared, which are "
@@ -68,20 +68,22 @@ def write(folder: Path, content: Content) -> None:
     for name in (SCATTER_FILE, REGRET_FILE):
         (folder / name).unlink(missing_ok=True)
     if found:
-        pairs = {way: [row for row in rows if _complete(row[way]) and _complete(row[FULL])] for way in found}
-        plot_agreement(
-            {
-                TITLES[way]: ([row[way]["value"] for row in both], [row[FULL]["value"] for row in both])
-                for way, both in pairs.items()
-            },
-            folder / SCATTER_FILE,
-        )
+        best = max(row[FULL]["value"] for row in rows if _complete(row[FULL]))
+        scores = {TITLES[way]: _pairs(rows, way) for way in found}
+        picks = {TITLES[way]: _pairs([rows[found[way]["pick"]]], way) for way in found}
+        plot_agreement(scores, picks, best, folder / SCATTER_FILE)
     if found and content["strategy"] not in EARLY_ENDING:  # what was pruned took time as well
         regrets = {TITLES[way]: way_found["regret_over_time"] for way, way_found in found.items()}
         plot_regret(
             {title: (columns["seconds"], columns["regret"]) for title, columns in regrets.items()},
             folder / REGRET_FILE,
         )
+
+
+def _pairs(rows: Sequence[Content], way: str) -> tuple[list[float], list[float]]:
+    """Score and truth of those of the candidates that have both."""
+    both = [row for row in rows if _complete(row[way]) and _complete(row[FULL])]
+    return [row[way]["value"] for row in both], [row[FULL]["value"] for row in both]
 
 
 def _complete(result: Content | None) -> bool:
