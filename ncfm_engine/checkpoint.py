@@ -103,7 +103,8 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
         if recorded != wanted:
             raise CheckpointError(
                 f"{candidate} belongs to another run: {_differences(recorded, wanted)}. Use the settings "
-                "that it was made with, or start again: --overwrite, no --resume, or another folder."
+                "that it was made with, or start again: in another folder, with --overwrite where there is "
+                "that, or without this one."
             )
         if damages:
             warnings.warn(f"{damages[0]}; going on from the one before it, {candidate}", stacklevel=2)
@@ -159,5 +160,9 @@ def _digest(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 def _differences(recorded: dict[str, Any], wanted: dict[str, Any]) -> str:
     names = sorted(name for name in {*recorded, *wanted} if recorded.get(name) != wanted.get(name))
     return ", ".join(
-        f"{name} is {recorded.get(name)!r} there and {wanted.get(name)!r} here" for name in names
+        f"{name} is {_shown(recorded, name)} there and {_shown(wanted, name)} here" for name in names
     )
+
+
+def _shown(identity: Mapping[str, Any], name: str) -> str:
+    return repr(identity[name]) if name in identity else "of no importance"

@@ -10,7 +10,7 @@ from typing import Any
 from distilled_data import UnknownNameError, UsageError
 from distilled_data.augment import parse
 
-from .networks import ACTIVATIONS, NETWORKS, NORMS, POOLINGS
+from .networks import ACTIVATIONS, GROUPS, NETWORKS, NORMS, POOLINGS
 
 LABELS = ("hard", "soft", "teacher")
 
@@ -58,6 +58,9 @@ class NetworkConfig(_Config):
         self._known("activation", "activation", ACTIVATIONS)
         self._known("pooling", "pooling", POOLINGS)
         self._within(1, math.inf, "width", "depth")
+        grouped = self.name == "convnet" and self.norm == "group"
+        fits = not grouped or self.width % GROUPS == 0
+        self._require(fits, "width", f"must be a multiple of {GROUPS}, the groups of norm group")
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class LabelConfig(_Config):
 
     def __post_init__(self):
         super().__post_init__()
-        self._require(self.temperature > 0, "temperature", "must be positive")
+        self._within(1e-3, math.inf, "temperature")  # of less, float32 makes no probabilities
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,7 @@ class Recipe(_Config):
     def __post_init__(self):
         super().__post_init__()
         self._within(1, math.inf, "ipc")
+        self._require(-(2**63) <= self.seed < 2**63, "seed", "must have 64 bits or fewer")
         self._require(0 <= self.validation < 1, "validation", "must be 0 or more and below 1")
 
     def replace(self, changes: dict[str, Any]) -> "Recipe":
@@ -213,10 +217,13 @@ class Recipe(_Config):
 
         Values may be text, as on a command line; they are read by the field's type.
         """
-        recipe = self
-        for path, value in changes.items():
-            recipe = _replace(recipe, path, path.split("."), value)
-        return recipe
+        sections: dict[str, dict[str, Any]] = {}
+        for path, value in changes.items():  # all of a section at once: in any order they fit together or not
+            section, name, new = _change(path, value)
+            sections.setdefault(section, {})[name] = new
+        own = sections.pop("", {})
+        parts = {name: dataclasses.replace(getattr(self, name), **new) for name, new in sections.items()}
+        return dataclasses.replace(self, **own, **parts)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Recipe":
@@ -233,15 +240,15 @@ def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _replace(config: Any, path: str, names: list[str], value: Any) -> Any:
-    types = typing.get_type_hints(type(config))
-    name, rest = names[0], names[1:]
-    if name not in types or dataclasses.is_dataclass(types[name]) != bool(rest):
-        known = flatten(dataclasses.asdict(Recipe()))
+def _change(path: str, value: Any) -> tuple[str, str, Any]:
+    """Section, "" for the recipe itself, and name of a setting, and its value by its type."""
+    known = flatten(dataclasses.asdict(Recipe()))
+    if path not in known:
         same = [setting for setting in known if setting.endswith(f".{path}")]
         raise UnknownNameError.of("setting", path, known, close=same)
-    new = _replace(getattr(config, name), path, rest, value) if rest else _convert(path, value, types[name])
-    return dataclasses.replace(config, **{name: new})
+    section, _, name = path.rpartition(".")
+    config = getattr(Recipe(), section) if section else Recipe()
+    return section, name, _convert(path, value, typing.get_type_hints(type(config))[name])
 
 
 def _convert(path: str, value: Any, kind: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from distilled_data import CheckpointError, DeviceMemoryError, DivergenceError, OutputError, RankError
 from distilled_data.files import write_file
 
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint, under
+from .checkpoint import Checkpoint, discard, load_checkpoint, save_checkpoint, under
 from .config import DistillConfig
 from .initial import initial_images
 from .kernels import rounded_products, tuned_convolutions
@@ -118,7 +118,16 @@ def distill(
                 match.save()
             if asked and not last:
                 raise Stopped(f"distil, step {match.step} of {config.iterations}")
+    if folder and ranks.rank == 0 and config.iterations == 0:
+        begin(folder, identity)
     return Distilled(ranks.whole(match.result, 1, source.num_classes), match.step, match.seconds)
+
+
+def begin(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Put a checkpoint of no steps in the place of another run's, so that `resume` goes on with this one."""
+    path = folder / CHECKPOINT_FILE
+    discard(path)
+    save_checkpoint(path, {}, identity=identity, progress={"step": 0})
 
 
 def resumable(folder: Path, identity: Mapping[str, Any], iterations: int) -> Checkpoint | None:
@@ -131,7 +140,7 @@ def resumable(folder: Path, identity: Mapping[str, Any], iterations: int) -> Che
             f"{checkpoint.path} stands at step {checkpoint.progress['step']}, beyond the {iterations} "
             "iterations that were asked for. Ask for more, or start again with --overwrite."
         )
-    return checkpoint
+    return checkpoint if checkpoint and checkpoint.progress["step"] else None
 
 
 class _Match:

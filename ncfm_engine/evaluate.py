@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distilled_data import DistilledDataset, UsageError
+from distilled_data import DistilledDataset, DivergenceError, UsageError
 from distilled_data.loader import Loader
 from distilled_data.randomness import generator_at, seed_at
 
@@ -61,6 +61,7 @@ def evaluate(
     """
     if pool is None and set(config.labels) != {"hard"}:
         raise UsageError(f"labels {', '.join(config.labels)} need the pool that labelled the artifact")
+    pool = None if set(config.labels) == {"hard"} else pool
     identity = _identity(dataset, source, config, network, seed, device, pool)
     path = folder and _progress_path(folder, settings_hash(config, network, seed), dataset.content_hash)
     progress = _Progress(path, identity, resume)
@@ -162,6 +163,11 @@ class _Progress:
                 save_checkpoint(self.path, tensors, identity=self.identity, progress=progress)
 
         training.run(title, save=save, **options)
+        if not training.networks.weights.isfinite().all():
+            raise DivergenceError(
+                f"{title}: the weights are not finite after {training.step} steps. Lower "
+                "evaluate.learning_rate."
+            )
         for repeat, values in zip(repeats, zip(*training.scores, strict=True), strict=True):
             self.scores[f"{name} {repeat}"] = [values[-1], max(values)]
         save({}, {}, running="")

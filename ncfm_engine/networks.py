@@ -30,12 +30,13 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(input.to(self.weight.dtype))
 
 
+GROUPS = 4  # of channels, of the norm "group"
 NORMS: Mapping[str, Callable[[int], nn.Module]] = {
     "none": nn.Identity,
     "batch": BatchNorm,
     "layer": lambda width: nn.GroupNorm(1, width),
     "instance": lambda width: nn.GroupNorm(width, width),
-    "group": lambda width: nn.GroupNorm(4, width),
+    "group": lambda width: nn.GroupNorm(GROUPS, width),
 }
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "leakyrelu": nn.LeakyReLU}
 POOLINGS = {"none": nn.Identity, "max": nn.MaxPool2d, "avg": nn.AvgPool2d}

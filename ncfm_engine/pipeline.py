@@ -14,7 +14,7 @@ from distilled_data.manifest import verify_folder, write_manifest
 
 from .config import Recipe
 from .costs import COSTS_FILE, Costs
-from .distill import METRICS_FILE, Distilled, distill, resumable
+from .distill import METRICS_FILE, Distilled, begin, distill, resumable
 from .evaluate import evaluate, forget_progress, settings_hash
 from .initial import check_packing
 from .label import label, teacher
@@ -85,6 +85,8 @@ def _stages(
         if ranks.rank == 0:
             remove_leftovers(plan)
             plan.run_folder.mkdir(parents=True, exist_ok=True)  # what pretraining costs is kept there
+            if plan.overwrite:
+                begin(plan.run_folder, key)
     with costs.stage("pretraining"):
         pool = _pool(plan, source, ranks, stop, report)
     with costs.stage("distilling"):

@@ -24,7 +24,7 @@ from .initial import check_packing
 from .memory import Footprint, Layout, layout_for
 from .operations import operations, passes
 from .presets import find_preset
-from .pretrain import build
+from .pretrain import build, check_blendable
 from .ranks import Ranks
 from .sources import Source
 
@@ -152,6 +152,10 @@ def identity(plan: Plan, source: Source) -> dict[str, Any]:
 
 def check_output(plan: Plan) -> None:
     """Raise `OutputError` when the run would replace something that was not asked to be replaced."""
+    if plan.resume and plan.overwrite:
+        raise UsageError(
+            "--resume goes on with the run that is there and --overwrite replaces it; choose one"
+        )
     for folder in (plan.output, plan.run_folder):
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder} is a file; expected a folder, or nothing. Choose another --output.")
@@ -236,13 +240,16 @@ def describe(plan: Plan, source: Source) -> str:
     """The plan as text: shapes, steps, memory, a time estimate from a short probe, and the files."""
     recipe, config = plan.recipe, plan.recipe.distill
     check_packing(config, source, recipe.ipc)
+    check_blendable(build(recipe.network, source, recipe.seed), recipe.network)
     counts, layout = footprint(plan, source), layout_of(plan, source)
     real = min(config.real_batch, int(source.train.counts.min()))
     views = recipe.ipc * config.factor**2
     times, counted = estimate_seconds(plan, source), operations(recipe, source)
     shape = [recipe.ipc, source.num_classes, source.channels, source.height, source.width]
     files = [plan.output / name for name in FOLDER_FILES]
-    files += [plan.run_folder / n for n in (METRICS_FILE, CHECKPOINT_FILE, LOSS_PLOT_FILE, RESULTS_FILE)]
+    files += [
+        plan.run_folder / n for n in (METRICS_FILE, CHECKPOINT_FILE, LOSS_PLOT_FILE, RESULTS_FILE, COSTS_FILE)
+    ]
     changed = differences(dataclasses.asdict(Recipe()), dataclasses.asdict(recipe))
     lines = [
         f"dataset      {source.name}: {len(source.train)} images of {source.channels}x{source.height}x"

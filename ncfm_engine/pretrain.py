@@ -26,6 +26,8 @@ from .sources import LabelledImages, Source
 from .stop import StopRequest
 from .train import CHECKPOINT_SECONDS, Course, Networks, Training, counting, grouped, named, trained_at_once
 
+FEW_EPOCHS = 6  # in fewer the rate falls in the middle of an epoch
+
 
 @dataclass(frozen=True)
 class FeaturePool:
@@ -163,11 +165,7 @@ def train_pool(
     networks with running statistics.
     """
     template = build(network, source, seed)
-    if any(True for _ in template.buffers()):
-        raise UsageError(
-            f"network.norm={network.norm!r} keeps running statistics, which cannot be blended between "
-            "initialisation and training. Use instance, layer, group or none."
-        )
+    check_blendable(template, network)
     key = pool_key(config, network, source, seed, device)
     folder, mine = cache / "pool" / key, range(share[0], config.networks, share[1])
     members = {index: member for index in mine if (member := _cached(folder, index))}
@@ -192,6 +190,14 @@ def train_pool(
     return [members[index] for index in mine]
 
 
+def check_blendable(template: nn.Module, network: NetworkConfig) -> None:
+    if any(True for _ in template.buffers()):
+        raise UsageError(
+            f"network.norm={network.norm!r} keeps running statistics, which cannot be blended between "
+            "initialisation and training. Use instance, layer, group or none."
+        )
+
+
 def pool_key(
     config: PretrainConfig, network: NetworkConfig, source: Source, seed: int, device: str = "cpu"
 ) -> str:
@@ -203,6 +209,7 @@ def pool_key(
     del content["networks"], content["at_once"]
     content |= {"fingerprint": source.fingerprint, "torch": torch.__version__}
     content["device"] = torch.device(device).type
+    content |= {"milestones": "in steps"} if config.epochs < FEW_EPOCHS else {}  # once they were in epochs
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
@@ -221,12 +228,19 @@ def _training(
         lambda weights: torch.optim.SGD(
             weights, config.learning_rate, config.momentum, weight_decay=config.weight_decay
         ),
-        milestones=[epoch * len(batches) for epoch in (config.epochs * 2 // 3, config.epochs * 5 // 6)],
+        milestones=_milestones(config.epochs, len(batches)),
         decay=0.2,
         tested={config.epochs * len(batches)},
         kept={config.epochs * k // parts * len(batches) for k in range(1, parts)},
     )
     return Training(networks, batches, course, real_test_loader(source, len(seeds), device))
+
+
+def _milestones(epochs: int, steps: int) -> list[int]:
+    """Two thirds and five sixths of all steps: at the ends of epochs, as published, unless they are few."""
+    if epochs < FEW_EPOCHS:  # or most of the steps would have a twenty-fifth of the rate
+        return [epochs * steps * 2 // 3, epochs * steps * 5 // 6]
+    return [epochs * 2 // 3 * steps, epochs * 5 // 6 * steps]
 
 
 def _trained(training: Training, folder: Path, group: list[int], **options: Any) -> dict[int, Member]:

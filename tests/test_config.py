@@ -58,7 +58,7 @@ def test_the_settings_of_every_published_artifact_can_be_read():
         (DistillConfig, "ema", [-0.1, 1.0, NAN]),
         (DistillConfig, "quantised", [-0.1, 1.1]),
         (DistillConfig, "sampler_steps", [0]),
-        (LabelConfig, "temperature", [0, -1, NAN]),
+        (LabelConfig, "temperature", [0, -1, 1e-300, NAN]),
         (EvaluateConfig, "epochs", [0]),
         (EvaluateConfig, "learning_rate", [-1e-3, NAN]),
         (EvaluateConfig, "batch_size", [0]),
@@ -382,3 +382,11 @@ def test_a_value_of_another_type_is_refused(path, value):
 def test_the_last_part_of_a_setting_is_close_to_it():
     with pytest.raises(UnknownNameError, match=r"Did you mean .*distill\.alpha"):
         Recipe().replace({"alpha": "0.3"})
+
+
+def test_settings_that_fit_together_are_taken_in_any_order():
+    changes = {"pretrain.snapshots": 40, "pretrain.epochs": 60, "network.norm": "group", "network.width": 30}
+    with pytest.raises(UsageError, match=r"width must be a multiple of 4"):
+        Recipe().replace(changes)
+    changes["network.width"] = 32
+    assert Recipe().replace(changes) == Recipe().replace(dict(reversed(changes.items())))

@@ -20,6 +20,7 @@ from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, MANIFEST_FILE, re
 from distilled_data.manifest import Fingerprint, Index, write_manifest
 from hub import PushOptions, push_folder
 from ncfm_engine.stop import Stopped
+from tools.command_line import lock_of
 
 
 def test_the_main_job_writes_the_whole_folder_and_a_table(finished):
@@ -229,6 +230,9 @@ def test_a_dry_run_prints_the_plan_and_writes_only_the_prepared_images(here, tmp
         (["--dataset", "digits", "--set", "distill.alpha"], "expected field=value"),
         (["--dataset", "digits", "--discrepancy", "ncdf"], "Did you mean 'ncfd'"),
         (["--dataset", "digits", "--set", "distill.alpha=2"], "0..1"),
+        (["--dataset", "digits", "--resume", "--overwrite"], "--overwrite replaces it; choose one"),
+        (["--dataset", "digits", "--dry-run", "--set", "network.norm=batch"], "keeps running statistics"),
+        (["--dataset", "digits", "--seed", str(2**64)], "seed must have 64 bits or fewer"),
         (["--dataset", "digits", "--memory", "1KiB"], "below the minimum"),
         (["--dataset", "digits", "--memory", "lots"], "not a quantity"),
         (["--dataset", "digits", "--device", "cuda:99"], "cannot be used here"),
@@ -323,6 +327,53 @@ def test_overwrite_replaces_the_set_and_keeps_other_files_and_peoples_words(here
     assert "Written by hand." in card.read_text()
     rows = json.loads(Path("again.run/results.json").read_text())["rows"]
     assert {row["ipc"] for row in rows} == {2}
+
+
+def test_a_run_that_replaces_another_goes_on_with_itself(here, tmp_path, monkeypatch):
+    command = ("distill_and_push.py", "--dataset", "digits", "--ipc", "1", "--output", "out")
+    assert here(*command, settings=TINY)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("ncfm_engine.stop.time", SimpleNamespace(monotonic=itertools.count().__next__))
+        replacing = (*command, "--seed", "7")
+        status, output, error = here(*replacing, "--overwrite", "--time-budget", "9s", settings=TINY)
+        assert (status, "(pretrain" in output) == (75, True), error
+    assert here(*replacing, "--resume", settings=TINY)[0] == 0
+    steps = [json.loads(line)["step"] for line in Path("out.run/metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert steps[-1] == 30
+    assert DistilledDataset.from_folder("out").info.recipe["settings"]["seed"] == 7
+
+
+def test_a_run_of_no_steps_goes_on_with_its_evaluation(here, tmp_path, monkeypatch):
+    settings = [*TINY, "distill.iterations=0"]
+    command = ("distill_and_push.py", "--dataset", "digits", "--ipc", "1", "--output", "out")
+    with monkeypatch.context() as patch:
+        patch.setattr("ncfm_engine.stop.time", SimpleNamespace(monotonic=itertools.count().__next__))
+        status, output, error = here(*command, "--time-budget", "66s", settings=settings)
+        assert (status, "(evaluate" in output) == (75, True), error
+    status, _, error = here(*command, "--resume", "--seed", "7", settings=settings)
+    assert (status, "seed is 0 there and 7 here" in " ".join(error.split())) == (2, True)
+    assert here(*command, "--resume", settings=settings)[0] == 0
+
+
+def test_networks_that_diverge_while_they_are_evaluated_are_an_error(here):
+    settings = [*TINY, "evaluate.learning_rate=1e30"]
+    status, _, error = here(
+        "distill_and_push.py", "--dataset", "digits", "--ipc", "1", "--output", "out", settings=settings
+    )
+    assert status == 1
+    assert "the weights are not finite after" in error
+    assert "Lower evaluate.learning_rate" in " ".join(error.split())
+
+
+def test_an_evaluation_takes_one_process_and_nobody_elses_folder(finished, here, monkeypatch):
+    folder = str(finished[0] / "out")
+    with lock_of(Path(folder)):
+        status, _, error = here("evaluate.py", folder)
+    assert (status, "another process is at work on" in error) == (2, True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, error = here("evaluate.py", folder)
+    assert (status, "this command is for one process" in " ".join(error.split())) == (2, True)
 
 
 def test_a_folder_of_images_is_distilled_and_evaluated_like_any_dataset(here, digits, tmp_path):

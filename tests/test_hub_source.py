@@ -68,6 +68,14 @@ def test_a_split_for_testing_is_found_by_its_name(tmp_path, name):
     assert (len(source.train), len(source.test)) == (16, 8)
 
 
+@pytest.mark.parametrize("name", ["test", "validation", "train", "all"])
+def test_the_images_of_an_only_split_are_not_tested_on_as_well(tmp_path, name):
+    source = load_source(f"hf:{write(tmp_path / 'flowers', **{name: slice(None)})}")
+    train, test = ({image.numpy().tobytes() for image in part.images} for part in (source.train, source.test))
+    assert not train & test
+    assert len(train | test) == len(IMAGES)
+
+
 def test_files_that_changed_are_read_again(tmp_path):
     folder = write(tmp_path / "flowers", train=slice(16), test=slice(16, None))
     first = load_source(f"hf:{folder}")
@@ -110,7 +118,11 @@ def test_the_fine_labels_of_cifar100_are_preferred(tmp_path):
 
 @pytest.mark.parametrize(
     ("values", "kind", "classes"),
-    [(LABELS, "int64", tuple("0123")), (np.array(CLASSES)[LABELS], "string", CLASSES)],
+    [
+        (LABELS, "int64", tuple("0123")),
+        (np.array(CLASSES)[LABELS], "string", CLASSES),
+        (np.array(CLASSES)[LABELS], "large_string", CLASSES),
+    ],
 )
 def test_labels_may_be_plain_numbers_or_names(tmp_path, values, kind, classes):
     source = load_source(
@@ -118,6 +130,21 @@ def test_labels_may_be_plain_numbers_or_names(tmp_path, values, kind, classes):
     )
     assert source.classes == classes
     assert pixels_of(source) == EXPECTED
+
+
+def test_labels_of_another_type_are_told_as_what_they_are(tmp_path):
+    folder = write(tmp_path / "flowers", {"label": ((LABELS > 1).tolist(), datasets.Value("bool"))})
+    with pytest.raises(SourceError, match="the label False is neither a number nor a name"):
+        load_source(f"hf:{folder}", label_column="label")
+
+
+def test_a_file_whose_columns_have_no_known_types_is_refused_in_words(tmp_path, monkeypatch):
+    folder = tmp_path / "table"
+    folder.mkdir()
+    (folder / "train.csv").write_text("image,label\n1.png,0\n")
+    monkeypatch.setattr(hub, "STREAMED_FROM", 0)
+    with pytest.raises(UsageError, match="expected one of type Image"):
+        load_source(f"hf:{folder}")
 
 
 def test_a_row_without_label_or_image_and_a_damaged_image_are_named(tmp_path):

@@ -9,7 +9,7 @@ from interruptions import StopAfter, killed
 
 from distilled_data import DivergenceError, UsageError
 from ncfm_engine.config import NetworkConfig, PretrainConfig
-from ncfm_engine.pretrain import FlatNetwork, pool_key, pretrain, train_pool
+from ncfm_engine.pretrain import FlatNetwork, _milestones, pool_key, pretrain, train_pool
 from ncfm_engine.stop import Stopped
 from ncfm_engine.train import Training
 
@@ -199,3 +199,20 @@ def test_one_network_that_diverged_does_not_cost_the_others(digits, tmp_path, mo
     with pytest.raises(DivergenceError, match="feature network 0 "):
         pretrain(config, NARROW, digits, **ON_CPU, cache=tmp_path)
     assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["network-001.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "milestones"), [(1, [6, 8]), (2, [13, 16]), (3, [20, 25]), (8, [50, 60]), (60, [400, 500])]
+)
+def test_the_rate_falls_late_however_few_epochs_there_are(epochs, milestones):
+    assert _milestones(epochs, 10) == milestones
+
+
+def test_pools_of_few_epochs_are_not_those_of_the_schedule_before(digits):
+    """Which had the same settings: the keys of others stay as they were."""
+    few, many = (dataclasses.replace(TINY, epochs=epochs) for epochs in (2, 30))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ncfm_engine.pretrain.FEW_EPOCHS", 0)
+        before = [pool_key(config, NARROW, digits, 0) for config in (few, many)]
+    now = [pool_key(config, NARROW, digits, 0) for config in (few, many)]
+    assert [one == other for one, other in zip(before, now, strict=True)] == [False, True]

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import hashlib
 import os
 import re
 import shlex
@@ -9,7 +10,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from distilled_data import DistilledDataError, DistilledDataset, HubError, OutputError, UsageError
 from hub import PushOptions
+from ncfm_engine.cache import cache_folder
 from ncfm_engine.stop import Stopped
 
 SIZES = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -166,13 +168,25 @@ def load(place: str, ipc: int | None) -> DistilledDataset:
         raise UsageError(f"there is no folder {place}; and as a repository of the Hub: {error}") from error
 
 
+def refuse_torchrun() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("this command is for one process; only distilling is shared out by torchrun")
+
+
 @contextmanager
 def alone(place: Path) -> Iterator[None]:
     """Raise `UsageError` under torchrun, or while another process works at `place`, a file or folder."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("this command is for one process; only distilling is shared out by torchrun")
+    refuse_torchrun()
     with locked(place, place.with_name(f".{place.name}.lock")):
         yield
+
+
+def lock_of(output: Path) -> AbstractContextManager[None]:
+    """Held by the process that writes; in the cache, so that a refused run leaves no folder behind."""
+    if os.environ.get("RANK", "0") != "0":
+        return nullcontext()
+    name = hashlib.sha256(os.fsencode(output.resolve())).hexdigest()[:16]
+    return locked(output, cache_folder() / "locks" / name)
 
 
 @contextmanager

@@ -8,9 +8,7 @@ torchrun --nproc-per-node 4 tools/distill_and_push.py --dataset cifar100 --ipc 5
 """
 
 import argparse
-import hashlib
 import os
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from command_line import (
@@ -18,7 +16,7 @@ from command_line import (
     add_push_flags,
     add_run_flags,
     add_source_flags,
-    locked,
+    lock_of,
     push_command,
     push_options,
     reading,
@@ -99,14 +97,6 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.repo:
         print(f"publishing; should it fail, go on with: {push_command(plan.output, arguments)}")
         print(push_folder(plan.output, arguments.repo, push_options(arguments)))
-
-
-def lock_of(output: Path) -> AbstractContextManager[None]:
-    """Held by the process that writes; in the cache, so that a refused run leaves no folder behind."""
-    if os.environ.get("RANK", "0") != "0":
-        return nullcontext()
-    name = hashlib.sha256(os.fsencode(output.resolve())).hexdigest()[:16]
-    return locked(output, cache_folder() / "locks" / name)
 
 
 if __name__ == "__main__":

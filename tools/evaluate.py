@@ -17,7 +17,9 @@ from command_line import (
     duration,
     is_repository,
     load,
+    lock_of,
     reading,
+    refuse_torchrun,
     run_command,
     settings,
     table,
@@ -54,12 +56,21 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> None:
+    refuse_torchrun()
+    folder = Path(arguments.artifact)
+    if is_repository(arguments.artifact):
+        folder = Path("evaluations") / folder.name.partition("@")[0]
+    with lock_of(folder):
+        evaluate(arguments, folder)
+
+
+def evaluate(arguments: argparse.Namespace, folder: Path) -> None:
+    """Evaluate the set, and record the results in `folder`, or for a set of the Hub beside it."""
     changes = settings(arguments.set)
     for field, value in (("network.name", arguments.network), ("evaluate.repeats", arguments.seeds)):
         if value is not None:
             changes[field] = value
     device = resolve_device(arguments.device)
-    folder = Path(arguments.artifact)
     options = {
         "changes": changes,
         "cache": cache_folder(),
@@ -72,7 +83,6 @@ def main(arguments: argparse.Namespace) -> None:
     with Bars() as bars, StopRequest(arguments.time_budget) as stop, costs.stage("evaluating"):
         options |= {"stop": stop, "report": bars}
         if is_repository(arguments.artifact):
-            folder = Path("evaluations") / folder.name.partition("@")[0]
             rows = evaluate_set(load(arguments.artifact, arguments.ipc), run_folder_of(folder), **options)
         else:
             rows = evaluate_folder(folder, ipc=arguments.ipc, **options)

@@ -56,8 +56,9 @@ class HubReader:
             raise SourceError(f"hf:{spec} cannot be loaded: {type(error).__name__}: {error}") from error
         if empty := [part for part, data in loaded.items() if not self.streamed and len(data) == 0]:
             raise SourceError(f"hf:{spec}: the split {chosen[empty[0]]!r} has no rows; choose splits by name")
-        self.image, self.label = _columns(spec, loaded["train"].features, label)
-        kind = loaded["train"].features[self.label]
+        features = loaded["train"].features or {}  # of a file that is streamed they may not be known
+        self.image, self.label = _columns(spec, features, label)
+        kind = features[self.label]
         self.classes: Sequence[str] | None = kind.names if isinstance(kind, datasets.ClassLabel) else None
         undecoded = datasets.Image(decode=False)
         self.loaded: dict[str, Any] = {
@@ -110,7 +111,8 @@ class HubReader:
         if image is None or (image["bytes"] is None and image["path"] is None):
             return Damage(name, "no image")
         if type(label) not in (int, str):
-            return Damage(name, "no label")
+            shown = f"the label {label!r:.80} is neither a number nor a name"
+            return Damage(name, "no label" if label is None else shown)
         if image["bytes"] is not None:
             return Record(name, label, image["bytes"])
         path = image["path"]
@@ -145,7 +147,7 @@ def _lies_in(path: str, folders: tuple[str, ...], files: frozenset[str]) -> bool
 def _default_splits(known: Sequence[str]) -> list[str]:
     """One to train with, and where there is one, one to test with."""
     train = "train" if "train" in known or len(known) != 1 else known[0]
-    return [train, *[name for name in _TEST_SPLITS if name in known][:1]]
+    return [train, *[name for name in _TEST_SPLITS if name in known and name != train][:1]]
 
 
 def _columns(spec: str, features: Any, label: str | None) -> tuple[str, str]:
@@ -158,7 +160,9 @@ def _columns(spec: str, features: Any, label: str | None) -> tuple[str, str]:
     if not labels:
         values = {name: kind.dtype for name, kind in features.items() if isinstance(kind, datasets.Value)}
         labels = [
-            name for name in _LABEL_COLUMNS if values.get(name, "").startswith(("int", "uint", "string"))
+            name
+            for name in _LABEL_COLUMNS
+            if values.get(name, "").startswith(("int", "uint", "string", "large_string"))
         ]
     image = _one(images, _IMAGE_COLUMNS)
     label = label or _one(labels, _LABEL_COLUMNS)
