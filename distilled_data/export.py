@@ -5,6 +5,7 @@ class probabilities.
 """
 
 import io
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +56,7 @@ def to_webdataset(data: "DistilledDataset", path: str | Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # equal sets give equal bytes
-        with replacing(path) as temporary, TarWriter(str(temporary), mtime=0.0) as shard:
+        with replacing(path) as temporary, TarWriter(os.path.abspath(temporary), mtime=0.0) as shard:
             for number, (content, label) in enumerate(zip(_pngs(data), data.targets.tolist(), strict=True)):
                 sample = {"__key__": f"{number:08d}", "png": content, "cls": label}
                 shard.write(sample if soft is None else sample | {"soft.npy": soft[number]})

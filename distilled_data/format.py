@@ -264,13 +264,13 @@ def resolve_ipc(ipc: int | None, stored: int) -> int:
 def select_classes(artifact: Artifact, classes: Sequence[str | int]) -> Artifact:
     """The artifact restricted to `classes` (names or indices), renumbered in that order."""
     names = artifact.metadata.classes
-    if not isinstance(classes, Iterable) or isinstance(classes, str):
-        raise UsageError(f"classes must be several names or indices, got {classes!r}")
+    if not isinstance(classes, Iterable) or isinstance(classes, str | set | frozenset):
+        raise UsageError(f"classes must be several names or indices, in an order, got {classes!r}")
     classes = list(classes)
     for wanted in classes:
         if isinstance(wanted, str) and wanted not in names:
             raise UnknownNameError.of("class", wanted, names)
-        if not isinstance(wanted, str) and wanted not in range(len(names)):
+        if not isinstance(wanted, str) and (isinstance(wanted, bool) or wanted not in range(len(names))):
             raise UsageError(f"class index {wanted} is not a whole number in 0..{len(names) - 1}")
     index = [names.index(c) if isinstance(c, str) else int(c) for c in classes]
     if len(set(index)) != len(index) or len(index) < 2:

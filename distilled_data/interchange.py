@@ -13,6 +13,7 @@ Nothing is unpickled but tensors and numbers.
 
 import hashlib
 import io
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from torch import Tensor
 from .errors import FormatError, MissingExtraError, OutputError, UsageError
 from .files import write_file
 from .format import METADATA_KEY, Artifact, Metadata, parse_metadata
+from .pictures import check_depth, check_opaque
 from .tensors import artifact_of, own, per_channel
 
 if TYPE_CHECKING:
@@ -248,13 +250,22 @@ def _read_folder(path: Path) -> Found:
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and folder.name[0] != ".")
     arrays, numbers = [], []
     for number, folder in enumerate(folders):
-        for file in sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES):
+        for file in sorted(f for f in folder.iterdir() if f.name[0] != "."):
+            if file.is_dir() or (file.suffix.lower() in Image.registered_extensions().keys() - {*SUFFIXES}):
+                raise FormatError(
+                    f"{file} would be left out; expected images ({', '.join(SUFFIXES)}) right in the folder "
+                    "of their class. Convert it, or move it away."
+                )
+            if file.suffix.lower() not in SUFFIXES:
+                continue
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", Image.DecompressionBombWarning)
                     with Image.open(file, formats=FORMATS) as image:
                         if image.mode not in MODES:
                             raise ValueError(f"mode {image.mode}, expected one of {', '.join(MODES)}")
+                        check_depth(image)
+                        check_opaque(image)
                         mode = "L" if image.mode == "L" else "RGB"
                         array = np.asarray(image.convert(mode)).reshape(image.height, image.width, -1)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
@@ -290,15 +301,19 @@ def _guess_factor(images: Tensor) -> int:
 
 
 def _load_pt(path: Path) -> Any:
+    if path.suffix not in (".pt", ".pth"):
+        raise FormatError(f"{path} is in no known form; {EXPECTED}")
     try:
         # DC keeps accuracies beside the images
         with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_numbers()):
             warnings.simplefilter("ignore")  # torch on pickles of another kind, which it then refuses
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader of damaged pickles raises whatever they lead to
-        reason = (str(error) or repr(error)).partition("\n")[0]
+        asked_for = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {asked_for[1]}" if asked_for else f"{type(error).__name__} while it was read"
         raise FormatError(
-            f"{path} cannot be loaded as tensors and numbers alone, and nothing else is unpickled: {reason}"
+            f"{path} cannot be loaded as tensors and numbers alone, and nothing else is unpickled: {reason}. "
+            "Save the tensors alone, or get the file again."
         ) from error
 
 

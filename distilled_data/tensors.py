@@ -53,6 +53,11 @@ def artifact_of(
     if mean is None or std is None:
         found = statistics(images)
         mean, std = found[0] if mean is None else mean, found[1] if std is None else std
+    if not all(0 <= value <= 1 for value in [*mean, *std]):
+        raise UsageError(
+            f"mean and std are of pixels in [0, 1], got {list(mean)} and {list(std)}. Those of bytes have to "
+            "be divided by 255."
+        )
     metadata = Metadata(
         dataset="tensors",
         classes=tuple(map(str, range(images.shape[1])) if classes is None else classes),

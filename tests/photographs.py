@@ -1,7 +1,9 @@
 """Real photographs for the tests: pieces of the two that come with scikit-learn."""
 
 import io
+import struct
 import tarfile
+import zlib
 from functools import cache
 from pathlib import Path
 
@@ -69,3 +71,14 @@ def pixels_of(source) -> dict[bytes, int]:
         for part in (source.train, source.test)
         for image, target in zip(part.images, part.targets.tolist(), strict=True)
     }
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_of_16_bits(kind: int) -> bytes:
+    """Two pixels of colour (2) or with an alpha channel (6), 16 bits each."""
+    header = struct.pack(">IIBBBBB", 2, 1, 16, kind, 0, 0, 0)
+    row = zlib.compress(b"\0" + b"\xff\xff" * 2 * {2: 3, 6: 4}[kind])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", row) + chunk(b"IEND", b"")

@@ -30,11 +30,14 @@ def test_a_hugging_face_dataset_has_images_names_and_soft_labels(data):
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_shard_is_read_back_by_webdataset_and_is_the_same_bytes_twice(data, tmp_path):
+def test_a_shard_is_read_back_by_webdataset_and_is_the_same_bytes_twice(data, tmp_path, monkeypatch):
     webdataset = importlib.import_module("webdataset")
     for name in ("a.tar", "b.tar"):
         data.to_webdataset(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    data.to_webdataset("x:y.tar")
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "x:y.tar").read_bytes()
     samples = list(webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False).decode("pil"))
     images = torch.stack([pixels(sample["png"])[: data.info.channels] for sample in samples])
     assert torch.equal(images, data.images)

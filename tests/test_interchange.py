@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from artifacts import DIGITS, make_artifact, make_folder
+from photographs import encoded, png_of_16_bits
 from PIL import Image
 
 from distilled_data import DistilledDataset, FormatError, OutputError, UsageError, interchange
@@ -499,6 +500,56 @@ def test_images_lie_in_order_in_memory_however_they_came(pixels):
     assert data.artifact.images.is_contiguous()
     assert data.artifact.logits.is_contiguous()
     assert data.loader().images.data_ptr() == data.artifact.images.data_ptr()
+
+
+@pytest.mark.parametrize("name", ["b.gif", "b.tiff", "b.PPM", "more/b.png"])
+def test_class_folders_with_more_than_is_read_are_refused(tmp_path, name):
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "set" / "a" / "a.png")
+    (tmp_path / "set" / "a" / "Thumbs.db").touch()
+    path = tmp_path / "set" / "a" / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    with pytest.raises(FormatError, match=f"a/{name.partition('/')[0]} would be left out"):
+        read_set(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (png_of_16_bits(2), "16 bits per channel"),
+        (encoded(Image.new("RGBA", (4, 4), (1, 2, 3, 0))), "transparent pixels"),
+    ],
+    ids=["deep", "transparent"],
+)
+def test_what_class_folders_would_lose_is_refused(tmp_path, content, reason):
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    (tmp_path / "set" / "a" / "a.png").write_bytes(content)
+    with pytest.raises(FormatError, match=reason):
+        read_set(tmp_path / "set")
+
+
+def test_an_opaque_alpha_channel_is_no_loss(tmp_path):
+    for name, ink in {"a": (1, 2, 3, 255), "b": (4, 5, 6, 255)}.items():
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.new("RGBA", (8, 8), ink).save(tmp_path / "set" / name / "a.png")
+    assert read_set(tmp_path / "set").images[0, :, :, 0, 0].tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_nobody_is_told_how_to_unpickle(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    with pytest.raises(FormatError, match=r"it asks for torch\.nn\.modules\.linear\.Linear\. Save") as told:
+        read_set(tmp_path / "model.pt")
+    assert "weights_only" not in str(told.value)
+    with pytest.raises(FormatError, match="is in no known form; expected"):
+        read_set(tmp_path / "rows.parquet")
+
+
+@pytest.mark.parametrize("given", [{"mean": [125.3, 123.0, 113.9]}, {"std": [63.0, 62.1, 66.7]}])
+def test_means_of_bytes_are_refused(pixels, given):
+    with pytest.raises(UsageError, match="divided by 255"):
+        DistilledDataset.from_tensors(pixels, targets=NUMBERS, **given)
 
 
 def test_images_of_16_bits_are_refused(tmp_path):

@@ -66,7 +66,7 @@ def test_channels_may_come_first_and_a_single_one_may_be_left_out(tmp_path, form
 def test_classes_are_named_in_the_file_or_in_another(tmp_path):
     path = save(tmp_path / "a.npz", images=IMAGES, labels=LABELS, classes=np.array(CLASSES))
     assert load_source(f"npz:{path}").classes == CLASSES
-    (tmp_path / "names.txt").write_text("d\nc\nb\na\n")
+    (tmp_path / "names.txt").write_text("\ufeffd\r\nc\nb\na\n", encoding="utf-8")
     assert load_source(f"npz:{path}", classes=tmp_path / "names.txt").classes == tuple("dcba")
 
 
@@ -88,6 +88,7 @@ def test_images_are_read_in_blocks(tmp_path, monkeypatch):
             r"labels is int64 \[23\]; expected an integer for each of the 24",
         ),
         ({"images": IMAGES, "labels": LABELS / 1.0}, "labels is float64"),
+        ({"images": IMAGES, "labels": LABELS, "factor": np.int64(2)}, "a distilled set with 2 x 2 tiles"),
         ({"images": IMAGES, "labels": np.where(LABELS == 0, -1, LABELS)}, r"label -1 is not in 0 to"),
         ({"images": IMAGES, "labels": LABELS + 1, "classes": np.array(CLASSES)}, r"label 4 is not in 0 to 3"),
         ({"images": IMAGES, "labels": LABELS.astype(object)}, "Object arrays cannot be loaded"),

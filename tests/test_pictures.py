@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from photographs import encoded, photographs
+from photographs import chunk, encoded, photographs, png_of_16_bits
 from PIL import Image
 
 from ncfm_engine.sources.decode import Decoder, Refused
@@ -14,21 +14,10 @@ from ncfm_engine.sources.decode import Decoder, Refused
 PHOTOGRAPH = photographs(1, side=48)[0][0]
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
 def png_that_declares(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     rows = zlib.compress(bytes(1 + 3 * 100))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
-def png_of_16_bits(kind: int) -> bytes:
-    """Two pixels of colour (2) or with an alpha channel (6), 16 bits each."""
-    header = struct.pack(">IIBBBBB", 2, 1, 16, kind, 0, 0, 0)
-    row = zlib.compress(b"\0" + b"\xff\xff" * 2 * {2: 3, 6: 4}[kind])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", row) + chunk(b"IEND", b"")
 
 
 def test_pixels_come_out_channels_first_and_unchanged():
@@ -139,3 +128,19 @@ def test_a_large_jpeg_decoded_at_a_fraction_looks_the_same():
     exact = Decoder(40)(np.asarray(Image.open(io.BytesIO(content)))).astype(int)
     assert np.abs(Decoder(40)(content) - exact).mean() < 1.5
     assert not np.array_equal(Decoder(40)(content), exact)  # it was
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
+def test_a_picture_whose_facts_cannot_be_read_is_taken_as_it_lies(suffix):
+    plain = Image.fromarray(PHOTOGRAPH)
+    strange = Decoder()(encoded(plain, suffix, exif=b"Exif\0\0garbagegarbage"))
+    np.testing.assert_array_equal(strange, Decoder()(encoded(plain, suffix)))
+
+
+def test_five_bits_per_channel_are_not_sixteen():
+    row = struct.pack("<2H", 0b11111_000000_00000, 0b00000_000000_11111)  # red, blue
+    header = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0)
+    masks = struct.pack("<3I", 0xF800, 0x07E0, 0x001F)
+    start = 14 + len(header) + len(masks)
+    content = b"BM" + struct.pack("<IHHI", start + 4, 0, 0, start) + header + masks + row
+    assert Decoder()(content).tolist() == [[[255, 0]], [[0, 0]], [[0, 255]]]

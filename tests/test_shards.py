@@ -228,7 +228,8 @@ def test_labels_with_a_gap_are_refused_where_nothing_names_the_classes(tmp_path)
     write_shards(tmp_path, IMAGES, np.where(LABELS == 3, 1_000_000, LABELS), shards=1)
     (tmp_path / "classes.txt").unlink()
     with pytest.raises(
-        SourceError, match=r"4 different labels, up to 1000000; there is no image with the label 3"
+        SourceError,
+        match=r"4 different labels, up to 1000000; there is no image with the label 3.* number them anew",
     ):
         load_source(f"wds:{tmp_path}/*.tar")
 
@@ -384,3 +385,13 @@ def test_shards_are_read_over_http_and_a_connection_that_breaks_is_named(tmp_pat
                 read(f"{url}/{name}")
         server.shutdown()
     assert [type(record) for record in found] == [Record] * len(IMAGES)
+
+
+def test_shards_are_found_in_the_home_folder_and_in_one_with_brackets(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "data [v2]"
+    folder.mkdir()
+    write_tar(folder / "train-000.tar", sample("0"))
+    write_tar(tmp_path / "b.tar", sample("1"))
+    assert len(read(folder / "train-000.tar")) == 1
+    assert len(read("~/b.tar")) == 1

@@ -79,7 +79,7 @@ def paragraph(text: str) -> str:
 
 
 SOURCES = (
-    "digits, cifar10, cifar100, mnist, fashion_mnist, svhn, folder:PATH, hf:REPO[:CONFIG[:SPLIT]], "
+    "digits, cifar10, cifar100, mnist, fashion_mnist, svhn, folder:PATH, hf:REPO[:CONFIG[:TRAIN[,TEST]]], "
     "wds:URL-or-glob, npz:PATH or store:PATH"
 )
 

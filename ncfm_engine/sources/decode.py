@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from distilled_data.pictures import check_depth, check_opaque
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM")  # Pillow must not try others, whatever the name
 FITS = ("crop", "squash")
@@ -46,11 +48,12 @@ class Decoder:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)  # above 89 million pixels
                 with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
-                    _check_depth(opened)  # type: ignore[arg-type]
+                    check_depth(opened)
                     # Of a JPEG a fraction is decoded that is large enough.
                     draft = None if self.size is None else opened.draft(None, (2 * self.size, 2 * self.size))
-                    upright = ImageOps.exif_transpose(opened)
-                    box = draft and _box(upright.size, draft[1][2:], opened.getexif().get(0x0112))
+                    orientation = _orientation(opened)
+                    upright = ImageOps.exif_transpose(opened) if orientation else opened
+                    box = draft and _box(upright.size, draft[1][2:], orientation)
                     return self._fitted(_plain(upright), box)
         except (Refused, MemoryError):
             raise
@@ -88,14 +91,12 @@ def _box(size: tuple[int, int], picture: Sequence[float], orientation: int | Non
     return left, top, left + width, top + height
 
 
-def _check_depth(image: ImageFile.ImageFile) -> None:
-    """Pillow halves the depth of colour images of 16 bits without a word."""
-    for codec, _, _, arguments in image.tile:
-        facts = arguments if isinstance(arguments, tuple) else (arguments,)
-        if any(isinstance(fact, str) and ";16" in fact for fact in facts) or (
-            codec.startswith("ppm") and any(isinstance(fact, int) and fact > 255 for fact in facts)
-        ):
-            raise Refused("16 bits per channel cannot become 8 without a loss; convert it to 8")
+def _orientation(image: Image.Image) -> int | None:
+    """How the image is to be turned; one whose facts cannot be read is taken as it is."""
+    try:
+        return image.getexif().get(0x0112)
+    except Exception:  # their reader raises nearly anything
+        return None
 
 
 def _plain(image: Image.Image) -> Image.Image:
@@ -106,8 +107,5 @@ def _plain(image: Image.Image) -> Image.Image:
             f"pixels of Pillow's mode {image.mode!r} cannot become 8-bit grey or RGB without a loss; "
             "convert it to one of these"
         )
-    if image.has_transparency_data:
-        image = image.convert({"L": "LA", "RGB": "RGBA"}[mode])
-        if image.getchannel("A").getextrema() != (255, 255):
-            raise Refused("transparent pixels; flatten it onto a background of your choice")
+    check_opaque(image)
     return image.convert(mode)

@@ -38,6 +38,10 @@ class NpzReader:
                     classes = [str(name) for name in self._whole(file, "classes").astype(np.str_).flatten()]
                     if len(set(classes)) < max(2, len(classes)):
                         raise ValueError(f"{len(classes)} class names; expected two or more, all different")
+                if "factor" in held and (factor := int(self._whole(file, "factor"))) > 1:
+                    raise ValueError(
+                        f"a distilled set with {factor} x {factor} tiles to an image, not images"
+                    )
         except _ERRORS as error:
             raise SourceError(f"{self.path} cannot be read as .npz: {error}") from error
         self.classes = classes

@@ -103,7 +103,7 @@ class ArrayReader:
 def class_names(path: Path) -> list[str]:
     """Of a file with one on each line. Raises `UsageError`."""
     try:
-        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"the class names in {path} cannot be read: {error}. Expected a name on each line."

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 import re
 import tarfile
 import zlib
@@ -51,8 +52,9 @@ class ShardReader:
             raise MissingExtraError.of("webdataset", "data", f"the dataset 'wds:{pattern}'") from error
         self._open: Callable[[str], Any] = gopen
         self.where = f"wds:{pattern}"
-        shards: list[str] = []
-        for url in expand_urls(pattern):
+        local = os.path.expanduser(pattern)
+        shards = [local] if os.path.isfile(local) else []
+        for url in [] if shards else expand_urls(local):
             shards += sorted(glob.glob(url)) if glob.has_magic(url) and not is_remote(url) else [url]
         missing = [shard for shard in shards if not is_remote(shard) and not Path(shard).is_file()]
         if missing or not shards:

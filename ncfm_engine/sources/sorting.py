@@ -133,8 +133,7 @@ def _classes(where: str, spools: Sequence[Spool]) -> tuple[str, ...]:
     if missing := sorted(set(range(len(numbers))) - numbers):
         raise SourceError(
             f"{where} has {len(numbers)} different labels, up to {max(numbers)}; there is no image with "
-            f"the label {missing[0]}. Labels must be 0, 1, 2, ...; or name all classes in order with "
-            "--classes FILE."
+            f"the label {missing[0]}. Labels must be 0, 1, 2, ...: number them anew."
         )
     return tuple(map(str, sorted(numbers) or sorted(names)))
 

@@ -84,7 +84,7 @@ def read_index(folder: Path) -> Index:
 
 def open_store(folder: str | Path) -> Source:
     """The images of a store, mapped. Raises `SourceError`, `IntegrityError` where the files do not fit."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     index = read_index(folder)
     source = map_shards(folder, index.origin, index.classes, index.shape, index.counts, index.shards)
     if (source.fingerprint, source.mean, source.std) != (index.fingerprint, index.mean, index.std):
@@ -113,7 +113,7 @@ def verify_store(folder: str | Path) -> int:
 
 def describe_store(folder: str | Path) -> str:
     """What is in a store, for people."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     index = read_index(folder)
     images = {part: sum(counts) for part, counts in index.counts.items()}
     nbytes = sum(path.stat().st_size for path in folder.iterdir())
