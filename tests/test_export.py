@@ -35,9 +35,9 @@ def test_a_shard_is_read_back_by_webdataset_and_is_the_same_bytes_twice(data, tm
     for name in ("a.tar", "b.tar"):
         data.to_webdataset(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    data.to_webdataset("x:y.tar")
+    data.to_webdataset("x:y/a.tar")
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
-    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "x:y.tar").read_bytes()
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "x:y" / "a.tar").read_bytes()
     samples = list(webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False).decode("pil"))
     images = torch.stack([pixels(sample["png"])[: data.info.channels] for sample in samples])
     assert torch.equal(images, data.images)
