@@ -48,7 +48,9 @@ class DistilledDataset(Dataset[Any]):
         if labels not in LABELS:
             raise UsageError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
         if labels == "logits" and artifact.logits is None:
-            raise UsageError("labels='logits' was asked for; this artifact has no teacher logits")
+            raise UsageError(
+                "labels='logits' was asked for; this artifact has no teacher logits; expected soft or hard"
+            )
         self.artifact, self.labels, self.folder = artifact, labels, folder
         self.revision = revision  # commit of the Hub that it was loaded from
         self.transform: Callable[[Any], Any] | None = None

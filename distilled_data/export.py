@@ -83,9 +83,14 @@ def to_imagefolder(data: "DistilledDataset", path: str | Path) -> None:
 def _pngs(data: "DistilledDataset") -> Iterator[bytes]:
     for rows in torch.arange(len(data), device="cpu").split(AT_ONCE):
         for image in data.decoded(rows):
-            file = io.BytesIO()
-            to_pil(image).save(file, "PNG")
-            yield file.getvalue()
+            yield to_png(image)
+
+
+def to_png(image: Tensor) -> bytes:
+    """A file of values 0..255 [channels, height, width], 1 or 3 channels."""
+    file = io.BytesIO()
+    to_pil(image).save(file, "PNG")
+    return file.getvalue()
 
 
 def to_pil(image: Tensor) -> Any:

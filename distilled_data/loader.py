@@ -32,8 +32,8 @@ class Loader:
     which are normalised afterwards (torchvision's transforms draw once for the whole batch); `mix` is None, a
     strategy of mixing there, or any callable on normalised images and targets. Order, augmentation and mixing
     depend on (seed, epoch, batch) alone, those of callables too as far as they draw from torch's own
-    generators. `relabel` makes the targets of the images that come out at last, [B, channels, H, W], in the
-    place of the stored ones. Each pass counts as the next epoch.
+    generators. `relabel` makes targets of the finished images [B, channels, H, W], in the place of the stored
+    ones. Each pass counts as the next epoch.
 
     Of `world_size` processes each gets its share of every epoch, all of them as many images: some are there
     twice, or with `drop_last` some are left out; then every batch has `batch_size` images, as CUDA graphs

@@ -123,10 +123,10 @@ def arrange(
 
 
 def _usual_order(targets: Tensor, favoured: Tensor) -> Tensor | None:
-    """The rows by class of images in an order that people use, where learned labels favour other classes than
-    the ones that some images were made for; None where the labels alone say what is what.
+    """Rows [N] of the images sorted by class, by the order they stand in; None where their labels decide.
 
-    They do if every class is favoured equally often, unless they are in such an order but for a few.
+    Learned labels may favour another class than the one an image was made for. So the order counts where it
+    is one of the two that people use, and the labels fit it but for a few, or favour some classes more often.
     """
     count = targets.shape[1]
     rows = torch.arange(len(favoured), device="cpu").view(-1, count)

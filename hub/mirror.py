@@ -6,10 +6,9 @@ import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
-from torch import Tensor
 
 from distilled_data import Artifact, DistilledDataset, Metadata
+from distilled_data.export import to_png
 
 
 def parquet_bytes(artifact: Artifact) -> bytes:
@@ -41,26 +40,15 @@ def _schema(metadata: Metadata, soft: bool) -> pa.Schema:
 
 
 def _rank(artifact: Artifact, rank: int) -> DistilledDataset:
-    part = slice(rank, rank + 1)
-    logits = None if artifact.logits is None else artifact.logits[part]
-    return DistilledDataset(
-        Artifact(artifact.images[part], dataclasses.replace(artifact.metadata, ipc=1), logits)
-    )
+    tensors = {name: tensor[rank : rank + 1] for name, tensor in artifact.tensors.items()}
+    return DistilledDataset(Artifact(metadata=dataclasses.replace(artifact.metadata, ipc=1), **tensors))
 
 
 def _rows(views: DistilledDataset, schema: pa.Schema) -> pa.Table:
     columns: dict[str, object] = {
-        "image": [{"bytes": _png(image), "path": None} for image in views.images],
+        "image": [{"bytes": to_png(image), "path": None} for image in views.images],
         "label": views.targets.numpy(),
     }
     if "soft_label" in schema.names:
         columns["soft_label"] = list(views.soft_targets.numpy())
     return pa.table(columns, schema=schema)
-
-
-def _png(image: Tensor) -> bytes:
-    """uint8 [channels, height, width], 1 or 3 channels."""
-    array = image.permute(1, 2, 0).numpy()
-    file = io.BytesIO()
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, "PNG")
-    return file.getvalue()

@@ -1,4 +1,4 @@
-"""Where downloads and feature networks are kept between runs."""
+"""Where downloads, feature networks, prepared data and locks are kept between runs."""
 
 import os
 from pathlib import Path

@@ -60,7 +60,10 @@ def evaluate(
     `Stopped` after saving it when `stop` is requested, and `CheckpointError` for that of other real images.
     """
     if pool is None and set(config.labels) != {"hard"}:
-        raise UsageError(f"labels {', '.join(config.labels)} need the pool that labelled the artifact")
+        raise UsageError(
+            f"labels {', '.join(config.labels)} need the pool of networks that labelled the "
+            "artifact (pool=); without it expected hard alone"
+        )
     pool = None if set(config.labels) == {"hard"} else pool
     identity = _identity(dataset, source, config, network, seed, device, pool)
     path = folder and _progress_path(folder, settings_hash(config, network, seed), dataset.content_hash)
@@ -318,7 +321,7 @@ def random_subset(
     logits = None
     if labels == "soft":
         if pool is None:
-            raise UsageError("soft labels for the random subset need the pool that labelled the artifact")
+            raise UsageError("soft labels for the random subset need the pool of networks that give them")
         logits = label(images, pool, source, factor=1, device=device)
     return DistilledDataset.from_tensors(
         images,

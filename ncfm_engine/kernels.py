@@ -19,7 +19,7 @@ def tuned_convolutions() -> Iterator[None]:
 
 @contextmanager
 def rounded_products(rounded: bool) -> Iterator[None]:
-    """If so, float32 matrix products may round their factors, on a GPU to TensorFloat-32; else as it was."""
+    """Where `rounded`, let float32 matrix products round their factors, on a GPU to TensorFloat-32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if rounded else before)
     try:

@@ -213,8 +213,8 @@ def _even(layout: Layout, num_classes: int) -> Layout:
 
 
 def _count(template: nn.Module, shape: tuple[int, ...]) -> tuple[int, list[int], list[int], int]:
-    """Bytes that autograd saves for one image, bytes of each layer's output, the same as a CPU's convolutions
-    lay them out, and the features' length.
+    """Bytes that autograd saves for one image, bytes of each layer's output, plain and with the channels
+    padded as the convolutions of a CPU have them, and the length of the features.
 
     As in float32: under autocast most of it still is, because norms compute in float32.
     """

@@ -54,7 +54,7 @@ class FeaturePool:
     def blend(self, index: int, beta: Tensor | float, out: "FlatNetwork") -> nn.Module:
         """Fill `out` with the weights at `beta` (0 initial, 1 trained) of network `index`.
 
-        The way is a straight line between each two neighbours of its trajectory, all as long in `beta`.
+        The way is piecewise linear through the points of its trajectory, which are evenly spaced in `beta`.
         """
         path = self.trajectory[index]
         segments, first = len(path) - 1, 0

@@ -12,8 +12,8 @@ import torch
 
 
 def command() -> str:
-    """The command that runs. Where things lie on this machine, and passwords, are nobody's business: of paths
-    only the last names are told, of URLs nothing before the host.
+    """The command that runs, for publication: of paths only the last names, of URLs nothing before the host,
+    so that neither this machine's folders nor passwords are told.
     """
     words = sys.argv[1:]
     for pattern in (r"(//)\S*@", r"(sqlite:///)(?:[^/]*/)*", r"(^|[=:])/(?!/)(?:[^/]*/)*", r"(://[^?]*)\?.*"):

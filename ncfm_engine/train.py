@@ -1,4 +1,4 @@
-"""Training networks of one architecture side by side, for pretraining and for evaluation.
+"""Training networks of one architecture side by side, for pretraining, evaluation and search.
 
 Networks   M networks as one tensor of weights [M, P], so that one optimiser step serves them all
 Course     how they are trained
@@ -52,8 +52,8 @@ def counting(report: Report, stage: str, done: int, total: int, networks: int) -
 
 
 class Networks:
-    """M networks of one architecture: `weights` float32 [M, P], a row each, in the order of `parameters()`,
-    those left out that require no gradient.
+    """M networks of one architecture: `weights` float32 [M, P], a row each, of the parameters that require a
+    gradient, in the order of `parameters()`.
 
     `buffers` are these and running statistics, [M, ...] each, which are changed in place by every batch.
     `precision` "bfloat16" computes under autocast; weights and optimiser stay float32.

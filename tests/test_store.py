@@ -301,13 +301,13 @@ def test_shards_that_were_not_written_to_the_end_are_written_again(folder, tmp_p
         return png(image)
 
     images, before = itertools.count(), {path.name for path in tmp_path.iterdir()}
-    png = export._png
+    png = export.to_png
     monkeypatch.setattr(export, "SHARD_BYTES", 10 * IMAGES[0].size)
-    monkeypatch.setattr(export, "_png", interrupted)
+    monkeypatch.setattr(export, "to_png", interrupted)
     with pytest.raises(KeyboardInterrupt):
         to_webdataset(open_store(folder), tmp_path / "shards")
     assert {path.name for path in tmp_path.iterdir()} == before
-    monkeypatch.setattr(export, "_png", png)
+    monkeypatch.setattr(export, "to_png", png)
     to_webdataset(open_store(folder), tmp_path / "shards")
     assert len(list((tmp_path / "shards").iterdir())) == 6
 

@@ -1,11 +1,9 @@
 """A data set as WebDataset shards, for other programs."""
 
-import io
 from pathlib import Path
 
-from PIL import Image
-
 from distilled_data.errors import MissingExtraError
+from distilled_data.export import to_png
 from distilled_data.files import new_folder, write_file
 
 from .images import Images
@@ -35,14 +33,6 @@ def to_webdataset(source: Source, folder: str | Path) -> list[Path]:
                 names.append(f"{part}-{number:05d}.tar")
                 with TarWriter(str(place / names[-1]), mtime=0.0) as shard:  # equal data give equal bytes
                     for row in range(first, min(first + size, len(images))):
-                        shard.write(
-                            {"__key__": f"{row:08d}", "png": _png(pixels[row].numpy()), "cls": labels[row]}
-                        )
+                        shard.write({"__key__": f"{row:08d}", "png": to_png(pixels[row]), "cls": labels[row]})
         write_file(place / CLASSES_FILE, "".join(f"{name}\n" for name in source.classes).encode())
     return [Path(folder) / name for name in names]
-
-
-def _png(image) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(file, "PNG")
-    return file.getvalue()

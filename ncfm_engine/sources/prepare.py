@@ -84,7 +84,7 @@ def prepare(
         index = read_index(plan.folder)
         if index.stamp != plan.stamp:
             raise SourceError(
-                f"{plan.folder} was replaced by another process, or not all see the same source."
+                f"{plan.folder} was replaced by another process, or not all see the same source. Run again."
             )
         whole = sum(map(sum, index.counts.values()))
         check_damaged(index.damaged, whole, reader.where, skip_damaged)

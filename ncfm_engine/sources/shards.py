@@ -223,8 +223,8 @@ def _unfit(entry: tarfile.TarInfo) -> str | None:
 
 
 def _folder_name(shard: str) -> str:
-    """Of the folder that the shard lies in, or that this lies in if it is named like a part of the data;
-    nothing else of a URL, which may tell secrets.
+    """The name of the shard's folder, or of the one above where the folder is named train, test or the like;
+    nothing else of a URL, which may hold secrets.
     """
     if is_remote(shard):
         url = urlparse(shard)

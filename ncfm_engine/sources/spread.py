@@ -17,7 +17,7 @@ def default_workers() -> int:
 
 
 def spread(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> Iterator[Any]:
-    """What `function` makes of the jobs, in any order, by as many processes. Raises what it raises.
+    """What `function` makes of the jobs, in any order, in so many processes. Raises what `function` raises.
 
     Raises `SourceError` if a process is killed.
     """

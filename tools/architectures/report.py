@@ -221,7 +221,7 @@ def _seconds(rows: Sequence[Content], way: str) -> float:
 
 
 def _points(value: float | None) -> str:
-    return "not trained in full" if value is None else f"{value:.1f}"
+    return "no full training" if value is None else f"{value:.1f}"
 
 
 def _interval(found: Content, name: str) -> str:
