@@ -43,7 +43,7 @@ def test_every_contender_feeds_every_image_once_with_its_class(feeds, tmp_path):
 
 
 def test_a_fresh_process_reports_seconds_and_bytes(benchmark, tmp_path):
-    benchmark.write_random(tmp_path, 1)
+    benchmark.write_random_set(tmp_path, 5000, 32, 100, 1)
     code = benchmark.START + benchmark.COLD["from_folder alone"] + benchmark.MEASURE
     seconds, memory = benchmark.fresh(code, str(tmp_path))()
     assert 0 < seconds < 60

@@ -21,13 +21,11 @@ from typing import Any
 import torch
 from command_line import run_command
 
-from distilled_data import Artifact, DistilledDataset, Metadata
+from distilled_data import DistilledDataset
 from distilled_data.files import write_json
-from distilled_data.format import ARTIFACT_FILE, write_artifact
-from distilled_data.manifest import write_manifest
 from ncfm_engine.networks import build_network
 from ncfm_engine.provenance import provenance
-from tools.benchmark.feeds import AUGMENT, WholeEpoch, feeds, random_set
+from tools.benchmark.feeds import AUGMENT, WholeEpoch, feeds, random_set, write_random_set
 
 ROOT = Path(__file__).resolve().parents[1]
 START = """
@@ -84,7 +82,7 @@ def main(arguments: argparse.Namespace) -> None:
             rows += report("an epoch", turns(epochs, rounds))
         for factor in (1, 2):
             with tempfile.TemporaryDirectory() as folder:
-                write_random(Path(folder), factor)
+                write_random_set(Path(folder), 5000, 32, 100, factor)
                 cold = {name: fresh(START + code + MEASURE, folder) for name, code in COLD.items()}
                 rows += report(f"fresh process, 15 MB, factor {factor}", turns(cold, 2 * rounds))
         imports = {
@@ -161,23 +159,6 @@ def fresh(code: str, *arguments: str) -> Callable[[], Measured]:
         return float(seconds), int(memory)
 
     return run
-
-
-def write_random(folder: Path, factor: int) -> None:
-    images = torch.randint(256, (50, 100, 3, 32, 32), dtype=torch.uint8)
-    metadata = Metadata(
-        dataset="random",
-        classes=tuple(f"class {number}" for number in range(100)),
-        channels=3,
-        height=32,
-        width=32,
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
-        ipc=50,
-        factor=factor,
-    )
-    write_artifact(folder / ARTIFACT_FILE, Artifact(images, metadata))
-    write_manifest(folder)
 
 
 def training(

@@ -22,12 +22,13 @@ from command_line import run_command
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 
-from distilled_data import Artifact, DistilledDataset, Metadata
+from distilled_data import DistilledDataset
 from distilled_data.files import write_json
-from distilled_data.format import ARTIFACT_FILE, write_artifact
-from distilled_data.manifest import Fingerprint, write_manifest
+from distilled_data.format import ARTIFACT_FILE
+from distilled_data.manifest import Fingerprint
 from ncfm_engine.provenance import provenance
 from tests.hub_server import Blob, Commit, LoopbackHub, Repository
+from tools.benchmark.feeds import write_random_set
 
 REPO = "org/random"
 
@@ -89,20 +90,9 @@ def measure(megabytes: float, rounds: int) -> dict[str, list[float]]:
 
 def _publish(hub: LoopbackHub, folder: Path, megabytes: float) -> Path:
     """Put a set of random images on the Hub; its local path."""
-    ipc, classes, size = 5, 100, round((megabytes * 1e6 / (5 * 100 * 3)) ** 0.5)
-    metadata = Metadata(
-        dataset="random",
-        classes=tuple(f"class {number}" for number in range(classes)),
-        channels=3,
-        height=size,
-        width=size,
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
-        ipc=ipc,
-    )
-    images = torch.randint(256, (ipc, classes, 3, size, size), dtype=torch.uint8)
-    write_artifact(folder / ARTIFACT_FILE, Artifact(images, metadata))
-    write_manifest(folder)
+    ipc, classes = 5, 100
+    size = round((megabytes * 1e6 / (ipc * classes * 3)) ** 0.5)
+    write_random_set(folder, ipc * classes, size, classes)
     tree = {name: Blob((folder / name).read_bytes(), large=True) for name in (ARTIFACT_FILE, "manifest.json")}
     hub.large = {blob.sha256: blob.content for blob in tree.values()}
     hub.repositories[REPO] = Repository(REPO, refs={"refs/heads/main": Commit.of("random", tree, None)})

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distilled_data import DistilledDataset
+from distilled_data.format import ARTIFACT_FILE, write_artifact
+from distilled_data.manifest import write_manifest
 
 AUGMENT = "crop_flip"
 PAD = 4  # pixels, an eighth of 32 as in the strategy
@@ -121,9 +123,15 @@ def web_dataset(data: DistilledDataset, batch: int, folder: Path, several: dict[
     return DataLoader(samples.batched(batch), batch_size=None, **several)
 
 
-def random_set(images: int, size: int) -> DistilledDataset:
-    """A set of 10 classes with random pixels."""
-    pixels = torch.randint(
-        256, (images // 10, 10, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    return DistilledDataset.from_tensors(pixels, [f"class {number}" for number in range(10)], labels="hard")
+def random_set(images: int, size: int, classes: int = 10, factor: int = 1) -> DistilledDataset:
+    """A set with random pixels."""
+    generator, shape = torch.Generator().manual_seed(0), (images // classes, classes, 3, size, size)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    names = [f"class {number}" for number in range(classes)]
+    return DistilledDataset.from_tensors(pixels, names, factor=factor, labels="hard")
+
+
+def write_random_set(folder: Path, *arguments: int) -> None:
+    """`random_set` as an artifact and its manifest."""
+    write_artifact(folder / ARTIFACT_FILE, random_set(*arguments).artifact)
+    write_manifest(folder)
