@@ -24,6 +24,7 @@ from distilled_data import DistilledDataError, DistilledDataset, HubError, Outpu
 from hub import PushOptions
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.stop import Stopped
+from tools.markdown import score
 
 SIZES = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 TIMES = {"": 1, "s": 1, "m": 60, "h": 3600}
@@ -233,10 +234,7 @@ def table(rows: list[dict]) -> str:
     """Result rows as they are shown on the screen."""
 
     def cell(row: dict, name: str) -> str:
-        mean, std = row[f"{name}_mean"], row[f"{name}_std"]
-        if mean is None:
-            return "-"
-        return f"{mean:.1f}" + ("" if std is None else f" ± {std:.1f}")
+        return score(row[f"{name}_mean"], row[f"{name}_std"])
 
     head = ("labels", "ipc", "network", "n", "distilled", "best epoch", "random images", "all images")
     lines = [

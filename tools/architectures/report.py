@@ -13,6 +13,7 @@ from ncfm_engine.search import EARLY_ENDING, Result
 from ncfm_engine.spaces import Architecture
 from ncfm_engine.trust import trust
 from tools.listing import write_rows
+from tools.markdown import score, table
 
 from .campaign import Campaign
 
@@ -156,21 +157,25 @@ def _best(rows: Sequence[Content], verified: bool) -> list[str]:
         return ["No candidate is complete."]
     axes = list(rows[0]["architecture"])
     head = [*axes, "distilled images", *(["all images"] if verified else []), "seconds"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for row in rows:
-        cells = [str(value) for value in row["architecture"].values()]
-        cells.append(_mean(row["distilled"]))
-        cells += [_mean(row[FULL])] if verified else []
-        lines.append(f"| {' | '.join([*cells, format(row['distilled']['seconds'], '.1f')])} |")
-    return lines
+    ways = ["distilled", *([FULL] if verified else [])]
+    return table(
+        head,
+        [
+            [
+                *map(str, row["architecture"].values()),
+                *(_mean(row[way]) for way in ways),
+                f"{row['distilled']['seconds']:.1f}",
+            ]
+            for row in rows
+        ],
+    )
 
 
 def _mean(result: Content | None) -> str:
     if result is None or "accuracies" not in result:
         return "-"
     values = result["accuracies"]
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{spread}"
+    return score(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def _trust_table(content: Content) -> list[str]:
@@ -180,8 +185,7 @@ def _trust_table(content: Content) -> list[str]:
     def correlation(group: str, name: str) -> list[str]:
         return [_interval(found[way][group], name) for way in PROXIES]
 
-    table = {
-        "": [TITLES[way] for way in PROXIES],
+    lines = {
         f"Spearman, all {found[PROXIES[0]]['all']['n']}": correlation("all", "spearman"),
         "Kendall, all": correlation("all", "kendall"),
         f"Spearman, the {found[PROXIES[0]]['top']['n']} best": correlation("top", "spearman"),
@@ -196,8 +200,6 @@ def _trust_table(content: Content) -> list[str]:
         "regret, points": [_points(found[way]["regret"]) for way in PROXIES],
         "seconds for a candidate": [f"{_seconds(rows, way):.2f}" for way in PROXIES],
     }
-    lines = [f"| {' | '.join([name, *cells])} |" for name, cells in table.items()]
-    lines.insert(1, "|---" * (len(PROXIES) + 1) + "|")
     return [
         TITLE,
         "",
@@ -208,7 +210,7 @@ def _trust_table(content: Content) -> list[str]:
         + ("" if "all" in content["verified"] else CHOSEN)
         + (CHOSEN_BEFORE.format(other) if (other := content.get("truth_of")) else ""),
         "",
-        *lines,
+        *table(["", *(TITLES[way] for way in PROXIES)], [[name, *cells] for name, cells in lines.items()]),
         "",
         f"![score against full accuracy]({SCATTER_FILE})",
         *([] if content["strategy"] in EARLY_ENDING else [f"![regret over time]({REGRET_FILE})"]),
@@ -241,7 +243,7 @@ def comparison(contents: Sequence[Content]) -> str:
     head = ["set, labels, steps"]
     for title in (f"Spearman of {_numbers(counts)}", f"of the {_numbers(best)} best", "regret, points"):
         head += [f"{title}: {names[0]}", *names[1:]]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    rows = []
     for content in sorted(
         contents, key=lambda content: (content["steps"], content["set"], content["labels"])
     ):
@@ -251,8 +253,8 @@ def comparison(contents: Sequence[Content]) -> str:
         best_of = [way["top"]["spearman"] for way in found]
         cells += ["-" if value is None else f"{value:.2f}" for value in best_of]
         cells += [_points(way["regret"]) for way in found]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return "\n".join(table(head, rows)) + "\n"
 
 
 def _numbers(values: set[int]) -> str:

@@ -13,6 +13,7 @@ from distilled_data import UsageError
 from ncfm_engine.config import Recipe, flatten
 from ncfm_engine.presets import PRESETS
 from tools.listing import write_rows
+from tools.markdown import score, table
 
 from .studies import PRESET
 from .tables import TABLES
@@ -118,18 +119,12 @@ def markdown(files: Sequence[Path]) -> str:
         return "\n\n".join(_nested(content) for content in contents) + "\n"
     found = [_findings(content) for content in contents]
     names = list(dict.fromkeys(name for part in found for name in part))
-    head, rule = ["change"], "|---"
-    for content in contents:
-        ipc = content["ipc"]
-        head += [f"{ipc} per class", "n", "against the preset", "kept"]
-        rule += "|---" * 4
-    lines = [f"| {' | '.join(head)} |", f"{rule}|"]
-    for name in names:
-        cells = [name]
-        for content, part in zip(contents, found, strict=True):
-            cells += _cells(part.get(name), part.get(PRESET), content["preset"])
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    head, rows = ["change"], [[name] for name in names]
+    for content, part in zip(contents, found, strict=True):
+        head += [f"{content['ipc']} per class", "n", "against the preset", "kept"]
+        for row in rows:
+            row += _cells(part.get(row[0]), part.get(PRESET), content["preset"])
+    return "\n".join(table(head, rows)) + "\n"
 
 
 def _cells(finding: Finding | None, base: Finding | None, preset: str) -> list[str]:
@@ -162,18 +157,15 @@ def _nested(content: Mapping[str, Any]) -> str:
         f"first of a nested set of {ipc}",
         f"first of a set of {ipc}",
     ]
-    lines = [
-        f"| images per class, {content['dataset']} | " + " | ".join([*titles, kinds[-1], "n"]) + " |",
-        "|---" * 6 + "|",
-    ]
+    rows = []
     for length in lengths:
         found = [findings.get(f"{length}: {kind}") for kind in kinds]
         counts = {len(finding.runs) for finding in found if finding}
         cells = [_score(finding) if finding else "-" for finding in found]
-        lines.append(" | ".join([f"| {length}", *cells, f"{'/'.join(map(str, sorted(counts)))} |"]))
-    return "\n".join(lines)
+        rows.append([length, *cells, "/".join(map(str, sorted(counts)))])
+    return "\n".join(table([f"images per class, {content['dataset']}", *titles, kinds[-1], "n"], rows))
 
 
 def _score(finding: Finding) -> str:
     row = finding.row()
-    return f"{row['mean']:.1f}" + ("" if row["std"] is None else f" ± {row['std']:.1f}")
+    return score(row["mean"], row["std"])

@@ -9,6 +9,7 @@ from ncfm_engine.config import Recipe
 from ncfm_engine.networks import QUARTER
 from ncfm_engine.plan import differences
 from ncfm_engine.presets import PRESETS
+from tools.markdown import score, table
 
 from .ranking import augmentation_robust_score, label_robust_score
 from .tables import FINGERPRINTS, PAPER, PAPER_ARCHITECTURES, REPORTED
@@ -97,15 +98,9 @@ def _table(sets: Sequence[Mapping[str, Any]], cells: Mapping[str, Cell]) -> str:
         f"{title} ({s.get('table', s['row'])})" if titles.count(title) > 1 else title
         for title, s in zip(titles, sets, strict=True)
     ]
-    lines = [
-        _line("accuracy in percent", columns),
-        "|---" * (len(sets) + 1) + "|",
-    ]
-    for title, cell in cells.items():
-        values = [cell(s) for s in sets]
-        if any(values):
-            lines.append(_line(title, [value or "-" for value in values]))
-    return "\n".join(lines) + "\n"
+    rows = {title: [cell(s) for s in sets] for title, cell in cells.items()}
+    shown = [[title, *(value or "-" for value in row)] for title, row in rows.items() if any(row)]
+    return "\n".join(table(["accuracy in percent", *columns], shown)) + "\n"
 
 
 def _cells() -> dict[str, Cell]:
@@ -154,10 +149,7 @@ def _of(kind: str, labels: str, protocol: str = "ncfm", network: str | None = No
 
 
 def _score(row: Mapping[str, Any], kind: str) -> str:
-    mean, std = row[f"{kind}_mean"], row[f"{kind}_std"]
-    if mean is None:
-        return ""
-    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
+    return score(row[f"{kind}_mean"], row[f"{kind}_std"], missing="")
 
 
 def _minutes(of: Mapping[str, Any]) -> str:
@@ -190,7 +182,3 @@ def _provenance(of: Mapping[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
-
-
-def _line(title: str, cells: Sequence[str]) -> str:
-    return f"| {title} | " + " | ".join(cells) + " |"
