@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from distilled_data import DistilledDataset, DivergenceError, UsageError
@@ -154,6 +155,7 @@ def proxies(
     def proxy(name: str, loaders: Loaders, epochs: float, identity: Mapping[str, Any]) -> Proxy:
         return Proxy(name, loaders, epochs, config.repeats, source, config, seed, device, checks, identity)
 
+    torch.optim.AdamW([torch.zeros(1)])  # the first one imports for a second, which is no candidate's
     other = seed_at(seed, FULL)  # or what was lucky with its first weights would be so again
     whole = protocol | {"epochs": config.full_epochs, "networks": config.full_repeats, "split": test.split}
     full = proxy(FULL, same_images(real), config.full_epochs, whole | {"seed": other})

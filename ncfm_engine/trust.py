@@ -99,7 +99,8 @@ def trust(
     `accuracies` are those of the networks of each candidate (percent), None where it was not scored to the
     end; the proxy is their mean, and "single" the Spearman correlation of one network of each. Correlations
     are over the candidates that are known in all ways. The pick is the best of all, whether its truth is
-    known or not; its "regret" is what its truth falls short of the best one there is, in points.
+    known or not, the first of those that are "tied"; its "regret" is what its truth falls short of the best
+    one there is, in points.
     """
     known = [index for index, value in enumerate(truth) if value is not None]
     common = [index for index in known if all(column[index] for column in accuracies.values())]
@@ -120,6 +121,7 @@ def trust(
             "top": agreement([proxy[place] for place in best], [right[place] for place in best]),
             "single": [agreement(values, right)["spearman"] for values in networks],
             "pick": pick,
+            "tied": sum(mean == means[pick] for mean in means.values()),
             "pick_accuracy": accuracy,
             "regret": None if accuracy is None else highest - accuracy,
             "regret_over_time": {"seconds": times, "regret": regrets},

@@ -331,6 +331,8 @@ def test_a_report_says_why_nothing_is_said_of_trust_and_what_was_pruned():
     assert "regret.png" not in markdown(content)
     assert "optimiser steps. They are" in markdown(content | {"strategy": "exhaustive"})
     assert "regret.png" in markdown(content | {"strategy": "exhaustive"})
+    tied = {way: of_way | {"tied": 2} for way, of_way in found.items()}
+    assert "| 3.0 (one of 2 equals) |" in markdown(content | {"trust": tied})
 
 
 def test_the_benchmark_has_every_contender_in_every_round(here, set_folder, tmp_path):

@@ -115,7 +115,7 @@ def alone(accuracies, truth):
 def test_a_proxy_is_the_mean_of_its_networks():
     accuracies = [[1, 9], [2, 2], [9, 3], [4, 4], [5, 5]]  # means 5, 2, 6, 4, 5
     found = alone(accuracies, TRUTH)
-    assert found["pick"] == 2
+    assert (found["pick"], found["tied"]) == (2, 1)
     assert found["pick_accuracy"] == 30
     assert found["regret"] == 20
     assert found["regret_over_time"]["regret"][-1] == 20
@@ -125,6 +125,11 @@ def test_a_proxy_is_the_mean_of_its_networks():
         pytest.approx(agreement([9, 2, 3, 4, 5], TRUTH)["spearman"]),
     ]
     assert found["top"]["n"] == 5
+
+
+def test_candidates_that_tie_for_the_best_are_counted():
+    found = alone([[1, 9], [5, 5], [9, 1], [4, 4], [2, 2]], TRUTH)
+    assert (found["pick"], found["tied"]) == (0, 3)
 
 
 def test_what_ended_early_or_failed_counts_against_the_regret():

@@ -195,7 +195,7 @@ def _trust_table(content: Content) -> list[str]:
             for way in PROXIES
         ],
         f"accuracy of the pick (best of those trained in full {max(truth):.1f})": [
-            _points(found[way]["pick_accuracy"]) for way in PROXIES
+            _points(found[way]["pick_accuracy"]) + _tied(found[way].get("tied", 1)) for way in PROXIES
         ],
         "regret, points": [_points(found[way]["regret"]) for way in PROXIES],
         "seconds for a candidate": [f"{_seconds(rows, way):.2f}" for way in PROXIES],
@@ -224,6 +224,10 @@ def _seconds(rows: Sequence[Content], way: str) -> float:
 
 def _points(value: float | None) -> str:
     return "no full training" if value is None else f"{value:.1f}"
+
+
+def _tied(count: int) -> str:
+    return f" (one of {count} equals)" if count > 1 else ""
 
 
 def _interval(found: Content, name: str) -> str:
