@@ -232,21 +232,21 @@ OPERATIONS = {
 }
 
 
-def whole(uniform: Tensor, low: int, high: int) -> Tensor:
+def integer_of(uniform: Tensor, low: int, high: int) -> Tensor:
     """A whole number from `low` to `high`, both included."""
     return low + (uniform * (high - low + 1)).floor()
 
 
 def shift_of(uniform: Tensor, side: int) -> Tensor:
     reach = int(side * CROP + 0.5)
-    return whole(uniform, -reach, reach)
+    return integer_of(uniform, -reach, reach)
 
 
 def hole(uniform: Tensor, side: int) -> Tensor:
     """True where the hole is, [N or 1, 1, side]."""
     length = int(side * CUTOUT + 0.5)
     # an even hole has its centre between two pixels, and one place more to be
-    start = whole(uniform, 0, side - length % 2) - length // 2
+    start = integer_of(uniform, 0, side - length % 2) - length // 2
     offset = torch.arange(side, device=uniform.device) - start
     return (offset >= 0) & (offset < length)
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .errors import FormatError, NewerFormatError, UnknownNameError, UsageError
 from .files import write_file
-from .indexing import whole
+from .indexing import as_int
 
 FORMAT_VERSION = 1
 METADATA_KEY = "distilled_data"
@@ -253,7 +253,7 @@ def resolve_ipc(ipc: int | None, stored: int) -> int:
     """The number of ranks to take: all `stored` for None; `UsageError` outside 1..stored."""
     if ipc is None:
         return stored
-    number = whole("ipc", ipc, None)
+    number = as_int("ipc", ipc, None)
     if not 1 <= number <= stored:
         raise UsageError(
             f"ipc={ipc!r} was asked for; the artifact holds {stored} images per class (1..{stored})"

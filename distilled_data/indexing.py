@@ -11,7 +11,7 @@ from torch import Tensor
 from .errors import UsageError
 
 
-def whole(name: str, value: Any, least: int | None = 0) -> int:
+def as_int(name: str, value: Any, least: int | None = 0) -> int:
     """`value` as an int, numpy's and others too. Raises `UsageError`, also for one that is below `least`."""
     try:
         number = operator.index(value)

@@ -12,7 +12,7 @@ from .augment import mix as mix_batch
 from .augment import parse, parse_mix
 from .decode import enlarge, take
 from .errors import UsageError
-from .indexing import whole
+from .indexing import as_int
 from .labels import as_they_are
 from .randomness import generator_at, seeded
 from .tensors import per_channel
@@ -64,8 +64,8 @@ class Loader:
         infinite: bool = False,
         keys: tuple[str, str] | None = None,
     ):
-        batch_size, world_size = whole("batch_size", batch_size, 1), whole("world_size", world_size, 1)
-        rank, seed = whole("rank", rank), whole("seed", seed, None)
+        batch_size, world_size = as_int("batch_size", batch_size, 1), as_int("world_size", world_size, 1)
+        rank, seed = as_int("rank", rank), as_int("seed", seed, None)
         if rank >= world_size:
             raise UsageError(f"rank must be 0 to {world_size - 1} of world_size {world_size}, got {rank}")
         for option, value in {"augment": augment, "mix": mix}.items():
@@ -162,7 +162,7 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass epoch number `epoch`, from its first batch."""
-        self.epoch, self._first = whole("epoch", epoch), 0
+        self.epoch, self._first = as_int("epoch", epoch), 0
         self._after = (self.epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -173,10 +173,10 @@ class Loader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the next pass go on where `state` was taken. Raises `UsageError` for another loader's."""
         self.check(state)
-        batch = whole("the state's batch", state.get("batch"))
+        batch = as_int("the state's batch", state.get("batch"))
         if batch and batch >= len(self):
             raise UsageError(f"the state's batch must be 0 to {len(self) - 1}, got {batch}")
-        self.epoch, self._first = whole("the state's epoch", state.get("epoch")), batch
+        self.epoch, self._first = as_int("the state's epoch", state.get("epoch")), batch
         self._after = (self.epoch, self._first)
 
     def views(self, tiles: Tensor) -> Tensor:
@@ -280,10 +280,10 @@ class Pass:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.loader.check(state)
-        position = whole("the state's position", state.get("position"))
+        position = as_int("the state's position", state.get("position"))
         if position > self.loader.share:
             raise UsageError(f"the state's position must be 0 to {self.loader.share}, got {position}")
-        self.epoch, self.position = whole("the state's epoch", state.get("epoch")), position
+        self.epoch, self.position = as_int("the state's epoch", state.get("epoch")), position
         self.loader.set_epoch(self.epoch + 1)
 
 

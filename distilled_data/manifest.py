@@ -41,7 +41,7 @@ from .format import (
     read_artifact,
     unique_keys,
 )
-from .indexing import whole
+from .indexing import as_int
 
 MAX_BYTES = 1_000_000  # of a manifest; what is larger is something else
 CHUNK = 2**19  # bytes that are read before they are hashed
@@ -112,7 +112,7 @@ class Index:
         if ipc is None:
             return self.default
         sizes = {int(name.removeprefix("ipc")): name for name in self.configurations}
-        wanted = whole("ipc", ipc, None)
+        wanted = as_int("ipc", ipc, None)
         for size in sorted(sizes):
             if size >= wanted > 0:
                 return sizes[size]

@@ -95,7 +95,7 @@ def distill(
     match = _Match(config, game, images[:, part].contiguous().to(device), ranks, folder, identity)
     if checkpoint:
         match.load(checkpoint)
-    if len(steps := set(ranks.each(match.step))) > 1:
+    if len(steps := set(ranks.all_gather(match.step))) > 1:
         raise RankError(
             f"the processes would go on from different steps: {sorted(steps)}. All must see the same output "
             "folder, on a file system that the machines share."
@@ -120,7 +120,7 @@ def distill(
                 raise Stopped(f"distil, step {match.step} of {config.iterations}")
     if folder and ranks.rank == 0 and config.iterations == 0:
         begin(folder, identity)
-    return Distilled(ranks.whole(match.result, 1, source.num_classes), match.step, match.seconds)
+    return Distilled(ranks.gather(match.result, 1, source.num_classes), match.step, match.seconds)
 
 
 def begin(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -217,7 +217,7 @@ class _Match:
 
     def _ascend(self) -> None:
         if self.ascent:
-            self.ranks.add(*(player.grad for player in self.players if player.grad is not None))
+            self.ranks.all_reduce(*(player.grad for player in self.players if player.grad is not None))
             self.ascent.step()
 
     def _gradients(self, compute: Callable[[], Any]) -> Any:
@@ -279,7 +279,7 @@ class _Match:
         tensors = {"images": self.images, "first moment": first, "second moment": second}
         if self.average is not None:
             tensors["average"] = self.average
-        whole = {name: self.ranks.whole(tensor, 1, self.classes) for name, tensor in tensors.items()}
+        whole = {name: self.ranks.gather(tensor, 1, self.classes) for name, tensor in tensors.items()}
         for number, image in enumerate(whole["images"].isfinite().flatten(2).all(2).all(0).tolist()):
             if not image:
                 raise _divergence(f"an image of class {number}", self.step)
@@ -339,7 +339,7 @@ class _Match:
         local = (
             torch.stack(self._pending) if self._pending else self.images.new_zeros(0, 4, self.images.shape[1])
         )
-        table = self.ranks.whole(local, 2, self.classes).cpu()
+        table = self.ranks.gather(local, 2, self.classes).cpu()
         bad = (~table.isfinite()).nonzero()
         if len(bad):
             step, _, number = bad[0].tolist()

@@ -248,7 +248,7 @@ def _trained(training: Training, folder: Path, group: list[int], **options: Any)
     initial = training.networks.weights.detach().cpu().clone()
     path = folder / f"training-{group[0]:03d}-{group[-1]:03d}.safetensors"
     identity = {"pool": folder.name, "networks": group}
-    if interrupted := _whole(path, identity):
+    if interrupted := _load_if_valid(path, identity):
         training.restore(interrupted.tensors, interrupted.progress)
 
     def save(tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
@@ -282,11 +282,11 @@ def _path(folder: Path, index: int) -> Path:
 
 
 def _cached(folder: Path, index: int) -> Member | None:
-    found = _whole(_path(folder, index), {"pool": folder.name, "network": index})
+    found = _load_if_valid(_path(folder, index), {"pool": folder.name, "network": index})
     return found and Member(found.tensors["trajectory"], found.progress["accuracy"])
 
 
-def _whole(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
+def _load_if_valid(path: Path, identity: dict[str, Any]) -> Checkpoint | None:
     """What lies at `path`, unless it is damaged or of something else: a cache is then as good as empty."""
     try:
         return load_checkpoint(path, identity)

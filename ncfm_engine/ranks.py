@@ -39,7 +39,7 @@ class Ranks:
             )
         return slice(self.rank * num_classes // self.count, (self.rank + 1) * num_classes // self.count)
 
-    def add(self, *tensors: Tensor) -> None:
+    def all_reduce(self, *tensors: Tensor) -> None:
         """Replace each tensor by its sum over the processes, in one message."""
         if self.count == 1 or not tensors:
             return
@@ -48,7 +48,7 @@ class Ranks:
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
-    def whole(self, tensor: Tensor, dim: int, num_classes: int) -> Tensor:
+    def gather(self, tensor: Tensor, dim: int, num_classes: int) -> Tensor:
         """The parts of all processes, joined along the dimension of the classes; on the CPU."""
         if self.count == 1:
             return tensor
@@ -57,19 +57,19 @@ class Ranks:
         joined = torch.zeros(shape, dtype=tensor.dtype)
         part = self.part(num_classes)
         joined.narrow(dim, part.start, part.stop - part.start).copy_(tensor)
-        self.add(joined)
+        self.all_reduce(joined)
         return joined
 
-    def each(self, number: float) -> list[float]:
+    def all_gather(self, number: float) -> list[float]:
         """The numbers of all processes."""
-        return self.whole(torch.tensor([number], dtype=torch.float64), 0, self.count).tolist()
+        return self.gather(torch.tensor([number], dtype=torch.float64), 0, self.count).tolist()
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in one process or more."""
-        return any(self.each(flag))
+        return any(self.all_gather(flag))
 
     def barrier(self) -> None:
-        self.each(0)
+        self.all_gather(0)
 
     def _sum(self, flat: Tensor) -> None:
         try:

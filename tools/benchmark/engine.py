@@ -59,7 +59,7 @@ class Engine(Contender):
         for optimiser in self.optimisers:
             optimiser.zero_grad()
         losses = self.game.backward(self.images, step)
-        self.ranks.add(*(player.grad for player in self.players if player.grad is not None))
+        self.ranks.all_reduce(*(player.grad for player in self.players if player.grad is not None))
         for optimiser in self.optimisers:
             optimiser.step()
         with torch.no_grad():
