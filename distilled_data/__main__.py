@@ -42,8 +42,8 @@ def main(arguments: argparse.Namespace) -> None:
             Repository(entry.id, entry.revision, endpoint=endpoint) for entry in entries.values()
         ]
         names = [repository.repo_id for repository in wanted]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise UsageError(f"{' and '.join(twice)} is there twice; a lock file holds one revision of each")
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise UsageError(f"{twice[0]} is there twice; a lock file holds one revision of each")
         found = {repository.repo_id: repository.locked() for repository in wanted}
         lines = [
             f"{'unchanged' if entries.get(name) == entry else 'locked'}  {describe(entry)}"

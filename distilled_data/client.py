@@ -203,9 +203,10 @@ def _translated(where: str, error: BaseException) -> DistilledDataError:
         return AccessError(f"the token may not do this with {where}: {_sentence(error)}")
     if status in (409, 412):
         return ConflictError(f"somebody else changed {where} at the same time: {_sentence(error)}.")
-    if status is not None and 400 <= status < 500 and status != 429:
-        words = "" if said is error else f"{_sentence(said)}: "
-        return HubError(f"the Hub does not take what was sent for {where}: {words}{_sentence(error)}.")
+    if status == 400 and isinstance(said, ValueError):  # of a card, which the client names
+        return HubError(
+            f"the Hub does not take what was sent for {where}: {_sentence(said)}: {_sentence(error)}."
+        )
     if status is not None or _is_transport(error) or isinstance(error, TimeoutError):
         return HubError(f"the Hub failed for {where}: {_sentence(error)}. Try again later.")
     if isinstance(error, OSError) and error.errno in _DISK:

@@ -13,8 +13,10 @@ Nothing is unpickled but tensors and numbers.
 
 import hashlib
 import io
+import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .dataset import DistilledDataset
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+OTHERS = (".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".heic", ".jfif")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow must not try others, whatever the suffix
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # those of 16 bits would be cut off
 EXPECTED = (
@@ -250,8 +253,8 @@ def _read_folder(path: Path) -> Found:
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and folder.name[0] != ".")
     arrays, numbers = [], []
     for number, folder in enumerate(folders):
-        for file in sorted(f for f in folder.iterdir() if f.name[0] != "."):
-            if file.is_dir() or (file.suffix.lower() in Image.registered_extensions().keys() - {*SUFFIXES}):
+        for file in sorted(folder.iterdir()):
+            if file.suffix.lower() in OTHERS or (file.is_dir() and _holds_images(file)):
                 raise FormatError(
                     f"{file} would be left out; expected images ({', '.join(SUFFIXES)}) right in the folder "
                     "of their class. Convert it, or move it away."
@@ -286,6 +289,10 @@ def _read_folder(path: Path) -> Found:
     )
 
 
+def _holds_images(folder: Path) -> bool:
+    return any(path.suffix.lower() in (*SUFFIXES, *OTHERS) for path in folder.rglob("*"))
+
+
 def _guess_factor(images: Tensor) -> int:
     """Tiles differ more where they meet than within: the packing factor, 1 or 2, with a warning."""
     if images.ndim != 4 or min(images.shape[-2:]) < 4 or any(side % 2 for side in images.shape[-2:]):
@@ -301,18 +308,22 @@ def _guess_factor(images: Tensor) -> int:
 
 
 def _load_pt(path: Path) -> Any:
-    if path.suffix not in (".pt", ".pth"):
-        raise FormatError(f"{path} is in no known form; {EXPECTED}")
     try:
         # DC keeps accuracies beside the images
         with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_numbers()):
             warnings.simplefilter("ignore")  # torch on pickles of another kind, which it then refuses
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader of damaged pickles raises whatever they lead to
-        asked_for = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {asked_for[1]}" if asked_for else f"{type(error).__name__} while it was read"
+        if isinstance(error, OSError) and error.errno:
+            raise FormatError(f"{path} cannot be read: {error.strerror}") from error
+        if not zipfile.is_zipfile(path) and path.suffix not in (".pt", ".pth"):
+            raise FormatError(f"{path} is in no known form; {EXPECTED}") from error
+        said = (str(error) or type(error).__name__).partition("\n")[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch says how to unpickle nevertheless
+            asked_for = re.search(r"GLOBAL (\S+)", str(error))
+            said = f"it asks for {asked_for[1]}" if asked_for else "it is damaged, or holds more than those"
         raise FormatError(
-            f"{path} cannot be loaded as tensors and numbers alone, and nothing else is unpickled: {reason}. "
+            f"{path} cannot be loaded as tensors and numbers alone, and nothing else is unpickled: {said}. "
             "Save the tensors alone, or get the file again."
         ) from error
 

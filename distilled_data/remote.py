@@ -6,10 +6,10 @@ differs is fetched once more, and else refused.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from .client import LIBRARY, call, check_arguments
@@ -25,7 +25,16 @@ from .errors import (
 )
 from .format import ARTIFACT_FILE, MANIFEST_FILE, Artifact
 from .lock import LockedRepository
-from .manifest import Fingerprint, Index, Manifest, inside, parse_manifest, read_manifest, read_verified
+from .manifest import (
+    Fingerprint,
+    Index,
+    Manifest,
+    configuration_name,
+    inside,
+    parse_manifest,
+    read_manifest,
+    read_verified,
+)
 
 T = TypeVar("T")
 
@@ -100,20 +109,7 @@ class Repository:
     def fetch_whole(self, name: str) -> RemoteSet:
         """The set in the folder `name`, compared down to the content hash of its tensors."""
 
-        def fetch() -> RemoteSet:
-            found = self._set(self._root(), name)
-            expected, content_hash = found.manifest.content_hash, found.artifact.content_hash
-            locked = {} if self.lock is None else self.lock.content_hashes
-            wanted = {"manifest": expected, "lock file": locked.get(inside(name, ARTIFACT_FILE), expected)}
-            for by, expected in wanted.items():
-                if content_hash != expected:
-                    raise IntegrityError(
-                        f"{found.folder / ARTIFACT_FILE}: expected the content hash {expected} by the {by}, "
-                        f"got {content_hash}."
-                    )
-            return found
-
-        return self._repaired(fetch)
+        return self._repaired(lambda: self._checked(self._set(self._root(), name)))
 
     def fetch_alone(self, name: str) -> RemoteSet:
         """The set in the folder `name`, by its own manifest: whatever the index says, or if there is none."""
@@ -123,7 +119,10 @@ class Repository:
             manifest = read_manifest(folder)
             if isinstance(manifest, Index):
                 raise FormatError(f"{folder / MANIFEST_FILE} is an index; expected the manifest of a set")
-            return self._set(manifest, name)
+            found = self._checked(self._set(manifest, name))
+            if configuration_name(found.artifact.metadata.ipc) != name:
+                raise FormatError(f"{folder} holds {found.artifact.metadata.ipc} images per class")
+            return found
 
         return self._repaired(fetch)
 
@@ -143,6 +142,18 @@ class Repository:
             files[path] = Fingerprint.of_bytes(content)
         hashes = {inside(found.name, ARTIFACT_FILE): found.manifest.content_hash for found in sets}
         return LockedRepository(self.repo_id, self.revision, sets[0].commit, files, hashes)
+
+    def _checked(self, found: RemoteSet) -> RemoteSet:
+        expected, content_hash = found.manifest.content_hash, found.artifact.content_hash
+        locked = {} if self.lock is None else self.lock.content_hashes
+        wanted = {"manifest": expected, "lock file": locked.get(inside(found.name, ARTIFACT_FILE), expected)}
+        for by, expected in wanted.items():
+            if content_hash != expected:
+                raise IntegrityError(
+                    f"{found.folder / ARTIFACT_FILE}: expected the content hash {expected} by the {by}, "
+                    f"got {content_hash}."
+                )
+        return found
 
     def _root(self) -> Manifest | Index:
         folder = self.file(MANIFEST_FILE).parent
@@ -194,20 +205,22 @@ class Repository:
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
         place = {"repo_type": "dataset", "revision": revision, "cache_dir": self.cache_dir}
-        there = try_to_load_from_cache(self.repo_id, path, **place) if self.force_download else None
+        known = self.force_download and self.commit  # else the cache may be of an older commit than the Hub
+        there = try_to_load_from_cache(self.repo_id, path, **place) if known else None
         # What the client fetches anew becomes a blob; a snapshot that is no link to it would stay as it is.
-        plain = isinstance(there, str) and not Path(there).is_symlink()
-        with _moved_away(Path(str(there))) if plain else nullcontext():
-            return hf_hub_download(
-                self.repo_id,
-                path,
-                token=self.token,
-                endpoint=self.endpoint,
-                local_files_only=self.local_files_only,
-                force_download=self.force_download,
-                library_name=LIBRARY,
-                **place,
-            )
+        options = {
+            "token": self.token,
+            "endpoint": self.endpoint,
+            "local_files_only": self.local_files_only,
+            "force_download": self.force_download,
+            "library_name": LIBRARY,
+        }
+        if not isinstance(there, str) or Path(there).is_symlink():
+            return hf_hub_download(self.repo_id, path, **place, **options)
+        repository = Path(there).parents[path.count("/") + 2]  # its folder in the cache
+        with TemporaryDirectory(prefix=".fetched-", dir=repository) as fresh:
+            os.replace(hf_hub_download(self.repo_id, path, **place, **options, local_dir=fresh), there)
+        return there
 
     def _repaired(self, fetch: Callable[[], T]) -> T:
         """`fetch()`, and once more past the cache if what it gave is damaged."""
@@ -228,17 +241,3 @@ class Repository:
             raise type(damage)(f"{damage} It could not be fetched again: {error}") from error
         finally:
             self.force_download = force_download
-
-
-@contextmanager
-def _moved_away(path: Path) -> Iterator[None]:
-    """Put the file back unless another one takes its place."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.old")
-    path.replace(aside)
-    try:
-        yield
-    finally:
-        if path.exists():
-            aside.unlink()
-        else:
-            aside.replace(path)

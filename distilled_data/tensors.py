@@ -49,15 +49,15 @@ def artifact_of(
         targets = own("targets", targets)
         count = None if classes is None else len(classes)
         images, logits = arrange(images, targets, logits, count, factor, temperature)
+    if any(value > 3 for value in [*(mean or ()), *(std or ())]):  # no scale for pixels in [0, 1]
+        raise UsageError(
+            f"mean and std are of pixels in [0, 1], got {mean} and {std}. Those of bytes have to be divided "
+            "by 255."
+        )
     images = to_bytes(images, mean, std, values)
     if mean is None or std is None:
         found = statistics(images)
         mean, std = found[0] if mean is None else mean, found[1] if std is None else std
-    if not all(0 <= value <= 1 for value in [*mean, *std]):
-        raise UsageError(
-            f"mean and std are of pixels in [0, 1], got {list(mean)} and {list(std)}. Those of bytes have to "
-            "be divided by 255."
-        )
     metadata = Metadata(
         dataset="tensors",
         classes=tuple(map(str, range(images.shape[1])) if classes is None else classes),

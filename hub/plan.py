@@ -248,7 +248,8 @@ def _planned_files(
         there = remote.files.get(path)
         if isinstance(content, str):
             entry = remote.files.get(content)
-            change = "unchanged" if content == path else "moved"
+            same = content == path or (there and entry and hub_hash(there) == hub_hash(entry))
+            change = "unchanged" if same else "moved"
             altered = entry and entry.lfs and entry.lfs.sha256 != published[content].sha256
             if entry is None or (change == "moved" and altered):
                 raise IntegrityError(

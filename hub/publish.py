@@ -138,10 +138,10 @@ def _set_tag(api: HfApi, plan: PushPlan, tag: str, commit: str) -> None:
     def create(target: str) -> None:
         call(plan.repo_id, api.create_tag, plan.repo_id, tag=tag, revision=target, repo_type="dataset")
 
-    if plan.tagged is not None:  # the Hub has no other way to move a tag
-        with contextlib.suppress(AccessError):  # it is gone: an answer that was lost, or somebody else
-            call(plan.repo_id, api.delete_tag, plan.repo_id, tag=tag, repo_type="dataset")
     try:
+        if plan.tagged is not None:  # the Hub has no other way to move a tag
+            with contextlib.suppress(AccessError):  # it is gone: an answer that was lost, or somebody else
+                call(plan.repo_id, api.delete_tag, plan.repo_id, tag=tag, repo_type="dataset")
         create(commit)
     except ConflictError as error:
         refs = call(plan.repo_id, api.list_repo_refs, plan.repo_id, repo_type="dataset")
@@ -149,11 +149,13 @@ def _set_tag(api: HfApi, plan: PushPlan, tag: str, commit: str) -> None:
             raise ConflictError(
                 f"the commit {commit} is published; its tag is not, somebody else has set {tag!r} meanwhile."
             ) from error
-    except HubError:
+    except HubError as error:
         if plan.tagged is not None:
             with contextlib.suppress(HubError):
                 create(plan.tagged)
-        raise
+        raise type(error)(
+            f"the commit {commit} is published; its tag {tag!r} is not set: {error} The same command sets it."
+        ) from error
 
 
 def _operation(

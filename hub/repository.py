@@ -5,7 +5,6 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import HfApi
@@ -14,7 +13,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from distilled_data import AccessError, ArtifactError, IntegrityError, NewerFormatError, UsageError
 from distilled_data.client import call
-from distilled_data.format import CARD_FILE, MANIFEST_FILE
+from distilled_data.format import ARTIFACT_FILE, CARD_FILE, MANIFEST_FILE
 from distilled_data.remote import RemoteSet, Repository
 
 from .card import text_of
@@ -61,9 +60,9 @@ def look(
     )
     files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     source = Repository(repo_id, head, token, endpoint)
-    folders = sorted(
-        str(Path(path).parent) for path in files if re.fullmatch(rf"ipc\d+/{MANIFEST_FILE}", path)
-    )
+    held = [re.fullmatch(rf"(ipc[1-9]\d{{0,5}})/{MANIFEST_FILE}", path) for path in files]
+    folders = [place[1] for place in held if place and f"{place[1]}/{ARTIFACT_FILE}" in files]
+    folders.sort(key=lambda name: (len(name), name))
 
     def names() -> list[str]:
         if MANIFEST_FILE not in files and folders:
@@ -76,7 +75,7 @@ def look(
     broken: list[str] = []
     known, fetch = _sound(names, repo_id, force), source.fetch_whole
     if known is None:  # each folder of a set has a manifest of its own to go by
-        known, fetch, broken = folders, source.fetch_alone, ["."]
+        known, fetch, broken = folders, source.fetch_alone, [] if folders else ["."]
     for name in known:
         if found := _sound(lambda name=name: fetch(name), repo_id, force):
             sets[name] = found

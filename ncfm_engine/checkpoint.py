@@ -103,8 +103,8 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
         if recorded != wanted:
             raise CheckpointError(
                 f"{candidate} belongs to another run: {_differences(recorded, wanted)}. Use the settings "
-                "that it was made with, or start again: in another folder, with --overwrite where there is "
-                "that, or without this one."
+                "that it was made with, or start again: in another folder, with --overwrite where a command "
+                "has that, or after removing this file."
             )
         if damages:
             warnings.warn(f"{damages[0]}; going on from the one before it, {candidate}", stacklevel=2)
@@ -165,4 +165,4 @@ def _differences(recorded: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def _shown(identity: Mapping[str, Any], name: str) -> str:
-    return repr(identity[name]) if name in identity else "of no importance"
+    return repr(identity[name]) if name in identity else "not set"

@@ -30,7 +30,7 @@ from .plan import (
     remove_leftovers,
     run_folder_of,
 )
-from .pretrain import FeaturePool, pretrain, train_pool
+from .pretrain import FeaturePool, build, check_blendable, pretrain, train_pool
 from .provenance import command, provenance
 from .ranks import Ranks, join
 from .report import Report, plot_losses, silent
@@ -80,6 +80,7 @@ def _stages(
         source = open_source(plan, ranks=ranks, stop=stop, report=report)
         layout, key = layout_of(plan, source, ranks), identity(plan, source)
         check_packing(recipe.distill, source, recipe.ipc)
+        check_blendable(build(recipe.network, source, recipe.seed), recipe.network)
         if plan.resume:
             resumable(plan.run_folder, key, recipe.distill.iterations)  # refused now, not after pretraining
         if ranks.rank == 0:
@@ -235,16 +236,14 @@ def make_artifact(plan: Plan, source: Source, pool: FeaturePool, distilled: Dist
 def evaluate_folder(
     folder: Path, *, ipc: int | None = None, device: str, **options: Any
 ) -> list[dict[str, Any]]:
-    """`evaluate_set` of the artifact in a folder, or its first `ipc` images, whose metadata get the rows too.
+    """`evaluate_set` of the artifact in a folder, or its first `ipc` images; `record_results` is left to do.
 
     The progress is in the folder's run folder. `options` are those of `evaluate_set`.
     """
     chosen = DistilledDataset.from_folder(folder, ipc=ipc)
     if chosen.folder != folder:
         raise UsageError(f"{folder} holds several sets; name the folder of one, such as {chosen.folder}")
-    rows = evaluate_set(chosen, run_folder_of(folder), device=device, **options)
-    record_results(folder, rows, device)
-    return rows
+    return evaluate_set(chosen, run_folder_of(folder), device=device, **options)
 
 
 def evaluate_set(

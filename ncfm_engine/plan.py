@@ -24,7 +24,7 @@ from .initial import check_packing
 from .memory import Footprint, Layout, layout_for
 from .operations import operations, passes
 from .presets import find_preset
-from .pretrain import build, check_blendable
+from .pretrain import build, check_blendable, pool_schedule
 from .ranks import Ranks
 from .sources import Source
 
@@ -146,6 +146,7 @@ def identity(plan: Plan, source: Source) -> dict[str, Any]:
         if name not in free and not name.startswith(("label.", "evaluate."))
     }
     kept |= {"dataset": source.name, "dataset fingerprint": source.fingerprint}
+    kept |= pool_schedule(plan.recipe.pretrain)
     kept |= {"torch": str(torch.__version__), "device": torch.device(plan.device).type}
     return kept | ({"compiled": True} if compiles(plan) else {})
 

@@ -209,7 +209,7 @@ def pool_key(
     del content["networks"], content["at_once"]
     content |= {"fingerprint": source.fingerprint, "torch": torch.__version__}
     content["device"] = torch.device(device).type
-    content |= {"milestones": "in steps"} if config.epochs < FEW_EPOCHS else {}  # once they were in epochs
+    content |= pool_schedule(config)
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
@@ -234,6 +234,11 @@ def _training(
         kept={config.epochs * k // parts * len(batches) for k in range(1, parts)},
     )
     return Training(networks, batches, course, real_test_loader(source, len(seeds), device))
+
+
+def pool_schedule(config: PretrainConfig) -> dict[str, str]:
+    """What tells the schedule of few epochs from the one that they had before, for keys and identities."""
+    return {"milestones": "in steps"} if config.epochs < FEW_EPOCHS else {}
 
 
 def _milestones(epochs: int, steps: int) -> list[int]:

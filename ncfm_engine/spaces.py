@@ -4,12 +4,13 @@ import functools
 import hashlib
 import importlib
 import itertools
+import math
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FunctionType, MethodType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class Space:
 
     axes: Mapping[str, Sequence[Choice]]
     build: Callable[..., nn.Module]
+    name: str = ""  # module:function that it was loaded from
 
     def __post_init__(self):
         if not self.axes:
@@ -53,10 +55,7 @@ class Space:
 
     def __len__(self) -> int:
         """Number of architectures."""
-        count = 1
-        for values in self.axes.values():
-            count *= len(values)
-        return count
+        return math.prod(map(len, self.axes.values()))
 
     def __iter__(self) -> Iterator[Architecture]:
         """Every architecture, the last axis changing fastest."""
@@ -66,12 +65,13 @@ class Space:
     def draw(self, count: int | None = None, seed: int = 0) -> list[Architecture]:
         """`count` different architectures (all, if there are no more, or None), in random order."""
         generator = generator_at(seed, "architectures")
-        if len(self) <= LISTED:
+        size = math.prod(map(len, self.axes.values()))  # `len` of a space has to fit into 64 bits
+        if size <= LISTED:
             every = list(self)
             return [every[index] for index in torch.randperm(len(every), generator=generator)[:count]]
         if count is None or count > LISTED:
             raise UsageError(
-                f"the space has {len(self):,} architectures; draw some: --candidates, up to {LISTED:,}"
+                f"the space has {size:,} architectures; draw some: --candidates, up to {LISTED:,}"
             )
         drawn: dict[tuple[int, ...], None] = {}  # in the order of the draws
         while len(drawn) < count:
@@ -85,16 +85,18 @@ class Space:
 
     @functools.cached_property  # before anything is built, which may import more
     def code(self) -> str:
-        """What `build` is: its name, and a hash of the modules of the user's and the values it is made of.
-
-        Raises `UsageError` for a value that looks different in every process.
+        """What makes the networks: the name that the space was loaded by, or `build` and what it binds, and a
+        hash of the modules of the user's that are behind it.
         """
-        modules: set[str] = set()
-        made_of = _described(self.build, modules)
-        if modules == {__name__}:
-            return made_of
-        text = "".join(source for name in sorted(modules) for source in _sources(name))
-        return f"{made_of} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        build, bound = self.build, []
+        while isinstance(build, functools.partial):
+            bound.append(repr((build.args, build.keywords)))
+            build = build.func
+        function = getattr(build, "__qualname__", type(build).__qualname__)
+        name = self.name or " ".join([f"{build.__module__}.{function}", *bound])
+        modules = {build.__module__, *([self.name.partition(":")[0]] if self.name else [])}
+        text = "".join(source for module in sorted(modules) for source in _sources(module))
+        return f"{name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def with_axes(self, changes: Mapping[str, str]) -> "Space":
         """This space with other values, separated by commas, on some axes. Texts must be among those there.
@@ -106,7 +108,7 @@ class Space:
             if name not in axes:
                 raise UnknownNameError.of("axis", name, axes)
             axes[name] = tuple(_value(name, word.strip(), axes[name]) for word in text.split(","))
-        return Space(axes, self.build)
+        return replace(self, axes=axes)
 
     def network(
         self, architecture: Architecture, *, channels: int, size: tuple[int, int], classes: int, seed: int
@@ -114,43 +116,6 @@ class Space:
         """A network on the CPU, with the initial weights that `seed` gives."""
         with initial_weights(seed):
             return self.build(channels=channels, size=size, classes=classes, **architecture)
-
-
-def _described(value: Any, modules: set[str], inside: tuple[int, ...] = ()) -> str:
-    """A text of all that `value` is made of, the same in every process; adds the modules of its code."""
-    if id(value) in inside:
-        return "itself"
-
-    def of(part: Any) -> str:
-        return _described(part, modules, (*inside, id(value)))
-
-    if isinstance(value, functools.partial):
-        return f"{of(value.func)} {of([value.args, value.keywords])}"
-    if isinstance(value, MethodType):
-        return f"{of(value.__self__)}.{value.__name__}"
-    if isinstance(value, FunctionType | type):
-        modules.add(value.__module__)
-        bound = {}
-        if isinstance(value, FunctionType):
-            cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-            bound = {name: cell.cell_contents for name, cell in cells}
-            bound |= {"": [value.__defaults__, value.__kwdefaults__]} if "<" in value.__qualname__ else {}
-        return f"{value.__module__}.{value.__qualname__}{f' {of(bound)}' if bound else ''}"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(sorted(f'{of(key)}: {of(part)}' for key, part in value.items()))}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(of, value))}]"
-    if isinstance(value, set | frozenset):
-        return f"{{{', '.join(sorted(map(of, value)))}}}"
-    if isinstance(value, torch.Tensor):
-        return f"{value.dtype} {value.tolist()}"
-    if value is None or isinstance(value, Choice | bytes | ModuleType):
-        return value.__name__ if isinstance(value, ModuleType) else repr(value)
-    if hasattr(value, "__dict__"):
-        return f"{of(type(value))} {of(vars(value))}"
-    if " at 0x" in (text := repr(value)):
-        raise UsageError(f"what a space is built by cannot be told from another one of its kind: {text:.80}")
-    return text
 
 
 def _sources(name: str) -> Iterator[str]:
@@ -227,7 +192,9 @@ def load_space(name: str) -> Space:
         raise UnknownNameError.of("space", name, [*SPACES, "module:function"])
     sys.path.insert(0, "")  # the folder in which the command was called
     try:
-        space = getattr(importlib.import_module(module), function)()
+        make = getattr(importlib.import_module(module), function)
+        with initial_weights(0):  # a network that it makes to be copied has the same weights everywhere
+            space = make()
     except Exception as error:  # whatever a user's code raises
         reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise UsageError(f"the space {name} cannot be had: {reason}") from error
@@ -237,4 +204,4 @@ def load_space(name: str) -> Space:
         sys.path.append("")
     if not isinstance(space, Space):
         raise UsageError(f"{name} must return a Space of ncfm_engine.spaces, got {type(space).__name__}")
-    return space
+    return replace(space, name=name)

@@ -55,7 +55,7 @@ class Networks:
     """M networks of one architecture: `weights` float32 [M, P], a row each, of the parameters that require a
     gradient, in the order of `parameters()`.
 
-    `buffers` are these and running statistics, [M, ...] each, which are changed in place by every batch.
+    `buffers` are the others and running statistics, [M, ...] each, as the last batch left them.
     `precision` "bfloat16" computes under autocast; weights and optimiser stay float32.
     """
 
@@ -81,13 +81,22 @@ class Networks:
         with torch.autocast(device, torch.bfloat16, enabled=half):
             if len(self.weights) == 1:
                 buffers = {name: buffer[0] for name, buffer in self.buffers.items()}
-                return self._one(self.weights[0], buffers, images[0] if own else images)[None].float()
+                logits, assigned = self._one(self.weights[0], buffers, images[0] if own else images)
+                self.buffers |= {name: buffer.clone()[None] for name, buffer in assigned.items()}
+                return logits[None].float()
             with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # fused attention cannot be stacked
                 warnings.filterwarnings("ignore", "There is a performance drop")  # one small call of the ViT
                 every = vmap(self._one, in_dims=(0, 0, 0 if own else None), randomness="different")
-                return every(self.weights, self.buffers, images).float()
+                logits, assigned = every(self.weights, self.buffers, images)
+                self.buffers |= {name: buffer.clone() for name, buffer in assigned.items()}
+                return logits.float()
 
-    def _one(self, weights: Tensor, buffers: dict[str, Tensor], images: Tensor) -> Tensor:
+    def _one(
+        self, weights: Tensor, buffers: dict[str, Tensor], images: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits, and the buffers that the network assigned anew; others it changes in place. One of another
+        shape each time is no state, but what a module keeps for its caller.
+        """
         parts = weights.split([shape.numel() for shape in self._shapes.values()])
         parameters = {
             name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
@@ -97,11 +106,12 @@ class Networks:
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
             got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UsageError(f"a network must return logits [{len(images)}, classes], got {got}")
-        with torch.no_grad():
-            for name, buffer in buffers.items():
-                if state[name] is not buffer:  # assigned anew, where others change it in place
-                    buffer.copy_(state[name])
-        return logits
+        assigned = {
+            name: state[name].detach().to(buffer.dtype)
+            for name, buffer in buffers.items()
+            if state[name] is not buffer and state[name].shape == buffer.shape
+        }
+        return logits, assigned
 
     @torch.no_grad()
     def accuracies(self, test: Loader) -> list[float]:

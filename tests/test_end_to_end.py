@@ -329,6 +329,14 @@ def test_overwrite_replaces_the_set_and_keeps_other_files_and_peoples_words(here
     assert {row["ipc"] for row in rows} == {2}
 
 
+def test_a_replacement_that_is_refused_leaves_the_run_as_it_was(here):
+    command = ("distill_and_push.py", "--dataset", "digits", "--ipc", "1", "--output", "out")
+    assert here(*command, settings=TINY)[0] == 0
+    status, _, error = here(*command, "--overwrite", settings=[*TINY, "network.norm=batch"])
+    assert (status, "keeps running statistics" in " ".join(error.split())) == (2, True)
+    assert here(*command, "--resume", settings=TINY)[0] == 0
+
+
 def test_a_run_that_replaces_another_goes_on_with_itself(here, tmp_path, monkeypatch):
     command = ("distill_and_push.py", "--dataset", "digits", "--ipc", "1", "--output", "out")
     assert here(*command, settings=TINY)[0] == 0
@@ -368,6 +376,7 @@ def test_networks_that_diverge_while_they_are_evaluated_are_an_error(here):
 
 def test_an_evaluation_takes_one_process_and_nobody_elses_folder(finished, here, monkeypatch):
     folder = str(finished[0] / "out")
+    monkeypatch.setattr("tools.evaluate.RECORDING", 0.1)
     with lock_of(Path(folder)):
         status, _, error = here("evaluate.py", folder)
     assert (status, "another process is at work on" in error) == (2, True)

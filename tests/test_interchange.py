@@ -502,14 +502,15 @@ def test_images_lie_in_order_in_memory_however_they_came(pixels):
     assert data.loader().images.data_ptr() == data.artifact.images.data_ptr()
 
 
-@pytest.mark.parametrize("name", ["b.gif", "b.tiff", "b.PPM", "more/b.png"])
+@pytest.mark.parametrize("name", ["b.gif", "b.tiff", "b.PPM", "more/deep/b.png"])
 def test_class_folders_with_more_than_is_read_are_refused(tmp_path, name):
     (tmp_path / "set" / "a").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "set" / "a" / "a.png")
     (tmp_path / "set" / "a" / "Thumbs.db").touch()
     path = tmp_path / "set" / "a" / name
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
+    (tmp_path / "set" / "a" / "@eaDir").mkdir()
     with pytest.raises(FormatError, match=f"a/{name.partition('/')[0]} would be left out"):
         read_set(tmp_path / "set")
 
@@ -539,6 +540,8 @@ def test_an_opaque_alpha_channel_is_no_loss(tmp_path):
 def test_nobody_is_told_how_to_unpickle(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
     (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    torch.save([torch.rand(2, 1, 4, 4), torch.arange(2)], tmp_path / "set.ckpt")
+    assert read_set(tmp_path / "set.ckpt", classes=["a", "b"], factor=1, values="unit").metadata.ipc == 1
     with pytest.raises(FormatError, match=r"it asks for torch\.nn\.modules\.linear\.Linear\. Save") as told:
         read_set(tmp_path / "model.pt")
     assert "weights_only" not in str(told.value)

@@ -70,6 +70,12 @@ def test_classes_are_named_in_the_file_or_in_another(tmp_path):
     assert load_source(f"npz:{path}", classes=tmp_path / "names.txt").classes == tuple("dcba")
 
 
+def test_arrays_of_other_meanings_are_passed_over(tmp_path):
+    for factor in (np.arange(20), np.array("a"), np.array(2.5)):
+        path = save(tmp_path / "a.npz", images=IMAGES, labels=LABELS, factor=factor, mean=0, std=1)
+        assert pixels_of(load_source(f"npz:{path}")) == EXPECTED
+
+
 def test_images_are_read_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(npz, "_BLOCK", 1000)
     assert pixels_of(load_source(f"npz:{save(tmp_path / 'a.npz', images=IMAGES, labels=LABELS)}")) == EXPECTED
@@ -88,7 +94,10 @@ def test_images_are_read_in_blocks(tmp_path, monkeypatch):
             r"labels is int64 \[23\]; expected an integer for each of the 24",
         ),
         ({"images": IMAGES, "labels": LABELS / 1.0}, "labels is float64"),
-        ({"images": IMAGES, "labels": LABELS, "factor": np.int64(2)}, "a distilled set with 2 x 2 tiles"),
+        (
+            {"images": IMAGES, "labels": LABELS, "factor": np.int64(2), "mean": (0.5,), "std": (0.5,)},
+            "a distilled set with 2 x 2 tiles",
+        ),
         ({"images": IMAGES, "labels": np.where(LABELS == 0, -1, LABELS)}, r"label -1 is not in 0 to"),
         ({"images": IMAGES, "labels": LABELS + 1, "classes": np.array(CLASSES)}, r"label 4 is not in 0 to 3"),
         ({"images": IMAGES, "labels": LABELS.astype(object)}, "Object arrays cannot be loaded"),

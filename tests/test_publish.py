@@ -480,6 +480,45 @@ def test_force_over_a_damaged_index_keeps_the_sets_and_what_is_no_set(
     assert loopback.files("org/digits")[f"experiments/a/{ARTIFACT_FILE}"] == b"mine"
 
 
+def test_folders_that_are_only_named_like_sets_are_kept(loopback, options, folders):
+    loopback.repositories["org/digits"] = Repository("org/digits", refs=empty())
+    theirs = {
+        "ipc5/manifest.json": b'{"web": "app"}',
+        "ipc5/preview.png": b"mine",
+        "ipc01/manifest.json": b"{}",
+        f"ipc01/{ARTIFACT_FILE}": b"mine too",
+    }
+    for path, content in theirs.items():
+        loopback.put("org/digits", path, content)
+    push_folder(folders[1], "org/digits", options())
+    assert theirs.items() <= loopback.files("org/digits").items()
+
+
+def test_over_a_lost_index_the_smallest_set_is_the_default_and_unsound_ones_go(loopback, options, tmp_path):
+    made = {ipc: make_folder(tmp_path / str(ipc), make_artifact(ipc)) for ipc in (1, 2, 3, 10)}
+    for ipc in (2, 10, 1):
+        push_folder(made[ipc], "org/digits", options())
+    loopback.remove("org/digits", MANIFEST_FILE)
+    loopback.put("org/digits", PREVIEW_FILE, b"mine")
+    manifest = json.loads(loopback.files("org/digits")["ipc1/manifest.json"])
+    altered = json.dumps(manifest | {"content_hash": "0" * 64}).encode()
+    loopback.put("org/digits", "ipc1/manifest.json", altered)
+    for path, content in loopback.files("org/digits").items():
+        if path.startswith("ipc2/"):
+            loopback.put("org/digits", path.replace("ipc2", "ipc7"), content)
+    push_folder(made[3], "org/digits", options(force=True))
+    index = json.loads(loopback.files("org/digits")[MANIFEST_FILE])
+    assert (index["default"], set(index["configurations"])) == ("ipc2", {"ipc2", "ipc3", "ipc10"})
+    assert loopback.files("org/digits")[PREVIEW_FILE] == b"mine"
+
+
+def test_a_copy_of_a_file_where_it_is_to_lie_is_no_other_file(loopback, options, folders):
+    push_folder(folders[2], "org/digits", options())
+    loopback.put("org/digits", f"ipc2/{PARQUET_FILE}", (folders[2] / PARQUET_FILE).read_bytes())
+    push_folder(folders[1], "org/digits", options())
+    assert f"ipc2/{ARTIFACT_FILE}" in loopback.files("org/digits")
+
+
 @pytest.mark.parametrize("path", ["ipc1/preview.png", f"ipc2/{ARTIFACT_FILE}"])
 def test_files_of_somebody_else_where_a_set_is_to_lie_are_kept(loopback, options, folders, path):
     push_folder(folders[2], "org/digits", options())
@@ -493,7 +532,8 @@ def test_files_of_somebody_else_where_a_set_is_to_lie_are_kept(loopback, options
 
 def test_a_file_of_a_set_that_was_altered_is_not_moved_with_it(loopback, options, folders):
     push_folder(folders[2], "org/digits", options())
-    loopback.put("org/digits", PARQUET_FILE, b"other rows")
+    size = len(loopback.files("org/digits")[PARQUET_FILE])
+    loopback.put("org/digits", PARQUET_FILE, b"x" * size)
     with pytest.raises(IntegrityError, match=f"has altered {PARQUET_FILE}, which its manifest names"):
         push_folder(folders[1], "org/digits", options())
     push_folder(folders[2], "org/digits", options())  # as it advises
@@ -571,7 +611,7 @@ def test_a_tag_that_cannot_be_moved_stays_where_it_was(loopback, options, folder
     first = push_folder(folders[2], "org/digits", options(revision="v1"))
     other = make_folder(tmp_path, make_artifact(2, logits=False))
     loopback.fault("POST .*/tag/", "status", 403)
-    with pytest.raises(AccessError):
+    with pytest.raises(AccessError, match=r"is published; its tag 'v1' is not set: .* The same command"):
         push_folder(other, "org/digits", options(revision="v1", force=True))
     assert loopback.head("org/digits", "v1").oid == first.commit
 

@@ -19,6 +19,7 @@ from huggingface_hub import HfApi, constants, get_session
 from distilled_data import (
     AccessError,
     ArtifactError,
+    DistilledDataError,
     DistilledDataset,
     FormatError,
     HubError,
@@ -193,7 +194,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(load, tmp_path, name, harm
 
 
 @pytest.mark.parametrize("name", [ARTIFACT_FILE, MANIFEST_FILE])
-def test_a_damaged_file_in_a_cache_without_links_is_fetched_again(hub, load, tmp_path, name):
+def test_a_damaged_file_in_a_cache_without_links_is_fetched_again(hub, load, tmp_path, monkeypatch, name):
     data = load()
     copied = tmp_path / "copied"
     shutil.copytree(tmp_path / "hub", copied)  # as from a file system that has no links
@@ -201,6 +202,8 @@ def test_a_damaged_file_in_a_cache_without_links_is_fetched_again(hub, load, tmp
     content = path.read_bytes()
     assert not path.is_symlink()
     damage(path, in_hash(content) if name == MANIFEST_FILE else -1)
+    shutil.rmtree(copied / "datasets--org--digits" / "blobs")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True)
     hub.fault("HEAD ", "status", 403, times=1)
     with pytest.raises(ArtifactError, match="could not be fetched again"):
         load(revision=data.revision, cache_dir=copied)
@@ -210,6 +213,25 @@ def test_a_damaged_file_in_a_cache_without_links_is_fetched_again(hub, load, tmp
     assert equal(load(revision=data.revision, cache_dir=copied), data)
     assert hub.requests == []
     assert {entry.name for entry in path.parent.iterdir()} == {ARTIFACT_FILE, MANIFEST_FILE}
+    assert not list(copied.rglob(".fetched-*"))
+    failed = []
+
+    def read():
+        while forcing.is_alive():
+            try:
+                load(revision=data.revision, cache_dir=copied, local_files_only=True)
+            except DistilledDataError as error:
+                failed.append(error)
+
+    def force():
+        for _ in range(10):
+            load(revision=data.revision, cache_dir=copied, force_download=True)
+
+    forcing = threading.Thread(target=force)
+    forcing.start()
+    read()
+    # of a file that is replaced while it is read, that is said
+    assert not [error for error in failed if "changed while it was read" not in str(error)]
 
 
 def test_damage_in_a_cache_that_cannot_be_written_is_named(load, tmp_path):

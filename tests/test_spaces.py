@@ -3,10 +3,13 @@
 import functools
 import hashlib
 import importlib
+import os
+import subprocess
 import sys
 
 import pytest
 import torch
+from commands import ROOT
 
 from distilled_data import UnknownNameError, UsageError
 from ncfm_engine.networks import build_network
@@ -102,7 +105,6 @@ def test_the_code_of_a_user_is_known_by_its_text(tmp_path, monkeypatch):
         codes.append(Space({"a": (1,)}, importlib.import_module(f"net{number}").net).code)
     hashes = [code.split()[1] for code in codes]
     assert hashes[0] == hashes[2] != hashes[1]
-    assert SPACES["convnet"].code == "ncfm_engine.spaces._convnet"
 
 
 def test_the_code_of_a_user_is_all_modules_that_it_is_made_of(tmp_path, monkeypatch):
@@ -151,44 +153,35 @@ def test_what_is_installed_or_bound_is_told_apart():
     assert not any(code.endswith(nothing) for code in codes)
 
 
-def closure(hidden):
-    def build(**options):
-        return hidden
-
-    return build
-
-
-class Made:
-    def __init__(self, hidden):
-        self.hidden = hidden
-
-    def __call__(self, **options):
-        return self.hidden
-
-    def method(self, **options):
-        return self.hidden
-
-
-@pytest.mark.parametrize(
-    "make",
-    [closure, Made, lambda hidden: Made(hidden).method, lambda hidden: functools.partial(closure, [hidden])],
-    ids=["closure", "object", "method", "partial"],
-)
-def test_what_a_space_is_built_with_tells_it_apart_in_every_process(make):
-    def code(hidden):
-        return Space({"a": (1,)}, make(hidden)).code
-
-    assert code(2) == code(2) != code(128)
-    assert code(torch.ones(2)) == code(torch.ones(2)) != code(torch.zeros(2))
-    assert code(closure(2)) == code(closure(2)) != code(closure(3))
-    assert code(torch.nn.ReLU) == code(torch.nn.ReLU) != code(torch.nn.Tanh)
-    assert code({"b": 1, "a": {2, 3}}) == code({"a": {3, 2}, "b": 1})
-    assert " at 0x" not in code(closure(torch.nn.ReLU()))
-
-
-def test_what_looks_different_in_every_process_is_refused():
-    with pytest.raises(UsageError, match="cannot be told from another one of its kind"):
-        _ = Space({"a": (1,)}, closure(object())).code
+def test_spaces_that_one_module_makes_are_told_apart_by_name_whatever_they_hold(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "closures_used.py").write_text(
+        "import functools, torch\n"
+        "from ncfm_engine.spaces import Space\n"
+        "def made(hidden, block=lambda: None):\n"
+        "    def build(**options):\n"
+        "        return hidden\n"
+        "    return build\n"
+        "def small():\n"
+        "    return Space({'a': (1, 2)}, made(2))\n"
+        "def large():\n"
+        "    return Space({'a': (1, 2)}, made(128))\n"
+        "def part():\n"
+        "    return Space({'a': (1, 2)}, functools.partial(made, torch.nn.Linear(4, 4), block=lambda: 1))\n"
+    )
+    names = [f"closures_used:{name}" for name in ("small", "large", "part")]
+    codes = [load_space(name).code for name in names]
+    assert len(set(codes)) == 3
+    assert codes == [load_space(name).with_axes({"a": "2"}).code for name in names]
+    weights = [load_space(names[2]).build.args[0].weight for _ in range(2)]
+    assert torch.equal(*weights)
+    code = (
+        "import sys; sys.path.insert(0, '');"
+        f"from ncfm_engine.spaces import load_space; print(load_space({names[2]!r}).code)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert said.stdout.strip() == codes[2]
 
 
 def test_a_few_of_very_many_are_drawn_without_listing_all():
@@ -199,6 +192,8 @@ def test_a_few_of_very_many_are_drawn_without_listing_all():
     assert {architecture["axis11"] for architecture in drawn} == set(range(10))
     with pytest.raises(UsageError, match=r"1,000,000,000,000 architectures; draw some: --candidates"):
         space.draw()
+    more = Space({f"axis{k}": tuple(range(10)) for k in range(30)}, torch.nn.Linear)
+    assert len(more.draw(3)) == 3
 
 
 def test_what_a_users_module_raises_is_said_and_what_it_imports_later_is_found(tmp_path, monkeypatch):

@@ -182,18 +182,20 @@ def alone(place: Path) -> Iterator[None]:
         yield
 
 
-def lock_of(output: Path) -> AbstractContextManager[None]:
-    """Held by the process that writes; in the cache, so that a refused run leaves no folder behind."""
+def lock_of(output: Path, seconds: float = 0) -> AbstractContextManager[None]:
+    """Held by the process that writes; in the cache, so that a refused run leaves no folder behind. It is
+    waited for so many `seconds`.
+    """
     if os.environ.get("RANK", "0") != "0":
         return nullcontext()
     name = hashlib.sha256(os.fsencode(output.resolve())).hexdigest()[:16]
-    return locked(output, cache_folder() / "locks" / name)
+    return locked(output, cache_folder() / "locks" / name, seconds)
 
 
 @contextmanager
-def locked(place: Path, file: Path) -> Iterator[None]:
+def locked(place: Path, file: Path, seconds: float = 0) -> Iterator[None]:
     """Raise `UsageError` while another process that works at `place` holds the lock `file`."""
-    lock = FileLock(file, timeout=0)
+    lock = FileLock(file, timeout=seconds)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()

@@ -30,10 +30,12 @@ from ncfm_engine.cache import cache_folder
 from ncfm_engine.costs import Costs
 from ncfm_engine.evaluate import forget_progress
 from ncfm_engine.networks import NETWORKS
-from ncfm_engine.pipeline import evaluate_folder, evaluate_set, write_results
+from ncfm_engine.pipeline import evaluate_folder, evaluate_set, record_results, write_results
 from ncfm_engine.plan import RESULTS_FILE, resolve_device, run_folder_of
 from ncfm_engine.report import Bars
 from ncfm_engine.stop import StopRequest
+
+RECORDING = 30.0  # seconds that others may take to record their results
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,20 +59,16 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> None:
     refuse_torchrun()
-    folder = Path(arguments.artifact)
-    if is_repository(arguments.artifact):
-        folder = Path("evaluations") / folder.name.partition("@")[0]
-    with lock_of(folder):
-        evaluate(arguments, folder)
-
-
-def evaluate(arguments: argparse.Namespace, folder: Path) -> None:
-    """Evaluate the set, and record the results in `folder`, or for a set of the Hub beside it."""
     changes = settings(arguments.set)
     for field, value in (("network.name", arguments.network), ("evaluate.repeats", arguments.seeds)):
         if value is not None:
             changes[field] = value
     device = resolve_device(arguments.device)
+    folder = Path(arguments.artifact)
+    if of_hub := is_repository(arguments.artifact):
+        folder = Path("evaluations") / folder.name.partition("@")[0]
+    with lock_of(folder, RECORDING):
+        pass  # or the set may be another one by the time it is evaluated
     options = {
         "changes": changes,
         "cache": cache_folder(),
@@ -82,13 +80,16 @@ def evaluate(arguments: argparse.Namespace, folder: Path) -> None:
     costs = Costs(None, device, resume=False)
     with Bars() as bars, StopRequest(arguments.time_budget) as stop, costs.stage("evaluating"):
         options |= {"stop": stop, "report": bars}
-        if is_repository(arguments.artifact):
+        if of_hub:
             rows = evaluate_set(load(arguments.artifact, arguments.ipc), run_folder_of(folder), **options)
         else:
             rows = evaluate_folder(folder, ipc=arguments.ipc, **options)
-            complete_folder(folder)
     run_folder = run_folder_of(folder)
-    write_results(run_folder / RESULTS_FILE, rows, device, costs.stages)
+    with lock_of(folder, RECORDING):  # others may evaluate the same set
+        if not of_hub:
+            record_results(folder, rows, device)
+            complete_folder(folder)
+        write_results(run_folder / RESULTS_FILE, rows, device, costs.stages)
     forget_progress(run_folder, rows)
     print(table(rows))
 

@@ -10,7 +10,7 @@ from typing import Any
 from ncfm_engine.proxies import FULL, PROXIES, Proxy
 from ncfm_engine.report import Report
 from ncfm_engine.search import EARLY_ENDING, Result, open_study, results_of, search
-from ncfm_engine.spaces import Architecture, Space
+from ncfm_engine.spaces import SPACES, Architecture, Space
 from ncfm_engine.stop import StopRequest
 from ncfm_engine.trust import select
 
@@ -71,7 +71,7 @@ class Campaign:
         strategy = self.strategy if way != FULL and self.strategy in EARLY_ENDING else "exhaustive"
         axes = {name: list(values) for name, values in self.space.axes.items()}
         identity = {"axes": axes, "strategy": strategy, **self.ways[way].identity}
-        if not self.space.code.startswith("ncfm_engine."):
+        if self.space.build not in [space.build for space in SPACES.values()]:
             identity["code"] = self.space.code
         name = f"{way} {hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]}"
         return open_study(self.storage, name, strategy)

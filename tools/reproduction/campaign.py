@@ -19,7 +19,7 @@ from ncfm_engine.config import Recipe
 from ncfm_engine.costs import COSTS_FILE, Costs
 from ncfm_engine.distill import METRICS_FILE
 from ncfm_engine.evaluate import forget_progress, settings_hash
-from ncfm_engine.pipeline import evaluate_folder, run, write_results
+from ncfm_engine.pipeline import evaluate_folder, record_results, run, write_results
 from ncfm_engine.plan import LOSS_PLOT_FILE, RESULTS_FILE, Plan, make_plan
 from ncfm_engine.presets import PRESETS
 from ncfm_engine.report import Report, plot_variants
@@ -140,6 +140,7 @@ class Campaign:
                     stop=stop,
                     report=report,
                 )
+            record_results(plan.output, rows, plan.device)
             write_results(plan.run_folder / RESULTS_FILE, rows, plan.device, costs.stages)
         complete_folder(plan.output)
         stages = _done(plan)["stages"] | {stage: _key(rows[0])}  # of all label kinds
