@@ -144,6 +144,13 @@ def test_the_identity_changes_with_what_decides_the_images_only(plan, digits):
     assert identity(dataclasses.replace(plan, compile="on"), digits) == same | {"compiled": True}
 
 
+def test_a_run_begun_with_networks_of_another_schedule_is_another_run(plan, digits):
+    few = dataclasses.replace(plan, recipe=plan.recipe.replace({"pretrain.epochs": 2}))
+    many = dataclasses.replace(plan, recipe=plan.recipe.replace({"pretrain.epochs": 30}))
+    assert identity(few, digits)["milestones"] == "in steps"
+    assert "milestones" not in identity(many, digits)
+
+
 def test_a_memory_budget_cuts_the_classes_and_one_that_is_too_small_is_refused(plan, digits):
     assert layout_of(plan, digits) == layout_of(dataclasses.replace(plan, memory=2**40), digits)
     assert layout_of(dataclasses.replace(plan, memory=8 * 2**20), digits).classes < 10

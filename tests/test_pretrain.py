@@ -9,7 +9,7 @@ from interruptions import StopAfter, killed
 
 from distilled_data import DivergenceError, UsageError
 from ncfm_engine.config import NetworkConfig, PretrainConfig
-from ncfm_engine.pretrain import FlatNetwork, _milestones, pool_key, pretrain, train_pool
+from ncfm_engine.pretrain import FlatNetwork, _milestones, pool_key, pool_schedule, pretrain, train_pool
 from ncfm_engine.stop import Stopped
 from ncfm_engine.train import Training
 
@@ -214,5 +214,6 @@ def test_pools_of_few_epochs_are_not_those_of_the_schedule_before(digits):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ncfm_engine.pretrain.FEW_EPOCHS", 0)
         before = [pool_key(config, NARROW, digits, 0) for config in (few, many)]
+    assert pool_schedule(few)  # in the identity of a run as well, which would go on with other networks
     now = [pool_key(config, NARROW, digits, 0) for config in (few, many)]
     assert [one == other for one, other in zip(before, now, strict=True)] == [False, True]

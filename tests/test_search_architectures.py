@@ -1,5 +1,6 @@
 """The command: search, baselines and truth in one folder; resumed, shared, stopped, with failures."""
 
+import functools
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -14,6 +16,9 @@ from commands import ROOT, environment, flags
 
 from hub import PushOptions, push_folder
 from ncfm_engine import trust
+from ncfm_engine.networks import build_network
+from ncfm_engine.spaces import SPACES, Space
+from tools.architectures.campaign import Campaign
 from tools.architectures.crew import LEADER
 from tools.architectures.report import comparison, markdown
 
@@ -390,3 +395,15 @@ def test_searches_that_ask_for_other_things_have_folders_of_their_own(here, set_
         assert status == 0, error
     found = [content(folder) for folder in (tmp_path / "searches").iterdir()]
     assert sorted((len(f["candidates"]), f["networks"]) for f in found) == [(1, 1), (1, 2), (2, 1)]
+
+
+def test_spaces_of_the_same_axes_share_a_study_only_if_they_build_the_same(tmp_path):
+    def study(space):
+        ways = {"distilled": SimpleNamespace(identity={})}
+        return Campaign(space, [], ways, f"sqlite:///{tmp_path}/a.db")._study("distilled").study_name
+
+    grid, axes = SPACES["convnet"], {"width": (1, 2)}
+    assert study(Space(axes, grid.build)) == study(Space(axes, grid.build, "mine:grid"))
+    others = [functools.partial(build_network, name) for name in ("vgg11", "alexnet")]
+    assert len({study(Space(axes, build)) for build in (grid.build, *others)}) == 3
+    assert study(Space(axes, others[0], "mine:one")) != study(Space(axes, others[0], "mine:other"))

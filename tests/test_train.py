@@ -311,6 +311,7 @@ def trained_buffers(loader, networks):
     course = Course(12, OPTIMISERS["sgd"], [], 1.0, [12])
     training = Training(Networks(networks, "cpu"), batches, course, images_to_test(loader))
     training.run()
+    assert training.networks.buffers["seen"].shape == (len(networks), 0)  # of another shape: no state
     return torch.stack([training.networks.buffers[name] for name in ("scale", "before")])
 
 
