@@ -207,7 +207,6 @@ class Repository:
         place = {"repo_type": "dataset", "revision": revision, "cache_dir": self.cache_dir}
         known = self.force_download and self.commit  # else the cache may be of an older commit than the Hub
         there = try_to_load_from_cache(self.repo_id, path, **place) if known else None
-        # What the client fetches anew becomes a blob; a snapshot that is no link to it would stay as it is.
         options = {
             "token": self.token,
             "endpoint": self.endpoint,
@@ -217,6 +216,7 @@ class Repository:
         }
         if not isinstance(there, str) or Path(there).is_symlink():
             return hf_hub_download(self.repo_id, path, **place, **options)
+        # What the client fetches anew becomes a blob, and a snapshot that is no link to it stays as it is.
         repository = Path(there).parents[path.count("/") + 2]  # its folder in the cache
         with TemporaryDirectory(prefix=".fetched-", dir=repository) as fresh:
             os.replace(hf_hub_download(self.repo_id, path, **place, **options, local_dir=fresh), there)
