@@ -248,9 +248,8 @@ def describe(plan: Plan, source: Source) -> str:
     times, counted = estimate_seconds(plan, source), operations(recipe, source)
     shape = [recipe.ipc, source.num_classes, source.channels, source.height, source.width]
     files = [plan.output / name for name in FOLDER_FILES]
-    files += [
-        plan.run_folder / n for n in (METRICS_FILE, CHECKPOINT_FILE, LOSS_PLOT_FILE, RESULTS_FILE, COSTS_FILE)
-    ]
+    names = (METRICS_FILE, CHECKPOINT_FILE, LOSS_PLOT_FILE, RESULTS_FILE, COSTS_FILE)
+    files += [plan.run_folder / name for name in names]
     changed = differences(dataclasses.asdict(Recipe()), dataclasses.asdict(recipe))
     lines = [
         f"dataset      {source.name}: {len(source.train)} images of {source.channels}x{source.height}x"

@@ -75,9 +75,8 @@ class Space:
             )
         drawn: dict[tuple[int, ...], None] = {}  # in the order of the draws
         while len(drawn) < count:
-            drawn[tuple(int(torch.randint(len(v), (), generator=generator)) for v in self.axes.values())] = (
-                None
-            )
+            places = (int(torch.randint(len(v), (), generator=generator)) for v in self.axes.values())
+            drawn[tuple(places)] = None
         return [
             {name: values[place] for (name, values), place in zip(self.axes.items(), places, strict=True)}
             for places in drawn
