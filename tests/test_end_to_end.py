@@ -376,7 +376,6 @@ def test_networks_that_diverge_while_they_are_evaluated_are_an_error(here):
 
 def test_an_evaluation_takes_one_process_and_nobody_elses_folder(finished, here, monkeypatch):
     folder = str(finished[0] / "out")
-    monkeypatch.setattr("tools.evaluate.RECORDING", 0.1)
     with lock_of(Path(folder)):
         status, _, error = here("evaluate.py", folder)
     assert (status, "another process is at work on" in error) == (2, True)

@@ -67,7 +67,7 @@ def main(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.artifact)
     if of_hub := is_repository(arguments.artifact):
         folder = Path("evaluations") / folder.name.partition("@")[0]
-    with lock_of(folder, RECORDING):
+    with lock_of(folder):
         pass  # or the set may be another one by the time it is evaluated
     options = {
         "changes": changes,
