@@ -133,6 +133,12 @@ def test_the_number_of_processes_and_the_order_of_images_change_nothing(
     assert content(tmp_path / "store") == expected
 
 
+def test_no_processes_are_started_to_write_one_file_of_each_part(tmp_path, monkeypatch):
+    monkeypatch.setattr("ncfm_engine.sources.spread.DataLoader", None)
+    folder = write_folder(tmp_path / "folder", IMAGES, LABELS)
+    assert len(prepare(FolderReader(folder), tmp_path / "store", workers=2).train) > 0
+
+
 def test_a_store_that_is_there_is_opened_and_not_made_again(tmp_path, shards, monkeypatch):
     first = prepare(ShardReader(shards), tmp_path / "store", workers=0)
     monkeypatch.setattr(Decoder, "__call__", None)
