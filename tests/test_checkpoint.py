@@ -1,14 +1,14 @@
 """Saved progress: whole or not at all, of this run or refused, with the one before it to fall back on."""
 
+import itertools
 import json
 import resource
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from children import context, start
 
 from distilled_data import CheckpointError, OutputError
 from ncfm_engine import checkpoint as module
@@ -135,29 +135,22 @@ def test_a_save_after_one_that_was_killed_halfway_leaves_nothing_behind(path):
     assert sorted(path.parent.iterdir()) == sorted([path, previous_of(path)])
 
 
+def save_again_and_again(path, saved):
+    for step in itertools.count():
+        x = torch.full((200_000,), float(step))
+        save_checkpoint(path, {"x": x}, identity={}, progress={"step": step})
+        saved.put(step)
+
+
 def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path):
-    program = """
-import sys, torch
-from pathlib import Path
-from ncfm_engine.checkpoint import save_checkpoint
-for step in range(10**6):
-    x = torch.full((200_000,), float(step))
-    save_checkpoint(Path(sys.argv[1]), {"x": x}, identity={}, progress={"step": step})
-    print(step, flush=True)
-"""
     path = tmp_path / "checkpoint.safetensors"
     for attempt in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, str(path)],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[1],
-        )
+        saved = context.SimpleQueue()
+        process = start(save_again_and_again, path, saved)
         for _ in range(5 + 3 * attempt):
-            process.stdout.readline()
+            saved.get()
         process.kill()
-        process.wait()
-        process.stdout.close()
+        process.join()
         found = load_checkpoint(path, {})
         assert found.tensors["x"].unique().tolist() == [found.progress["step"]]
 

@@ -2,10 +2,10 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from artifacts import make_artifact
+from children import context, start
 from safetensors.torch import save, save_file
 
 from distilled_data import (
@@ -276,25 +277,21 @@ def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path):
         f.write_file(tmp_path / "file" / "a", b"x")
 
 
+def write_again_and_again(path, written):
+    for number in itertools.count():
+        f.write_file(path, bytes([number % 256]) * 3_000_000)
+        written.put(number)
+
+
 def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
-    code = (
-        "import sys; from distilled_data.files import write_file\n"
-        "i = 0\n"
-        "while True:\n"
-        "    write_file(sys.argv[1], bytes([i % 256]) * 3_000_000); i += 1; print(i, flush=True)\n"
-    )
     path = tmp_path / "a"
     for delay in (0.0, 0.003, 0.007, 0.011, 0.02):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(path)],
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        )
-        assert process.stdout.readline()
+        written = context.SimpleQueue()
+        process = start(write_again_and_again, path, written)
+        written.get()
         time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        process.kill()
+        process.join()
         content = path.read_bytes()
         assert len(content) == 3_000_000
         assert len(set(content)) == 1

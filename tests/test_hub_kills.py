@@ -1,11 +1,11 @@
 """Publishing and downloading, killed by SIGKILL at every request and at random moments, in many processes."""
 
-import multiprocessing
 import os
 import random
 import time
 
 import pytest
+from children import context, start
 from hub_server import LoopbackHub
 
 from distilled_data import DistilledDataset
@@ -14,10 +14,6 @@ from hub import PushOptions, push_folder
 
 REPO = "org/digits"
 RANDOM_KILLS = int(os.environ.get("KILLS", "3"))
-
-# Children start from a process that has imported everything and runs no threads.
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["distilled_data", "hub", "huggingface_hub.hf_api"])
 
 
 def publish_in_child(folder, url):
@@ -28,12 +24,6 @@ def load_in_child(url, cache, results=None):
     data = DistilledDataset.from_hub(REPO, endpoint=url, cache_dir=cache)
     if results is not None:
         results.put(data.content_hash)
-
-
-def start(target, *arguments):
-    process = context.Process(target=target, args=arguments)
-    process.start()
-    return process
 
 
 def count_requests(hub, target, *arguments) -> tuple[int, float]:

@@ -6,36 +6,30 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
+from children import run_tool, start
 from commands import TINY, command, distil, environment, flags
 
 from distilled_data import DistilledDataset
 from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES
 
 
-def test_a_run_killed_at_random_moments_and_resumed_gives_the_same_file(finished):
+def test_a_run_killed_at_random_moments_and_resumed_gives_the_same_file(finished, tmp_path):
     folder, _ = finished
     moments = random.Random(int(os.environ.get("KILL_SEED", "0")))
     arguments = ("--dataset", "digits", "--ipc", "3", "--output", "killed", "--resume")
+    cache = {"XDG_CACHE_HOME": str(folder / "a cache of its own")}
     for _ in range(int(os.environ.get("KILLS", "3"))):  # 20 by hand before a release
-        process = subprocess.Popen(
-            command(*arguments),
-            cwd=folder,
-            env=environment(folder / "a cache of its own"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            errors = process.communicate(timeout=moments.uniform(2, 8))[1]
-            assert process.returncode == 0, errors  # it was fast
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+        process = start(run_tool, command(*arguments)[1:], folder, output=tmp_path / "said", **cache)
+        process.join(moments.uniform(0, 5))
+        process.kill()
+        process.join()
+        assert process.exitcode in (-signal.SIGKILL, 0)  # it was fast
         left = [path.name for path in (folder / "killed").glob("*") if not path.name.startswith(".")]
         assert set(left) <= {*FOLDER_FILES, "data"}
     result = distil(folder, *arguments)
@@ -69,21 +63,17 @@ def test_a_finished_run_resumed_has_nothing_left_to_do(finished, here, tmp_path)
 def test_sigterm_stops_in_good_order_and_the_run_goes_on(finished):
     folder, _ = finished
     arguments = ("--dataset", "digits", "--ipc", "3", "--output", "terminated", "--resume")
-    process = subprocess.Popen(
-        [*command(*arguments), *flags(["distill.iterations=100000"])],
-        cwd=folder,
-        env=environment(folder / "cache"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    words = [*command(*arguments)[1:], *flags(["distill.iterations=100000"])]
+    cache, output = {"XDG_CACHE_HOME": str(folder / "cache")}, folder / "said before the end"
+    process = start(run_tool, words, folder, output=output, **cache)
     deadline = time.monotonic() + 60
     while not (folder / "terminated.run" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.terminate()
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 75
-    assert re.search(r"stopped in good order \(distil, step \d+ of 100000\); go on with --resume", output)
+    process.join(60)
+    assert process.exitcode == 75
+    expected = r"stopped in good order \(distil, step \d+ of 100000\); go on with --resume"
+    assert re.search(expected, output.read_text())
 
 
 def test_two_processes_of_torchrun_do_the_main_job_together(finished):

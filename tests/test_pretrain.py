@@ -2,14 +2,18 @@
 
 import contextlib
 import dataclasses
+import os
+import signal
 
 import pytest
 import torch
-from interruptions import StopAfter, killed
+from children import start
+from interruptions import StopAfter
 
 from distilled_data import DivergenceError, UsageError
 from ncfm_engine.config import NetworkConfig, PretrainConfig
 from ncfm_engine.pretrain import FlatNetwork, _milestones, pool_key, pool_schedule, pretrain, train_pool
+from ncfm_engine.sources import load_source
 from ncfm_engine.stop import Stopped
 from ncfm_engine.train import Training
 
@@ -70,23 +74,19 @@ def test_a_pool_stopped_again_and_again_ends_with_the_same_bits(digits, tmp_path
     assert not list(tmp_path.rglob("training-*"))  # checkpoints go with the training they are of
 
 
+def pretrain_until_killed(cache):
+    def report(stage, done, total):
+        if done == 3:  # network 0 is finished, network 1 has done one epoch
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    digits = load_source("digits")
+    pretrain(TINY, NARROW, digits, **ON_CPU, cache=cache, checkpoint_seconds=0, report=report)
+
+
 def test_a_killed_pretraining_goes_on_from_its_checkpoint_to_the_same_bits(digits, tmp_path):
-    killed(f"""
-        import os, signal
-        from pathlib import Path
-        import torch
-        torch.set_num_threads(1)
-        from ncfm_engine.config import NetworkConfig, PretrainConfig
-        from ncfm_engine.pretrain import pretrain
-        from ncfm_engine.sources import load_source
-
-        def report(stage, done, total):
-            if done == 3:  # network 0 is finished, network 1 has done one epoch
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        pretrain({TINY!r}, {NARROW!r}, load_source("digits"), **{ON_CPU},
-                 cache=Path({str(tmp_path)!r}), checkpoint_seconds=0, report=report)
-    """)
+    process = start(pretrain_until_killed, tmp_path)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
     assert {path.name.split(".")[0] for path in tmp_path.rglob("training-*")} == {"training-001-001"}
     stop = StopAfter(100)
     pool = pretrain(TINY, NARROW, digits, **ON_CPU, cache=tmp_path, stop=stop)

@@ -1,96 +1,83 @@
 """Several processes: the same result as one, and a clear end when one of them fails."""
 
+import datetime
 import json
 import os
+import signal
 import socket
-import subprocess
 import sys
+import weakref
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import torch.distributed as dist
+from children import start
+from safetensors.torch import load_file, save_file
 
-from distilled_data import UsageError
-from ncfm_engine.ranks import Ranks
-
-ROOT = Path(__file__).parents[1]
-PROGRAM = """
-import json, os, signal, sys
-from pathlib import Path
-import torch
-from safetensors.torch import save_file
-from distilled_data import DistilledDataError
-from ncfm_engine.config import DistillConfig, NetworkConfig, PretrainConfig
+from distilled_data import DistilledDataError, RankError, UsageError
+from ncfm_engine import ranks as module
+from ncfm_engine.config import DistillConfig, NetworkConfig
 from ncfm_engine.distill import distill
 from ncfm_engine.matching import MatchingStep
 from ncfm_engine.pretrain import FeaturePool, build
-from ncfm_engine.ranks import join
+from ncfm_engine.ranks import Ranks, join
 from ncfm_engine.sources import load_source
 from ncfm_engine.stop import Stopped, StopRequest
 
-folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
-torch.set_num_threads(1)
-digits = load_source("digits")
-networks = [build(NetworkConfig(width=8, depth=2), digits, seed) for seed in range(4)]
-weights = torch.stack([torch.nn.utils.parameters_to_vector(n.parameters()).detach() for n in networks])
-pool = FeaturePool(networks[0], weights.unflatten(0, (2, 2)), (0.0, 0.0))
-config = DistillConfig(
-    iterations=12, real_batch=20, frequencies=32, factor=1, checkpoint_every=4, **options.get("config", {})
-)
-try:
+
+def distil_together(folder: Path, dies: int | None = None, stops: int | None = None) -> None:
+    """Be one of several; the one with rank `dies` is killed, the one with rank `stops` is asked to stop."""
+    digits = load_source("digits")
+    networks = [build(NetworkConfig(width=8, depth=2), digits, seed) for seed in range(4)]
+    weights = torch.stack([torch.nn.utils.parameters_to_vector(n.parameters()).detach() for n in networks])
+    pool = FeaturePool(networks[0], weights.unflatten(0, (2, 2)), (0.0, 0.0))
+    config = DistillConfig(iterations=12, real_batch=20, frequencies=32, factor=1, checkpoint_every=4)
+    backward = MatchingStep.backward
+
+    def die(self, images, step):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return backward(self, images, step)
+
+    try:
+        with join("cpu") as ranks:
+            if dies == ranks.rank:
+                MatchingStep.backward = die
+            stop = StopRequest(0) if stops == ranks.rank else None
+            options = {"identity": {}, "resume": True, "ranks": ranks, "stop": stop}
+            result = distill(config, digits, pool, ipc=2, seed=0, device="cpu", folder=folder, **options)
+            if ranks.rank == 0:
+                save_file({"images": result.images.contiguous()}, folder / "images.safetensors")
+    except (DistilledDataError, Stopped) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def meet_and_part(_: Path) -> None:
     with join("cpu") as ranks:
-        if options.get("dies") == ranks.rank:
-            real = MatchingStep.backward
-            def backward(self, images, step):
-                if step == 6:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(self, images, step)
-            MatchingStep.backward = backward
-        stop = StopRequest(0) if options.get("stops") == ranks.rank else None
-        result = distill(config, digits, pool, ipc=2, seed=0, device="cpu", folder=folder, identity={},
-                         resume=True, ranks=ranks, stop=stop)
-        if ranks.rank == 0:
-            save_file({"images": result.images.contiguous()}, folder / "images.safetensors")
-except (DistilledDataError, Stopped) as error:
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    sys.exit(3)
-"""
-PARTING = """
-import sys, weakref
-import torch.distributed as dist
-from ncfm_engine.ranks import join
-
-with join("cpu") as ranks:
-    import torch.distributed.nn.functional  # as parts of torch do when they are first used
-    group = weakref.ref(dist.group.WORLD)
-    ranks.barrier()
-if group() is not None:
-    sys.exit("its threads live on, and abort the process if they drop a tensor while Python ends")
-"""
+        import_module("torch.distributed.nn.functional")  # as parts of torch do when they are first used
+        group = weakref.ref(dist.group.WORLD)
+        ranks.barrier()
+    if group() is not None:
+        sys.exit("its threads live on, and abort the process if they drop a tensor while Python ends")
 
 
-def play(folder: Path, ranks: int, program: str = PROGRAM, **options) -> tuple[int, str]:
-    """Run the program in `ranks` processes: (worst exit status, all that they wrote to stderr)."""
+def play(folder: Path, ranks: int, part=distil_together, fresh=False, **options: int) -> tuple[int, str]:
+    """Have `part` played by `ranks` processes: (worst exit status, all that they wrote)."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     meeting = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    said = [folder / f"said by {rank}" for rank in range(ranks)]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, str(folder), json.dumps(options)],
-            env=environment() | meeting | {"RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        start(partial(part, folder, **options), output=said[rank], fresh=fresh, **meeting, RANK=str(rank))
         for rank in range(ranks)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    return max(abs(process.returncode) for process in processes), "".join(errors)
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for process in processes:
+        process.join(120)
+    return max(abs(process.exitcode) for process in processes), "".join(map(Path.read_text, said))
 
 
 def images(folder: Path) -> torch.Tensor:
@@ -142,7 +129,7 @@ def test_processes_stop_together_when_one_is_asked_to(tmp_path):
 
 
 def test_nothing_of_the_group_is_left_when_the_processes_part(tmp_path):
-    status, errors = play(tmp_path, 2, program=PARTING)
+    status, errors = play(tmp_path, 2, meet_and_part, fresh=True)
     assert status == 0, errors
 
 
@@ -158,23 +145,11 @@ def test_more_processes_than_classes_are_refused():
         Ranks(0, 11).part(10)
 
 
-def test_a_rendezvous_that_nobody_answers_is_an_error_that_names_the_place(tmp_path):
-    program = """
-import datetime, sys
-from distilled_data import RankError
-from ncfm_engine import ranks
-ranks.MEET = datetime.timedelta(seconds=1)
-try:
-    with ranks.join("cpu"):
+def test_a_rendezvous_that_nobody_answers_is_an_error_that_names_the_place(monkeypatch):
+    monkeypatch.setattr(module, "MEET", datetime.timedelta(seconds=1))
+    meeting = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    for name, value in meeting.items():
+        monkeypatch.setenv(name, value)
+    expected = r"process 1 of 2 did not meet the others at 127\.0\.0\.1:9 within 1 s"
+    with pytest.raises(RankError, match=expected), join("cpu"):
         pass
-except RankError as error:
-    print(error)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment() | {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert "process 1 of 2 did not meet the others at 127.0.0.1:9 within 1 s" in result.stdout, result.stderr

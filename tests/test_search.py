@@ -3,8 +3,6 @@
 import gc
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -13,7 +11,7 @@ from collections import Counter
 
 import pytest
 import torch
-from commands import ROOT
+from children import context, start
 from interruptions import StopAfter
 from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
@@ -26,7 +24,6 @@ from ncfm_engine import search as module
 from ncfm_engine.search import CHECKS, Result, open_study, results_of, search
 from ncfm_engine.spaces import Space
 from ncfm_engine.stop import Stopped
-from tests.search_process import FAILING, SPACE, value
 
 SMALL = Space({"a": (1, 2, 3), "b": (True, False)}, torch.nn.Linear)
 
@@ -318,35 +315,48 @@ def test_a_process_that_was_taken_for_dead_gives_its_trial_up(database, quick):
     assert states(study) == {"COMPLETE": 6, "FAIL": 1}
 
 
+MOMENTS = Space({"width": (1, 2, 3, 4, 5), "norm": ("a", "b", "c", "d")}, lambda **_: None)
+FAILING = {"width": 2, "norm": "c"}
+
+
+def value(architecture) -> float:
+    return 10.0 * architecture["width"] + "abcd".index(architecture["norm"])
+
+
+def be_one_of_several(database, done):
+    """Search with others, taking a moment for each candidate, and tell `done` which ones they were."""
+
+    def score(architecture, check):
+        time.sleep(0.1)
+        check(value(architecture))
+        done.put(dict(architecture))
+        if architecture == FAILING:
+            raise ValueError("not to be trained")
+        return [value(architecture) - 1, value(architecture) + 1]
+
+    module.HEARTBEAT_SECONDS, module.GRACE_SECONDS, module.WAIT_SECONDS = 1, 3, 0.1
+    search(open_study(database, "moments"), MOMENTS, list(MOMENTS), score)
+
+
 def test_processes_killed_at_random_moments_and_resumed_by_two_at_once_do_everything_once(tmp_path, quick):
     database = f"sqlite:///{tmp_path / 'search.db'}"
     moments = random.Random(int(os.environ.get("KILL_SEED", "0")))
-    command = [sys.executable, "-m", "tests.search_process", database]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
     def two():
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        both = [subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) for _ in range(2)]
-        for process in both:
-            assert process.stdout.readline() == "ready\n", process.communicate()[1]
-        for process in both:
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        return both
+        queues = context.SimpleQueue(), context.SimpleQueue()
+        return [(start(be_one_of_several, database, queue), queue) for queue in queues]
 
     for _ in range(int(os.environ.get("KILLS", "1"))):  # 20 by hand before a release
-        for process in two():
+        for process, _ in two():
             time.sleep(moments.uniform(0, 1))
             process.kill()
-            process.communicate()
-    shares = []
-    for process in two():
-        output, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-        shares.append(output)
-    assert all(shares)  # both had a part in it
+            process.join()
+    for process, done in two():
+        process.join(120)
+        assert process.exitcode == 0
+        assert not done.empty()  # both had a part in it
     study = open_study(database, "moments")
-    results = results_of(study, list(SPACE))
+    results = results_of(study, list(MOMENTS))
     assert all(results)
     failed = [result for result in results if result.state == "failed"]
     assert [(result.architecture, result.reason) for result in failed] == [
@@ -358,7 +368,7 @@ def test_processes_killed_at_random_moments_and_resumed_by_two_at_once_do_everyt
         for trial in study.trials
         if trial.state.name == "COMPLETE" or "reason" in trial.user_attrs
     )
-    assert done == {tuple(architecture.items()): 1 for architecture in SPACE}
+    assert done == {tuple(architecture.items()): 1 for architecture in MOMENTS}
 
 
 def test_tables_that_another_process_makes_at_the_same_time_are_no_error(database, monkeypatch):

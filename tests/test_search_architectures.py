@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+from children import run_tool, start
 from commands import ROOT, environment, flags
 
 from hub import PushOptions, push_folder
@@ -22,6 +23,7 @@ from tools.architectures.campaign import Campaign
 from tools.architectures.crew import LEADER
 from tools.architectures.report import comparison, markdown
 
+COMMAND = [str(ROOT / "tools" / "search_architectures.py")]
 QUICK = ["evaluate.epochs=2", "evaluate.full_epochs=1", "evaluate.full_repeats=1"]
 AXES = ("--axis", "width=4,8", "--axis", "depth=1,2", "--axis", "norm=instance,batch")
 ONE = ("--axis", "activation=relu", "--axis", "pooling=avg")
@@ -249,23 +251,10 @@ def wait_for(condition, what):
         time.sleep(0.05)
 
 
-def started(folder, *arguments, **environ):
-    """The command in a process of its own."""
-    command = [sys.executable, str(ROOT / "tools" / "search_architectures.py"), *arguments, *flags(QUICK)]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment(folder / "cache") | environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="children are looked up as Linux shows them")
 def test_hands_that_are_killed_are_replaced_and_end_with_their_leader(set_folder, tmp_path):
-    arguments = (set_folder, "--axis", "width=4", "--labels", "hard", "--output", "found", "--jobs")
-    leader = started(tmp_path, *arguments, "2", "--seeds", "50")
+    arguments = [set_folder, "--axis", "width=4", "--labels", "hard", "--jobs", "2", "--seeds", "50"]
+    leader = start(run_tool, [*COMMAND, *arguments, *flags(QUICK)], tmp_path, output=tmp_path / "said")
     try:
         wait_for(lambda: len(hands(leader.pid)) == 1, "a hand")
         (first,) = hands(leader.pid)
@@ -274,19 +263,25 @@ def test_hands_that_are_killed_are_replaced_and_end_with_their_leader(set_folder
         (second,) = set(hands(leader.pid)) - {first}
     finally:
         leader.kill()
-        leader.communicate()
+        leader.join()
     wait_for(lambda: not is_alive(second), "the end of the hand")
 
 
 def test_a_set_of_the_hub_is_searched_by_its_name(set_folder, tmp_path, loopback):
     options = PushOptions(revision="v1", endpoint=loopback.url, token="hf_alice")
     push_folder(set_folder, "org/digits-tiny", options)
-    arguments = ("org/digits-tiny@v1", *AXES, *ONE, "--candidates", "2", "--jobs", "1")
+    words = [*COMMAND, "org/digits-tiny@v1", *AXES, *ONE, "--candidates", "2", "--jobs", "1", *flags(QUICK)]
     hub = {"HF_ENDPOINT": loopback.url, "HF_TOKEN": "hf_alice", "HF_HOME": str(tmp_path / "hf")}
-    process = started(tmp_path, *arguments, **hub)
-    output, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    assert "digits-tiny (3 per class, soft labels" in output
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=tmp_path,
+        env=environment(tmp_path / "cache") | hub,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "digits-tiny (3 per class, soft labels" in done.stdout
     [folder] = (tmp_path / "searches").glob("digits-tiny-*-convnet-*")
     assert (folder / "search.json").exists()
 

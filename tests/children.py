@@ -1,0 +1,48 @@
+"""Real processes that start at once: forked from one that has imported what they need and runs no threads."""
+
+import multiprocessing
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+context = multiprocessing.get_context("forkserver")
+# with what torch, sklearn and optuna import when they are first used
+OURS = ["hub", "huggingface_hub.hf_api", "ncfm_engine.pipeline", "ncfm_engine.search"]
+LATE = ["optuna.storages", "sklearn.datasets", "torch._dynamo"]
+context.set_forkserver_preload(OURS + LATE)
+
+
+def start(
+    target: Callable[..., None], *arguments: Any, output: Path | None = None, fresh=False, **variables: str
+) -> BaseProcess:
+    """A process that calls `target`, with these variables of the environment, that writes to a file.
+
+    A `fresh` one has imported nothing but what `target` needs, as a new Python would.
+    """
+    where = multiprocessing.get_context("spawn") if fresh else context
+    process = where.Process(target=_begin, args=(target, arguments, output, variables))
+    process.start()
+    return process
+
+
+def _begin(target, arguments, output, variables) -> None:
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    if output is not None:
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+    target(*arguments)
+
+
+def run_tool(words: list[str], folder: Path) -> None:
+    """Be the command of these words, the first of which is its file, in `folder`."""
+    os.chdir(folder)
+    sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
+    runpy.run_path(words[0], run_name="__main__")
