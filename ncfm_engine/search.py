@@ -19,6 +19,7 @@ import re
 import statistics
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -89,7 +90,7 @@ def open_study(storage: str, name: str, strategy: str = "exhaustive") -> Study:
                 heartbeat_interval=HEARTBEAT_SECONDS,
                 grace_period=GRACE_SECONDS,
             )
-            return optuna.create_study(
+            study = optuna.create_study(
                 storage=database,
                 study_name=name,
                 direction="maximize",
@@ -97,6 +98,8 @@ def open_study(storage: str, name: str, strategy: str = "exhaustive") -> Study:
                 pruner=_pruner(strategy),
                 load_if_exists=True,
             )
+        weakref.finalize(study, database.engine.dispose)  # or its connections are left open
+        return study
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is in the results
     patient = {"connect_args": {"timeout": BUSY_SECONDS}} if storage.startswith("sqlite") else {}

@@ -67,6 +67,16 @@ def test_every_candidate_is_scored_once_and_in_their_order(database):
     assert types == {int, bool}
 
 
+def test_a_study_that_nobody_has_any_more_leaves_no_connection_open(database):
+    study = open_study(database, "x")
+    search(study, SMALL, SMALL.draw(), by_width)
+    engine = study._storage._backend.engine
+    assert engine.pool.checkedin() > 0
+    del study
+    gc.collect()
+    assert engine.pool.checkedin() == 0
+
+
 def test_what_is_done_is_not_done_again_and_more_candidates_may_follow(database):
     candidates, scored = SMALL.draw(), []
 
@@ -385,6 +395,7 @@ def test_tables_that_another_process_makes_at_the_same_time_are_no_error(databas
     assert not failures
 
 
+@pytest.mark.filterwarnings("ignore:.*sqlite3.Connection")  # from Python 3.13 on, of what Optuna cannot open
 def test_names_and_storages_that_do_not_exist_are_refused(database, tmp_path):
     with pytest.raises(UnknownNameError, match=r"unknown strategy 'halve'\. Did you mean 'halving'"):
         open_study(database, "x", "halve")
@@ -397,3 +408,4 @@ def test_names_and_storages_that_do_not_exist_are_refused(database, tmp_path):
     (tmp_path / "text.db").write_text("this is not a database, but it is long enough to be taken for one" * 9)
     with pytest.raises(UsageError, match=r"cannot be opened: .*not a database"):
         open_study(f"sqlite:///{tmp_path / 'text.db'}", "x")
+    gc.collect()

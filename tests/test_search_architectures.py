@@ -103,7 +103,9 @@ def test_searches_in_one_storage_share_what_they_have_in_common(here, set_folder
     for hard, soft in zip(*found, strict=True):
         assert hard["full"] == soft["full"]  # to the seconds that it took: it is the same trial
         assert hard["early"] == soft["early"]
-    names = [name.split()[0] for name in optuna.get_all_study_names(storage[1])]
+    database = optuna.storages.RDBStorage(storage[1])
+    names = [name.split()[0] for name in optuna.get_all_study_names(database)]
+    database.engine.dispose()
     assert sorted(names) == ["distilled", "distilled", "early", "full", "random", "random"]
 
 
