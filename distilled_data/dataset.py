@@ -428,6 +428,8 @@ class DistilledDataset(Dataset[Any]):
             rank=rank,
             world_size=world_size,
         )
+        # where processes do not fork, it takes seconds to start them for every epoch
+        options = {"persistent_workers": options.get("num_workers", 0) > 0} | options
         return loader_class(
             Batches(loader),
             batch_size=batch_size,

@@ -23,14 +23,16 @@ def write_file(path: str | Path, content: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
+        with contextlib.suppress(OSError):  # mounts without modes
+            os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself must survive a power cut
-        finally:
-            os.close(folder)
+        with contextlib.suppress(OSError):  # Windows, and mounts whose folders cannot be synced
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the rename itself must survive a power cut
+            finally:
+                os.close(folder)
     except OSError as error:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -67,6 +69,14 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path} is damaged: {error}. Remove it and run again.") from error
 
 
+def make_folder(path: Path) -> None:
+    """The folder `path` and those it lies in, where they are missing. Raises `OutputError`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"could not make the folder {path}: {error.strerror}. Choose another.") from error
+
+
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill, which becomes `path` at the end: all of it or, on any error or kill, none of it.
@@ -81,7 +91,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         yield temporary
-        temporary.chmod(0o755)
+        with contextlib.suppress(OSError):  # mounts without modes
+            temporary.chmod(0o755)
         os.replace(temporary, path)
     except OSError as error:
         raise OutputError(f"could not write {path}: {error.strerror or error}") from error

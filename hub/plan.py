@@ -270,7 +270,7 @@ def _planned_files(
             )
         planned.append(PlannedFile(path, change, size, digest, content))
     gone = {content for content in wanted.values() if isinstance(content, str)}
-    gone |= {str(Path(place, name)) for place in remote.broken for name in FOLDER_FILES if name != CARD_FILE}
+    gone |= {inside(place, name) for place in remote.broken for name in FOLDER_FILES if name != CARD_FILE}
     for path in sorted((gone & set(remote.files)) - set(wanted)):
         entry = remote.files[path]
         planned.append(PlannedFile(path, "removed", entry.size, hub_hash(entry), None))

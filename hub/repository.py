@@ -31,7 +31,7 @@ class Contents:
     gated: str | bool | None = None
     files: Mapping[str, RepoFile] = field(default_factory=dict)
     sets: Mapping[str, RemoteSet] = field(default_factory=dict)  # by folder; "" alone, or ipc1, ipc10, ...
-    broken: tuple[str, ...] = ()  # folders of sets that cannot be read
+    broken: tuple[str, ...] = ()  # folders of sets that cannot be read, "" for the root
     default: str | None = None
     card: str | None = None
 
@@ -75,12 +75,12 @@ def look(
     broken: list[str] = []
     known, fetch = _sound(names, repo_id, force), source.fetch_whole
     if known is None:  # each folder of a set has a manifest of its own to go by
-        known, fetch, broken = folders, source.fetch_alone, [] if folders else ["."]
+        known, fetch, broken = folders, source.fetch_alone, [] if folders else [""]
     for name in known:
         if found := _sound(lambda name=name: fetch(name), repo_id, force):
             sets[name] = found
         else:
-            broken.append(name or ".")
+            broken.append(name)
     default = next((name for name in known if name in sets), None)
     card = _card(source, files[CARD_FILE]) if CARD_FILE in files else None
     return Contents(head, tagged, info.private, info.gated, files, sets, tuple(broken), default, card)

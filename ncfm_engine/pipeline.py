@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distilled_data import Artifact, ArtifactError, DistilledDataset, Metadata, SourceError, UsageError
-from distilled_data.files import read_json, write_json
+from distilled_data.files import make_folder, read_json, write_json
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, read_artifact, write_artifact
 from distilled_data.manifest import verify_folder, write_manifest
 
@@ -85,7 +85,7 @@ def _stages(
             resumable(plan.run_folder, key, recipe.distill.iterations)  # refused now, not after pretraining
         if ranks.rank == 0:
             remove_leftovers(plan)
-            plan.run_folder.mkdir(parents=True, exist_ok=True)  # what pretraining costs is kept there
+            make_folder(plan.run_folder)  # what pretraining costs is kept there
             if plan.overwrite:
                 begin(plan.run_folder, key)
     with costs.stage("pretraining"):

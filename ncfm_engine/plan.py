@@ -123,6 +123,8 @@ def resolve_device(name: str) -> str:
     if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one GPU for each process
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
+        if torch.device(name).type not in ("cpu", "cuda"):
+            raise UsageError(f"--device {name}: the engine runs on cpu and cuda")
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error

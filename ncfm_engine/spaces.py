@@ -131,7 +131,7 @@ def _sources(name: str) -> Iterator[str]:
         for value in vars(module).values():
             of = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
             left += [of] if isinstance(of, str) else []
-    return (path.read_text() for path in sorted(found))
+    return (path.read_text(encoding="utf-8") for path in sorted(found))
 
 
 def _value(axis: str, word: str, known: Sequence[Choice]) -> Choice:

@@ -236,6 +236,7 @@ def test_a_dry_run_prints_the_plan_and_writes_only_the_prepared_images(here, tmp
         (["--dataset", "digits", "--memory", "1KiB"], "below the minimum"),
         (["--dataset", "digits", "--memory", "lots"], "not a quantity"),
         (["--dataset", "digits", "--device", "cuda:99"], "cannot be used here"),
+        (["--dataset", "digits", "--device", "mps"], "the engine runs on cpu and cuda"),
         ([], "--dataset"),
     ],
 )
@@ -245,6 +246,15 @@ def test_wrong_usage_ends_with_2_and_one_paragraph(here, arguments, message):
     assert message in " ".join(error.split())
     assert "\n\n" not in error.strip()
     assert not Path("distilled").exists()
+
+
+def test_an_output_within_a_file_is_refused(here, tmp_path, finished):
+    (tmp_path / "file").write_text("no folder")
+    searched = ("search_architectures.py", str(finished[0] / "out"))
+    for words in (("distill_and_push.py", "--dataset", "digits"), searched):
+        status, _, error = here(*words, "--output", "file/x")
+        assert status == 2
+        assert "could not make the folder" in " ".join(error.split())
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(here, tmp_path):
@@ -410,18 +420,20 @@ def test_a_folder_of_images_is_distilled_and_evaluated_like_any_dataset(here, di
 
 
 def test_what_was_left_out_is_told_in_a_paragraph(tmp_path, digits):
-    for label in (0, 1):
-        (tmp_path / "photos" / str(label)).mkdir(parents=True)
+    for label, name in enumerate(("猫", "1")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
         for index, image in enumerate(digits.train.images[digits.train.targets == label][:4]):
-            Image.fromarray(image[0].numpy()).save(tmp_path / "photos" / str(label) / f"{index}.png")
+            Image.fromarray(image[0].numpy()).save(tmp_path / "photos" / name / f"{index}.png")
     (tmp_path / "photos" / "1" / "broken.png").write_bytes(b"\x89PNG but not really")
     words = [sys.executable, str(ROOT / "tools" / "prepare.py"), "folder:photos", "store", "--skip-damaged"]
-    variables = environment(tmp_path / "cache") | {"PYTHONWARNINGS": "default"}
+    variables = environment(tmp_path / "cache")
+    variables |= {"PYTHONWARNINGS": "default", "PYTHONIOENCODING": "cp1252"}
     done = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     note = done.stderr[done.stderr.index("note: ") :]
     assert "broken.png" in note
     assert "warn(" not in done.stderr
+    assert r"\u732b" in done.stdout  # what a console cannot show ends nothing
     assert max(map(len, note.splitlines())) <= 100
 
 

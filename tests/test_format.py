@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pickle
+import stat
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from distilled_data import (
     UsageError,
 )
 from distilled_data import format as f
+from distilled_data.files import new_folder
 
 GOLDEN = Path(__file__).parent / "golden" / "format-v1.safetensors"
 GOLDEN_CONTENT_HASH = "d33a6eddc47513304deb53e4eba8633277988e6a329a34c004309bec17fd41e2"
@@ -275,6 +277,21 @@ def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="could not write"):
         f.write_file(tmp_path / "file" / "a", b"x")
+
+
+def test_a_mount_without_modes_and_syncs_of_folders_is_written_to(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    sync = os.fsync
+    monkeypatch.setattr(os, "chmod", refuse)
+    monkeypatch.setattr(
+        os, "fsync", lambda file: refuse() if stat.S_ISDIR(os.fstat(file).st_mode) else sync(file)
+    )
+    f.write_file(tmp_path / "a", b"x")
+    with new_folder(tmp_path / "folder") as folder:
+        (folder / "b").write_bytes(b"y")
+    assert (tmp_path / "a").read_bytes() + (tmp_path / "folder" / "b").read_bytes() == b"xy"
 
 
 def write_again_and_again(path, written):

@@ -277,9 +277,9 @@ def test_an_infinite_loader_is_the_epochs_one_after_the_other(data):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_dataloader_gives_the_batches_of_the_loader_with_workers_and_without(data, workers):
     options = {"num_workers": workers, "multiprocessing_context": "spawn" if workers else None}
-    options["persistent_workers"] = workers > 0
     made, loader = data.dataloader(5, augment="dsa", seed=2, **options), data.loader(5, augment="dsa", seed=2)
     assert len(made) == len(loader)
+    assert made.persistent_workers == (workers > 0)
     for _ in range(2):
         assert same(list(made), list(loader))
     made.sampler.set_epoch(0)

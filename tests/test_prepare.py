@@ -409,10 +409,27 @@ def test_a_worker_that_is_killed_is_an_error_with_advice(tmp_path, shards, monke
         return decode(self, image)
 
     monkeypatch.setattr(Decoder, "__call__", killed)
-    with pytest.raises(SourceError, match=r"a process that decodes images was killed.*fewer --workers"):
+    with pytest.raises(SourceError, match=r"a process that decodes images has ended: .*fewer --workers"):
         prepare(ShardReader(shards), tmp_path / "store", workers=2)
     monkeypatch.undo()
     assert len(prepare(ShardReader(shards), tmp_path / "store", workers=2).train) == 64
+
+
+def test_a_script_without_a_main_guard_is_told_so_and_does_not_wait_for_itself(tmp_path, shards):
+    script = f"""
+import multiprocessing
+multiprocessing.set_start_method("spawn", force=True)
+from ncfm_engine.sources import load_source
+load_source("wds:{shards}", workers=2)
+"""
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert 'what a script does must stand under `if __name__ == "__main__":`.' in done.stderr
+    assert "SourceError: a process that decodes images has ended" in done.stderr
 
 
 def test_damage_is_named_counted_skipped_and_listed(tmp_path):

@@ -156,7 +156,7 @@ def test_what_is_installed_or_bound_is_told_apart():
 def test_spaces_that_one_module_makes_are_told_apart_by_name_whatever_they_hold(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "closures_used.py").write_text(
-        "import functools, torch\n"
+        "import functools, torch  # “by heart”\n"
         "from ncfm_engine.spaces import Space\n"
         "def made(hidden, block=lambda: None):\n"
         "    def build(**options):\n"
@@ -167,7 +167,8 @@ def test_spaces_that_one_module_makes_are_told_apart_by_name_whatever_they_hold(
         "def large():\n"
         "    return Space({'a': (1, 2)}, made(128))\n"
         "def part():\n"
-        "    return Space({'a': (1, 2)}, functools.partial(made, torch.nn.Linear(4, 4), block=lambda: 1))\n"
+        "    return Space({'a': (1, 2)}, functools.partial(made, torch.nn.Linear(4, 4), block=lambda: 1))\n",
+        encoding="utf-8",
     )
     names = [f"closures_used:{name}" for name in ("small", "large", "part")]
     codes = [load_space(name).code for name in names]
@@ -179,7 +180,8 @@ def test_spaces_that_one_module_makes_are_told_apart_by_name_whatever_they_hold(
         "import sys; sys.path.insert(0, '');"
         f"from ncfm_engine.spaces import load_space; print(load_space({names[2]!r}).code)"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | ascii
     said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert said.stdout.strip() == codes[2]
 

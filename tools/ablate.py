@@ -18,6 +18,7 @@ import torch
 from command_line import add_run_flags, alone, run_command, settings
 
 from distilled_data import UsageError
+from distilled_data.files import make_folder
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.pipeline import open_source
 from ncfm_engine.plan import Plan, compiles, make_plan
@@ -71,7 +72,7 @@ def main(arguments: argparse.Namespace) -> None:
     chosen = [name for name in variants if not arguments.only or any(t in name for t in arguments.only)]
     if not chosen or arguments.seeds < 1:
         raise UsageError(f"nothing to do with --only {arguments.only} and --seeds {arguments.seeds}")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     with alone(output), StopRequest(arguments.time_budget) as stop, Bars() as bars:
         source = open_source(plan, stop=stop, report=bars)
         head = description(arguments.study, plan, source)

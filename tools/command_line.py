@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import hashlib
+import io
 import os
 import re
 import shlex
@@ -35,6 +36,9 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
 
     75 is EX_TEMPFAIL of sysexits.h: run the command again, here with --resume.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console or log that lacks a character must not end a run
+            stream.reconfigure(errors="backslashreplace")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
     try:

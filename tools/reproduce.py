@@ -17,6 +17,7 @@ from pathlib import Path
 from command_line import add_run_flags, alone, run_command, settings
 
 from distilled_data import UnknownNameError, UsageError
+from distilled_data.files import make_folder
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.operations import operations
 from ncfm_engine.pipeline import open_source
@@ -88,10 +89,10 @@ def main(arguments: argparse.Namespace) -> None:
         estimate(campaign, arguments.rate)
         return
 
-    campaign.work.mkdir(parents=True, exist_ok=True)
+    make_folder(campaign.work)
     with alone(campaign.work), StopRequest(arguments.time_budget) as stop, Bars() as bars:
         campaign.run(stop, bars)
-    print((results / TABLE_FILE).read_text())
+    print((results / TABLE_FILE).read_text(encoding="utf-8"))
 
 
 def chosen_rows(table: str | None, names: list[str]) -> list[str]:

@@ -22,6 +22,7 @@ from command_line import add_source_flags, duration, load, reading, run_command,
 from filelock import FileLock
 
 from distilled_data import DistilledDataset, UsageError
+from distilled_data.files import make_folder
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.pipeline import real_images, recipe_of, teacher_pool
 from ncfm_engine.plan import resolve_device
@@ -128,7 +129,7 @@ def main(arguments: argparse.Namespace) -> None:
             if not is_hand():
                 write(output, summary(head(arguments, dataset, campaign, device), campaign))
     if not is_hand():
-        print((output / REPORT_FILE).read_text())
+        print((output / REPORT_FILE).read_text(encoding="utf-8"))
 
 
 def choice(arguments: argparse.Namespace) -> tuple[Space, list[Architecture]]:
@@ -181,7 +182,7 @@ def ways_to_score(
         raise UsageError("--verify needs evaluate.full_repeats of 1 or more")
     real, seen = real_images(dataset, arguments.dataset, reading(arguments), stop=stop, report=show)
     source, test = splits(real, seen, original.validation)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     pool = None
     if labels == "soft" and arguments.verify is not None:
         with FileLock(output / ".teacher.lock"):  # one process trains it, if it has to be trained

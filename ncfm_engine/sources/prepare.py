@@ -7,6 +7,7 @@ images alone.
 
 import contextlib
 import dataclasses
+import multiprocessing
 import re
 import shutil
 import time
@@ -19,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from distilled_data.errors import DistilledDataError, OutputError, SourceError
+from distilled_data.errors import DistilledDataError, OutputError, SourceError, UsageError
 
 from ..ranks import Ranks
 from ..report import Report, silent
@@ -62,8 +63,14 @@ def prepare(
 
     Raises `SourceError` for data that is damaged (unless `skip_damaged`: then it is left out, and named in
     the index) or does not fit together, `OutputError` for a folder that is occupied or cannot be written, and
-    `Stopped` when `stop` is requested; what was done stays for the next time.
+    `Stopped` when `stop` is requested; what was done stays for the next time. `UsageError` in a script
+    without a main guard, where processes do not fork.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # it would wait for its own parent
+        raise UsageError(
+            "data are prepared while a new process imports the script that started it. Where processes do "
+            'not fork, what a script does must stand under `if __name__ == "__main__":`.'
+        )
     plan = _Plan(reader, Path(folder), decoder, seed, default_workers() if workers is None else workers)
     stop = stop or StopRequest()
     lock = _lock(plan.folder, stop) if ranks.rank == 0 else contextlib.nullcontext()

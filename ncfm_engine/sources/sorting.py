@@ -68,8 +68,8 @@ class Sorted:
             chosen = np.flatnonzero(mask)
             _check_no_class_empty(targets[chosen], classes, part, where)
             rows[part] = chosen[content_order(targets[chosen], digests[chosen])]
-        number = np.repeat(np.arange(len(filled)), counts)
-        within = np.concatenate([np.arange(count) for count in counts])
+        number = np.repeat(np.arange(len(filled), dtype=np.int64), counts)
+        within = np.concatenate([np.arange(count, dtype=np.int64) for count in counts])
         sums = np.concatenate([spool.sums for spool in filled])
         paths = [spool.path.with_suffix(".pixels") for spool in filled]
         return cls(classes, shape, paths, np.stack([number, within], 1), targets, digests, sums, rows, test)

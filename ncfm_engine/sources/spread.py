@@ -43,8 +43,8 @@ def spread(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) ->
         if not str(error).startswith("DataLoader worker"):
             raise
         raise SourceError(
-            f"a process that decodes images was killed, perhaps for want of memory: {error}. What is done "
-            "stays; run the command again, with fewer --workers."
+            f"a process that decodes images has ended: {error}. It says why above, or was killed, perhaps "
+            "for want of memory. What is done stays; run the command again, with fewer --workers."
         ) from error
     finally:
         del results  # or the traceback keeps it, and as garbage of a cycle it waits 5 s for each process
