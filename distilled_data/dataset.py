@@ -36,6 +36,9 @@ class DistilledDataset(Dataset[Any]):
 
     `data[7]` is a sample; a slice, a list or a tensor of indices, or a mask gives a batch of them, stacked
     where they can be. Both are tuples, or dicts after `with_format("dict")`.
+
+    Every method raises `UsageError` for arguments that it cannot take, `UnknownNameError` (which is one) for
+    a name that does not exist, and indexing `IndexError`.
     """
 
     def __init__(
@@ -85,7 +88,8 @@ class DistilledDataset(Dataset[Any]):
         the commit and every hash. The last five are those of `huggingface_hub.hf_hub_download`.
 
         Raises `AccessError` for what is not there or not allowed, `HubError` when the Hub fails,
-        `IntegrityError` for bytes that are not the published ones, `LockError`, `FormatError`, `UsageError`.
+        `IntegrityError` for bytes that are not the published ones, `OutputError` for a cache that cannot be
+        written, `LockError`, `FormatError`, `UsageError`.
         """
         from .lock import find_locked  # what only the Hub needs would double the time of the import
         from .remote import Repository
@@ -442,7 +446,8 @@ class DistilledDataset(Dataset[Any]):
     def verify(self) -> None:
         """Compare every file of the folder with its manifest. Raises `IntegrityError`.
 
-        Of a set from the Hub only the artifact was fetched, and it alone is compared.
+        Of a set from the Hub only the artifact was fetched, and it alone is compared. `UsageError` for a set
+        that was made in memory.
         """
         if self.folder is None:
             raise UsageError("this set was made in memory; there is no folder to verify")

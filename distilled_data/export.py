@@ -24,7 +24,10 @@ AT_ONCE = 1000  # views that are decoded; all of them can be gigabytes
 
 
 def to_hf(data: "DistilledDataset") -> Any:
-    """A `datasets.Dataset` with the columns `image`, `label` and, with teacher labels, `soft_label`."""
+    """A `datasets.Dataset` with the columns `image`, `label` and, with teacher labels, `soft_label`.
+
+    Raises `MissingExtraError`.
+    """
     try:
         import datasets
     except ImportError as error:
@@ -44,7 +47,10 @@ def to_hf(data: "DistilledDataset") -> Any:
 
 
 def to_webdataset(data: "DistilledDataset", path: str | Path) -> None:
-    """Write the shard `path`, a .tar: samples of `png`, `cls` and, with teacher labels, `soft.npy`."""
+    """Write the shard `path`, a .tar: samples of `png`, `cls` and, with teacher labels, `soft.npy`.
+
+    Raises `UsageError` for a compressed one, `OutputError` and `MissingExtraError`.
+    """
     try:
         from webdataset.writer import TarWriter
     except ImportError as error:
@@ -69,7 +75,8 @@ def to_webdataset(data: "DistilledDataset", path: str | Path) -> None:
 def to_imagefolder(data: "DistilledDataset", path: str | Path) -> None:
     """Write `path`/CLASS/NUMBER.png, as torchvision's ImageFolder reads them, in label order.
 
-    A class folder is the label in digits, then the name. `path` must not exist, or be an empty folder.
+    A class folder is the label in digits, then the name. `path` must not exist, or be an empty folder:
+    else `UsageError`. Raises `OutputError` and `MissingExtraError` too.
     """
     digits = len(str(len(data.classes) - 1))
     names = [f"{label:0{digits}d}_{_file_name(name)}" for label, name in enumerate(data.classes)]
@@ -94,7 +101,7 @@ def to_png(image: Tensor) -> bytes:
 
 
 def to_pil(image: Tensor) -> Any:
-    """A PIL image of values 0..255 [channels, height, width], 1 or 3 channels."""
+    """A PIL image of values 0..255 [channels, height, width], 1 or 3 channels. Raises `MissingExtraError`."""
     try:
         from PIL import Image
     except ImportError as error:

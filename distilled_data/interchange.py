@@ -129,6 +129,7 @@ def write_set(data: "DistilledDataset", path: str | Path) -> None:
     """Write a set to `path` in the form that its name stands for: .npz, images_X.pt, .pt, else a folder.
 
     NCFM's form and .npz hold the packed images, the others the decoded views; .npz alone holds everything.
+    Raises `UsageError` for a folder that is not empty, `OutputError` and `MissingExtraError`.
     """
     path = Path(path)
     packed = data.artifact.images.transpose(0, 1).flatten(0, 1)  # one class after the other

@@ -273,7 +273,7 @@ def write_manifest(folder: str | Path) -> Manifest:
 def verify_folder(folder: str | Path, files: Sequence[str] | None = None) -> None:
     """Compare the bytes of `files` (default: all in the manifest, and the content hash) with `manifest.json`.
 
-    Raises `IntegrityError` for a file that is missing or differs.
+    Raises `IntegrityError` for a file that is missing or differs, `FormatError` for no folder of one set.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)

@@ -87,7 +87,7 @@ class Repository:
                 raise LockError(
                     f"{name} is locked at {self.lock.revision or 'its default branch'}, revision "
                     f"{self.revision!r} was asked for. To lock that: "
-                    f"python -m distilled_data lock {name}@{self.revision}"
+                    f"python -m distilled_data lock {name}@{self.revision} (--lock names another file)"
                 )
 
     def names(self) -> list[str]:

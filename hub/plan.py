@@ -33,6 +33,8 @@ _TAG = re.compile(r"(?!.*(\.\.|//|@\{))[\w.][\w./+@-]*(?<!\.lock)(?<![./])")
 
 @dataclass(frozen=True)
 class PushOptions:
+    """What is published how. Raises `UsageError` for what does not go together."""
+
     revision: str | None = None  # tag of the commit
     private: bool = False  # the repository is, or is created so
     gated: Literal["auto", "manual"] | None = None  # likewise: who reads it consents to its conditions

@@ -66,7 +66,11 @@ def push_folder(
     options: PushOptions | None = None,
     report: Callable[[str], None] = print,
 ) -> Pushed:
-    """Plan and push, and plan anew as long as others publish to the same repository at the same time."""
+    """Plan and push, and plan anew as long as others publish to the same repository at the same time.
+
+    Raises `AccessError` for what this token may not do, `HubError` when the Hub fails, `ConflictError` if
+    others always were faster, `UsageError`, and the `ArtifactError` of what is wrong with the folder.
+    """
     for attempt in range(TRIES):
         try:
             return push(plan_push(folder, repo_id, options))
@@ -79,7 +83,10 @@ def push_folder(
 
 
 def check_access(repo_id: str, options: PushOptions | None = None) -> None:
-    """Raise for what would fail a push after hours of work: no login, another's repository, damage in it."""
+    """Raise for what would fail a push after hours of work: no login, another's repository, damage in it.
+
+    `AccessError`, `HubError`, `UsageError` or, of damage without `force`, `IntegrityError`.
+    """
     options = options or PushOptions()
     check_arguments(repo_id, options.token, options.endpoint)
     api = hub_api(options)

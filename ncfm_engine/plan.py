@@ -70,7 +70,10 @@ def make_plan(
     device: str = "auto",
     **options,
 ) -> Plan:
-    """Resolve flags: defaults of the recipe, then the preset, then `changes`, then the flags with a name."""
+    """Resolve flags: defaults of the recipe, then the preset, then `changes`, then the flags with a name.
+
+    Raises `UsageError` and, for a data set, preset or field that does not exist, `UnknownNameError`.
+    """
     if dataset is None and preset is None:
         raise UsageError("name a --dataset or a --preset")
     name, row = find_preset(preset, (dataset or "").partition(":")[0], ipc)

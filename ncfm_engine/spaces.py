@@ -63,7 +63,10 @@ class Space:
             yield dict(zip(self.axes, values, strict=True))
 
     def draw(self, count: int | None = None, seed: int = 0) -> list[Architecture]:
-        """`count` different architectures (all, if there are no more, or None), in random order."""
+        """`count` different architectures (all, if there are no more, or None), in random order.
+
+        Raises `UsageError` where all are too many to list.
+        """
         generator = generator_at(seed, "architectures")
         size = math.prod(map(len, self.axes.values()))  # `len` of a space has to fit into 64 bits
         if size <= LISTED:

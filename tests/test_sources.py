@@ -297,8 +297,11 @@ def test_missing_scipy_names_the_extra(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist", "svhn"])
 def test_missing_files_are_named_with_the_folder_and_the_ways_out(name, tmp_path):
-    with pytest.raises(SourceError, match=rf"{re.escape(str(tmp_path))}.*missing are .*https?://.*--data"):
+    with pytest.raises(
+        SourceError, match=rf"{re.escape(str(tmp_path))}.*missing are .*https?://.*--data"
+    ) as raised:
         load_source(name, data=tmp_path)
+    assert "download=True" not in str(raised.value)  # torchvision's advice, which is no flag of ours
 
 
 def test_only_the_files_that_are_missing_are_called_missing(tmp_path):

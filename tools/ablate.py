@@ -42,10 +42,11 @@ def parser() -> argparse.ArgumentParser:
     add("--only", action="append", default=[], metavar="TEXT", help="only variants whose name holds TEXT")
     add("--preset", default="digits", help="row of ncfm_engine/presets.py (default: digits)")
     add("--data", type=Path, help="folder with the files of a named dataset")
-    add("--ipc", type=int, help="packed images per class")
+    add("--ipc", type=int, help="packed images per class (default: as the preset says)")
     add("--seeds", type=int, default=3, help="distillations per variant (default: 3)")
     add("--output", type=Path, help="JSON file (default: reproduced/results/study-STUDY-PRESET-ipcN.json)")
-    add("--work", type=Path, default=Path("reproduced/studies"), help="where unfinished runs lie")
+    work = Path("reproduced/studies")
+    add("--work", type=Path, default=work, help=f"where unfinished runs lie (default: {work})")
     add("--plot", action="store_true", help="draw the loss curves to a PNG file of the same name")
     add_run_flags(parser)
     return parser

@@ -39,11 +39,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--dataset", help=f"the real images: {SOURCES}")
-    add("--ipc", type=int, help="packed images per class")
+    add("--ipc", type=int, help="packed images per class (default: as the preset says, or 10)")
     add("--repo", help="publish to this dataset repository of the Hub, org/name; without it, nothing is sent")
     add("--output", type=Path, help="artifact folder (default: distilled/DATASET-ipcN)")
     add("--preset", help="row of ncfm_engine/presets.py (default: the one for this dataset and ipc)")
-    add("--iterations", type=int, help="matching steps")
+    add("--iterations", type=int, help="matching steps (default: as the preset says)")
     add("--discrepancy", help="what is matched: ncfd (default), cfd, mmd, dm or mse")
     add("--memory", type=size, metavar="2GiB", help="what matching may take on the device")
     add("--seed", type=int, help="of everything random (default: 0)")

@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--dry-run", action="store_true", help="count operations, and estimate hours from them")
     add("--rate", type=float, default=40.0, help="TFLOP/s that a device sustains, to estimate (default: 40)")
-    add("--readme", action="store_true", help="only make tables and the parts of the README from the results")
+    add("--readme", action="store_true", help="only make tables and README from tools/results")
     add_run_flags(parser)
     return parser
 

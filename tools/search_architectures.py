@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         "--verify",
         type=count_or_all,
         metavar="K",
-        help="train the K best, K middle and K random candidates on all images, or all of them",
+        help="train the K best, K middle and K random candidates in full, or 'all' (default: none)",
     )
     add("--seed", type=int, default=0, help="of the draw and of the trainings (default: 0)")
     add("--output", type=Path, help="folder of the results (default: searches/SET-HASH-SPACE...)")

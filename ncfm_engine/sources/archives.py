@@ -165,7 +165,7 @@ class ArchiveReader:
         return classes, images, labels
 
     def _diagnosis(self, error: Exception) -> str:
-        archive = self.archive
+        archive, reason = self.archive, str(error).removesuffix(" You can use download=True to download it")
         missing = [file for file in archive.files if not (self.root / archive.folder / file).is_file()]
         state = (
             f"missing are {', '.join(missing)}" if missing else "all are there, so one at least is damaged"
@@ -180,6 +180,6 @@ class ArchiveReader:
             action = "read from"
             way_out = f"Get the files from {archive.url}, or leave out --data to download them."
         return (
-            f"the dataset {self.name!r} could not be {action} {self.root}: {error}. Expected in "
+            f"the dataset {self.name!r} could not be {action} {self.root}: {reason.rstrip('.')}. Expected in "
             f"{self.root / archive.folder}: {', '.join(archive.files)}; {state}. {way_out}"
         )

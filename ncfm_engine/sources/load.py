@@ -22,7 +22,7 @@ from .store import open_store
 
 PLACES = {  # kinds of sources that are found at a place
     "folder": "PATH",
-    "hf": "REPO[:CONFIG[:SPLIT]]",
+    "hf": "REPO[:CONFIG[:TRAIN[,TEST]]]",
     "wds": "URL-or-glob",
     "npz": "PATH",
     "store": "PATH",
@@ -43,6 +43,8 @@ def open_reader(
     `data` is the folder that holds the files of a torchvision data set, used as it is; without it they are
     downloaded once into the user's cache. `classes` is a file with the names of the classes, one on a line,
     for shards and arrays that have numbers; `label_column` names a column of a Hub data set.
+
+    Raises what `load_source` raises.
     """
     name, _, place = spec.partition(":")
     if name not in SOURCES or (place and name not in PLACES):
@@ -53,9 +55,9 @@ def open_reader(
         ("--label-column", label_column, ("hf",)),
     ):
         if value is not None and name not in kinds:
+            hint = "" if name == "folder" else " For images in class folders use the dataset folder:PATH."
             raise UsageError(
-                f"{flag} {value} has no meaning for the dataset {spec!r}, only for {', '.join(kinds)}. For "
-                "images in class folders use the dataset folder:PATH."
+                f"{flag} {value} has no meaning for the dataset {spec!r}, only for {', '.join(kinds)}.{hint}"
             )
     if name in PLACES and not place:
         raise UsageError(f"the dataset {name!r} needs a place: {name}:{PLACES[name]}")
