@@ -3,7 +3,12 @@
 import os
 from pathlib import Path
 
+from distilled_data.errors import UsageError
+
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/distilled-data`, or `~/.cache/distilled-data`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distilled-data"
+    """`$XDG_CACHE_HOME/distilled-data`, or `~/.cache/distilled-data`. Raises `UsageError` without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distilled-data"
+    except RuntimeError as error:
+        raise UsageError("this user has no home folder; set XDG_CACHE_HOME to one for the cache") from error

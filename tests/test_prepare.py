@@ -22,7 +22,7 @@ from interruptions import StopAfter
 from photographs import CLASSES, encoded, photographs, pixels_of, write_folder, write_shards
 from PIL import Image
 
-from distilled_data import DistilledDataset
+from distilled_data import DistilledDataset, UsageError
 from distilled_data.errors import IntegrityError, OutputError, SourceError
 from ncfm_engine.config import DistillConfig, NetworkConfig, PretrainConfig
 from ncfm_engine.distill import distill
@@ -278,6 +278,13 @@ def test_what_killed_runs_left_is_removed(tmp_path, shards):
     work.mkdir()  # killed between the index and this
     prepare(ShardReader(shards), tmp_path / "store", workers=0)
     assert not work.exists()
+
+
+def test_without_a_home_the_variable_that_names_a_cache_is_told(shards, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it is for a user without a home
+    with pytest.raises(UsageError, match="set XDG_CACHE_HOME"):
+        load_source(f"wds:{shards}")
 
 
 def test_two_sizes_of_one_source_have_a_place_each_in_the_cache(tmp_path, shards):

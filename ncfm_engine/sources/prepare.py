@@ -251,8 +251,8 @@ def _writable(folder: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise OutputError(
-            f"the store {folder} could not be written: {error}. Free some space, or choose another folder; "
-            "what was done stays, and the same command goes on with it."
+            f"the store {folder} could not be written: {error}. Free some space, or choose another folder "
+            "(XDG_CACHE_HOME for the cache); what was done stays, and the same command goes on with it."
         ) from error
 
 
