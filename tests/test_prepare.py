@@ -27,7 +27,7 @@ from distilled_data.errors import IntegrityError, OutputError, SourceError
 from ncfm_engine.config import DistillConfig, NetworkConfig, PretrainConfig
 from ncfm_engine.distill import distill
 from ncfm_engine.pretrain import pretrain
-from ncfm_engine.sources import load_source, store
+from ncfm_engine.sources import load_source, spread, store
 from ncfm_engine.sources.decode import Decoder
 from ncfm_engine.sources.folder import FolderReader
 from ncfm_engine.sources.prepare import LOCK_FILE, WORK_FOLDER, prepare
@@ -50,6 +50,13 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def shards(tmp_path) -> str:
     return f"{write_shards(tmp_path / 'shards', IMAGES, LABELS, shards=8)}/*.tar"
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """Processes are started even for the little that there is."""
+    monkeypatch.setattr(spread, "START", {})
+    monkeypatch.setattr(spread, "ELSE", 0.0)
 
 
 @pytest.fixture
@@ -133,10 +140,14 @@ def test_the_number_of_processes_and_the_order_of_images_change_nothing(
     assert content(tmp_path / "store") == expected
 
 
-def test_no_processes_are_started_to_write_one_file_of_each_part(tmp_path, monkeypatch):
-    monkeypatch.setattr("ncfm_engine.sources.spread.DataLoader", None)
-    folder = write_folder(tmp_path / "folder", IMAGES, LABELS)
-    assert len(prepare(FolderReader(folder), tmp_path / "store", workers=2).train) > 0
+def test_processes_are_started_after_as_long_as_that_takes(tmp_path, shards, monkeypatch):
+    monkeypatch.setattr(spread, "DataLoader", None)
+    monkeypatch.setattr(spread, "ELSE", 60.0)
+    assert len(prepare(ShardReader(shards), tmp_path / "store", workers=2).train) == 64
+    monkeypatch.setattr(spread, "ELSE", 0.0)
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        list(spread.spread(abs, [-1, 2], workers=2))
+    assert list(spread.spread(abs, [-1], workers=2)) == [1]
 
 
 def test_a_store_that_is_there_is_opened_and_not_made_again(tmp_path, shards, monkeypatch):
@@ -388,9 +399,12 @@ def test_a_full_disk_is_an_error_and_what_was_done_stays(tmp_path, shards):
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+from ncfm_engine.sources import spread
 from ncfm_engine.sources.prepare import LOCK_FILE, WORK_FOLDER, prepare
 from ncfm_engine.sources.reader import ArrayReader, Origin
 from ncfm_engine.sources.shards import ShardReader
+spread.START = {{}}
+spread.ELSE = 0
 try:
     prepare(ShardReader({shards!r}), "store", workers=2)
 except Exception as error:
@@ -426,7 +440,8 @@ def test_a_script_without_a_main_guard_is_told_so_and_does_not_wait_for_itself(t
     script = f"""
 import multiprocessing
 multiprocessing.set_start_method("spawn", force=True)
-from ncfm_engine.sources import load_source
+from ncfm_engine.sources import load_source, spread
+spread.ELSE = 0
 load_source("wds:{shards}", workers=2)
 """
     (tmp_path / "script.py").write_text(script)

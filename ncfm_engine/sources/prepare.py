@@ -197,11 +197,9 @@ def _work(
         jobs = found.shards[ranks.rank :: ranks.count]
         todo = [shard for shard in jobs if not found.is_written(plan.folder, shard)]
         function = partial(found.write, plan.folder)
-    # a file of each part is written sooner than processes are started for them
-    workers = 1 if found is not None and len(found.shards) <= len(PARTS) else plan.workers
     done, images, start, stopped = len(jobs) - len(todo), 0, time.monotonic(), False
     try:
-        for count in spread(function, todo, workers):
+        for count in spread(function, todo, plan.workers):
             done, images = done + 1, images + (count or 0)
             rate = {"images_per_second": images / max(time.monotonic() - start, 1e-9)} if images else {}
             report(stage, done, len(jobs), **rate)

@@ -1,6 +1,8 @@
 """Independent work, done by several processes."""
 
+import multiprocessing
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -8,6 +10,9 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from distilled_data.errors import DistilledDataError, SourceError
+
+START = {"fork": 0.1}  # seconds that it takes to start processes, about, by method
+ELSE = 5.0  # by another one
 
 
 def default_workers() -> int:
@@ -19,11 +24,19 @@ def default_workers() -> int:
 def spread(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> Iterator[Any]:
     """What `function` makes of the jobs, in any order, in so many processes. Raises what `function` raises.
 
-    Raises `SourceError` if a process is killed.
+    None are started before jobs have been done here for as long as that takes: so few jobs are done at once,
+    and many need at most so much longer. Raises `SourceError` if a process is killed.
     """
-    if min(workers, len(jobs)) < 2:
-        yield from map(function, jobs)
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    begun, number = time.monotonic(), 0
+    while number < len(jobs) and (
+        min(workers, len(jobs) - number) < 2 or time.monotonic() - begun < START.get(method, ELSE)
+    ):
+        yield function(jobs[number])
+        number += 1
+    if number == len(jobs):
         return
+    jobs = jobs[number:]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more than cores, as was asked for
         loader = DataLoader(
