@@ -12,6 +12,8 @@ import torch
 
 from distilled_data.files import read_json, write_json
 
+from .allocator import give_back
+
 COSTS_FILE = "costs.json"  # of the run folder
 
 
@@ -60,5 +62,6 @@ def peak_memory_mib() -> int:
 
 
 def _reset_peak() -> None:
+    give_back()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size

@@ -19,6 +19,7 @@ from command_line import add_run_flags, alone, run_command, settings
 
 from distilled_data import UsageError
 from distilled_data.files import make_folder
+from ncfm_engine.allocator import keep_freed
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.pipeline import open_source
 from ncfm_engine.plan import Plan, compiles, make_plan
@@ -120,4 +121,5 @@ def description(name: str, plan: Plan, source: Source) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    keep_freed()
     run_command(main, parser())

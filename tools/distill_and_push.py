@@ -27,6 +27,7 @@ from command_line import (
 )
 
 from hub import check_access, complete_folder, push_folder
+from ncfm_engine.allocator import keep_freed
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.pipeline import open_source, run
 from ncfm_engine.plan import check_output, describe, make_plan
@@ -100,4 +101,5 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed()
     run_command(main, parser())

@@ -26,6 +26,7 @@ from command_line import (
 )
 
 from hub import complete_folder
+from ncfm_engine.allocator import keep_freed
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.costs import Costs
 from ncfm_engine.evaluate import forget_progress
@@ -95,4 +96,5 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed()
     run_command(main, parser())

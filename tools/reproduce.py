@@ -18,6 +18,7 @@ from command_line import add_run_flags, alone, run_command, settings
 
 from distilled_data import UnknownNameError, UsageError
 from distilled_data.files import make_folder
+from ncfm_engine.allocator import keep_freed
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.operations import operations
 from ncfm_engine.pipeline import open_source
@@ -149,4 +150,5 @@ def line(name: str, counts: dict[str, float], rate: float) -> str:
 
 
 if __name__ == "__main__":
+    keep_freed()
     run_command(main, parser())

@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from distilled_data import DistilledDataset, UsageError
 from distilled_data.files import make_folder
+from ncfm_engine.allocator import keep_freed
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.pipeline import real_images, recipe_of, teacher_pool
 from ncfm_engine.plan import resolve_device
@@ -248,4 +249,5 @@ def count_or_all(text: str) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed()
     run_command(main, parser())
