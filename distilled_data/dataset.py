@@ -418,8 +418,9 @@ class DistilledDataset(Dataset[Any]):
 
         Each batch is decoded and augmented at once, in a worker process if there are any; the same ones
         come out, on the CPU, where a `teacher` has to be too: every worker has a copy of it. `options` are
-        those of `DataLoader`, such as `num_workers` and `pin_memory`. Its
-        `sampler.set_epoch` is that of `Loader`. `loader_class` may be torchdata's `StatefulDataLoader`.
+        those of `DataLoader`, such as `num_workers` and `pin_memory`; workers persist unless it is said
+        otherwise, as it may take seconds to start them. Its `sampler.set_epoch` is that of `Loader`.
+        `loader_class` may be torchdata's `StatefulDataLoader`.
         """
         loader = self.loader(
             batch_size,
@@ -432,8 +433,8 @@ class DistilledDataset(Dataset[Any]):
             rank=rank,
             world_size=world_size,
         )
-        # where processes do not fork, it takes seconds to start them for every epoch
-        options = {"persistent_workers": options.get("num_workers", 0) > 0} | options
+        if options.get("num_workers"):
+            options.setdefault("persistent_workers", True)
         return loader_class(
             Batches(loader),
             batch_size=batch_size,

@@ -23,16 +23,11 @@ def write_file(path: str | Path, content: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
+            with contextlib.suppress(OSError):  # mounts without modes
+                os.chmod(temporary, 0o644)
             os.fsync(file.fileno())
-        with contextlib.suppress(OSError):  # mounts without modes
-            os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-        with contextlib.suppress(OSError):  # Windows, and mounts whose folders cannot be synced
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # the rename itself must survive a power cut
-            finally:
-                os.close(folder)
+        _sync(path.parent)  # the rename itself must survive a power cut
     except OSError as error:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -42,6 +37,18 @@ def write_file(path: str | Path, content: bytes) -> None:
             f"could not write {path} ({len(content)} bytes): {error.strerror}. The old file, if there was "
             f"one, is untouched. {hint} and run again."
         ) from error
+
+
+def _sync(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP):
+            raise  # those are of Windows, and of mounts whose folders cannot be synced
 
 
 @contextlib.contextmanager

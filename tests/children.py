@@ -5,10 +5,12 @@ import os
 import runpy
 import sys
 from collections.abc import Callable
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 context = multiprocessing.get_context("forkserver")
@@ -23,15 +25,16 @@ def start(
 ) -> BaseProcess:
     """A process that calls `target`, with these variables of the environment, that writes to a file.
 
-    A `fresh` one has imported nothing but what `target` needs, as a new Python would.
+    A `fresh` one has imported no more than the module of `target`, as a new Python would.
     """
     where = multiprocessing.get_context("spawn") if fresh else context
-    process = where.Process(target=_begin, args=(target, arguments, output, variables))
+    process = where.Process(target=_begin, args=(target, arguments, output, os.environ | variables))
     process.start()
     return process
 
 
 def _begin(target, arguments, output, variables) -> None:
+    os.environ.clear()
     os.environ.update(variables)
     torch.set_num_threads(1)
     if output is not None:
@@ -39,6 +42,23 @@ def _begin(target, arguments, output, variables) -> None:
         os.dup2(file, 1)
         os.dup2(file, 2)
     target(*arguments)
+
+
+def finish(process: BaseProcess, seconds: float = 120) -> int:
+    """The exit code of a process, which fails the test if it does not end."""
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        pytest.fail(f"{process.name} had not ended after {seconds} s")
+    return process.exitcode
+
+
+def received(queue: Any, process: BaseProcess) -> Any:
+    """What the process has put into a `SimpleQueue`, or a failed test."""
+    connection.wait([queue._reader, process.sentinel], 60)
+    assert not queue.empty(), f"{process.name} said nothing"
+    return queue.get()
 
 
 def run_tool(words: list[str], folder: Path) -> None:

@@ -115,6 +115,7 @@ def here(tmp_path, monkeypatch, capsys):
     def run(tool: str, *arguments: str, settings=()) -> tuple[int, str, str]:
         path = ROOT / "tools" / tool
         arguments = (*arguments, *flags(settings))
+        monkeypatch.setattr("ncfm_engine.allocator.keep_freed", lambda: None)  # for all tests to come
         monkeypatch.chdir(tmp_path)
         monkeypatch.syspath_prepend(str(path.parent))
         monkeypatch.setattr(sys, "argv", [str(path), *arguments])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from children import context, start
+from children import context, received, start
 
 from distilled_data import CheckpointError, OutputError
 from ncfm_engine import checkpoint as module
@@ -148,7 +148,7 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path):
         saved = context.SimpleQueue()
         process = start(save_again_and_again, path, saved)
         for _ in range(5 + 3 * attempt):
-            saved.get()
+            received(saved, process)
         process.kill()
         process.join()
         found = load_checkpoint(path, {})

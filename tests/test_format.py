@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from artifacts import make_artifact
-from children import context, start
+from children import context, received, start
 from safetensors.torch import save, save_file
 
 from distilled_data import (
@@ -305,7 +305,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
     for delay in (0.0, 0.003, 0.007, 0.011, 0.02):
         written = context.SimpleQueue()
         process = start(write_again_and_again, path, written)
-        written.get()
+        received(written, process)
         time.sleep(delay)
         process.kill()
         process.join()

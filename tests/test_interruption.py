@@ -12,7 +12,7 @@ import sys
 import time
 from types import SimpleNamespace
 
-from children import run_tool, start
+from children import finish, run_tool, start
 from commands import TINY, command, distil, environment, flags
 
 from distilled_data import DistilledDataset
@@ -24,14 +24,16 @@ def test_a_run_killed_at_random_moments_and_resumed_gives_the_same_file(finished
     moments = random.Random(int(os.environ.get("KILL_SEED", "0")))
     arguments = ("--dataset", "digits", "--ipc", "3", "--output", "killed", "--resume")
     cache = {"XDG_CACHE_HOME": str(folder / "a cache of its own")}
+    ends = set()
     for _ in range(int(os.environ.get("KILLS", "3"))):  # 20 by hand before a release
         process = start(run_tool, command(*arguments)[1:], folder, output=tmp_path / "said", **cache)
-        process.join(moments.uniform(0, 5))
+        process.join(moments.uniform(0, 1.5))
         process.kill()
         process.join()
-        assert process.exitcode in (-signal.SIGKILL, 0)  # it was fast
+        ends.add(process.exitcode)
         left = [path.name for path in (folder / "killed").glob("*") if not path.name.startswith(".")]
         assert set(left) <= {*FOLDER_FILES, "data"}
+    assert -signal.SIGKILL in ends <= {-signal.SIGKILL, 0}  # not all were that fast
     result = distil(folder, *arguments)
     assert result.returncode == 0, result.stderr
     assert (folder / "killed" / ARTIFACT_FILE).read_bytes() == (folder / "out" / ARTIFACT_FILE).read_bytes()
@@ -70,8 +72,7 @@ def test_sigterm_stops_in_good_order_and_the_run_goes_on(finished):
     while not (folder / "terminated.run" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.terminate()
-    process.join(60)
-    assert process.exitcode == 75
+    assert finish(process) == 75
     expected = r"stopped in good order \(distil, step \d+ of 100000\); go on with --resume"
     assert re.search(expected, output.read_text())
 

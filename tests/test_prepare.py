@@ -140,6 +140,11 @@ def test_the_number_of_processes_and_the_order_of_images_change_nothing(
     assert content(tmp_path / "store") == expected
 
 
+def slowly(number):
+    time.sleep(0.1)
+    return number
+
+
 def test_processes_are_started_after_as_long_as_that_takes(tmp_path, shards, monkeypatch):
     monkeypatch.setattr(spread, "DataLoader", None)
     monkeypatch.setattr(spread, "ELSE", 60.0)
@@ -148,6 +153,10 @@ def test_processes_are_started_after_as_long_as_that_takes(tmp_path, shards, mon
     with pytest.raises(TypeError, match="'NoneType' object is not callable"):
         list(spread.spread(abs, [-1, 2], workers=2))
     assert list(spread.spread(abs, [-1], workers=2)) == [1]
+    monkeypatch.undo()
+    monkeypatch.setattr(spread, "START", {})
+    monkeypatch.setattr(spread, "ELSE", 0.05)
+    assert sorted(spread.spread(slowly, range(4), workers=2)) == [0, 1, 2, 3]
 
 
 def test_a_store_that_is_there_is_opened_and_not_made_again(tmp_path, shards, monkeypatch):

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from children import start
+from children import finish, start
 from interruptions import StopAfter
 
 from distilled_data import DivergenceError, UsageError
@@ -84,9 +84,7 @@ def pretrain_until_killed(cache):
 
 
 def test_a_killed_pretraining_goes_on_from_its_checkpoint_to_the_same_bits(digits, tmp_path):
-    process = start(pretrain_until_killed, tmp_path)
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
+    assert finish(start(pretrain_until_killed, tmp_path)) == -signal.SIGKILL
     assert {path.name.split(".")[0] for path in tmp_path.rglob("training-*")} == {"training-001-001"}
     stop = StopAfter(100)
     pool = pretrain(TINY, NARROW, digits, **ON_CPU, cache=tmp_path, stop=stop)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from children import start
+from children import finish, start
 from safetensors.torch import load_file, save_file
 
 from distilled_data import DistilledDataError, RankError, UsageError
@@ -75,9 +75,7 @@ def play(folder: Path, ranks: int, part=distil_together, fresh=False, **options:
         start(partial(part, folder, **options), output=said[rank], fresh=fresh, **meeting, RANK=str(rank))
         for rank in range(ranks)
     ]
-    for process in processes:
-        process.join(120)
-    return max(abs(process.exitcode) for process in processes), "".join(map(Path.read_text, said))
+    return max(abs(finish(process)) for process in processes), "".join(map(Path.read_text, said))
 
 
 def images(folder: Path) -> torch.Tensor:

@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 import torch
-from children import context, start
+from children import context, finish, start
 from interruptions import StopAfter
 from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
@@ -362,8 +362,7 @@ def test_processes_killed_at_random_moments_and_resumed_by_two_at_once_do_everyt
             process.kill()
             process.join()
     for process, done in two():
-        process.join(120)
-        assert process.exitcode == 0
+        assert finish(process) == 0
         assert not done.empty()  # both had a part in it
     study = open_study(database, "moments")
     results = results_of(study, list(MOMENTS))

@@ -256,7 +256,13 @@ def wait_for(condition, what):
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="children are looked up as Linux shows them")
 def test_hands_that_are_killed_are_replaced_and_end_with_their_leader(set_folder, tmp_path):
     arguments = [set_folder, "--axis", "width=4", "--labels", "hard", "--jobs", "2", "--seeds", "50"]
-    leader = start(run_tool, [*COMMAND, *arguments, *flags(QUICK)], tmp_path, output=tmp_path / "said")
+    leader = start(
+        run_tool,
+        [*COMMAND, *arguments, *flags(QUICK)],
+        tmp_path,
+        output=tmp_path / "said",
+        OMP_NUM_THREADS="1",
+    )
     try:
         wait_for(lambda: len(hands(leader.pid)) == 1, "a hand")
         (first,) = hands(leader.pid)

@@ -146,7 +146,7 @@ def choice(arguments: argparse.Namespace) -> tuple[Space, list[Architecture]]:
             f"--truth-of and --output are both {arguments.output}; that search would be replaced"
         )
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         known = [row["architecture"] for row in found["candidates"] if row.get(FULL)]
         name, there = found["space"], dataclasses.replace(space, axes=found["axes"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -66,11 +66,6 @@ def prepare(
     `Stopped` when `stop` is requested; what was done stays for the next time. `UsageError` in a script
     without a main guard, where processes do not fork.
     """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # it would wait for its own parent
-        raise UsageError(
-            "data are prepared while a new process imports the script that started it. Where processes do "
-            'not fork, what a script does must stand under `if __name__ == "__main__":`.'
-        )
     plan = _Plan(reader, Path(folder), decoder, seed, default_workers() if workers is None else workers)
     stop = stop or StopRequest()
     lock = _lock(plan.folder, stop) if ranks.rank == 0 else contextlib.nullcontext()
@@ -265,6 +260,12 @@ def _lock(folder: Path, stop: StopRequest) -> Iterator[None]:
         except Timeout:
             if stop.requested:
                 raise Stopped(f"prepare, waiting for another process that makes {folder}") from None
+            if getattr(multiprocessing.current_process(), "_inheriting", False):  # that is its own parent
+                raise UsageError(
+                    "data are prepared while a new process imports the script that started it. Where "
+                    "processes do not fork, what a script does must stand under "
+                    '`if __name__ == "__main__":`.'
+                ) from None
     try:
         yield
     finally:

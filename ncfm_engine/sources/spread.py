@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from distilled_data.errors import DistilledDataError, SourceError
 
-START = {"fork": 0.1}  # seconds that it takes to start processes, about, by method
-ELSE = 5.0  # by another one
+START = {"fork": 0.0}  # seconds that it takes to start processes, about, by method
+ELSE = 5.0  # by any other method
 
 
 def default_workers() -> int:
@@ -24,8 +24,8 @@ def default_workers() -> int:
 def spread(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> Iterator[Any]:
     """What `function` makes of the jobs, in any order, in so many processes. Raises what `function` raises.
 
-    None are started before jobs have been done here for as long as that takes: so few jobs are done at once,
-    and many need at most so much longer. Raises `SourceError` if a process is killed.
+    None are started before jobs have been done here for as long as that takes: so small jobs are done without
+    any, and many need at most so much longer, and one job. Raises `SourceError` if a process is killed.
     """
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     begun, number = time.monotonic(), 0

@@ -49,7 +49,7 @@ def fill(text: str, root: Path) -> str:
         path = root / match[1]
         if not path.exists():
             raise UsageError(f"a page has a part for {match[1]}, which does not exist")
-        return f"<!-- begin: {match[1]} -->\n{path.read_text()}<!-- end -->"
+        return f"<!-- begin: {match[1]} -->\n{path.read_text(encoding='utf-8')}<!-- end -->"
 
     return PART.sub(part, text)
 
@@ -57,12 +57,14 @@ def fill(text: str, root: Path) -> str:
 def update(root: Path) -> list[Path]:
     """Write all of it anew below the folder of the project; what was changed."""
     pages = render_results(root / "tools" / "results")
-    changed = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
+    changed = [
+        path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
     for path in changed:
         write_file(path, pages[path].encode())
     for page in (root / name for name in PAGES):
-        text = fill(page.read_text(), root)
-        if text != page.read_text():
+        text = fill(page.read_text(encoding="utf-8"), root)
+        if text != page.read_text(encoding="utf-8"):
             write_file(page, text.encode())
             changed.append(page)
     return changed
