@@ -32,10 +32,15 @@ def command(*arguments: str) -> list[str]:
 
 
 def distil(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return called(command(*arguments), folder)
+
+
+def called(words: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    """What a command of these words did in `folder`, with these variables of the environment."""
     return subprocess.run(
-        command(*arguments),
+        words,
         cwd=folder,
-        env=environment(folder / "cache"),
+        env=environment(folder / "cache") | variables,
         capture_output=True,
         text=True,
         timeout=120,

@@ -5,14 +5,13 @@ import itertools
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from commands import ROOT, TINY, distil, environment
+from commands import ROOT, TINY, called, distil
 from PIL import Image
 
 from distilled_data import DistilledDataset
@@ -154,14 +153,7 @@ def test_a_set_of_the_hub_is_evaluated_by_its_name(finished, tmp_path, loopback)
     push_folder(finished[0] / "out", "org/digits-tiny", options)
     hub = {"HF_ENDPOINT": loopback.url, "HF_TOKEN": "hf_alice", "HF_HOME": str(tmp_path / "hf")}
     words = ["org/digits-tiny@v1", "--ipc", "1", "--seeds", "1", "--set", "evaluate.labels=hard"]
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "evaluate.py"), *words],
-        cwd=tmp_path,
-        env=environment(tmp_path / "cache") | hub,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = called([sys.executable, str(ROOT / "tools" / "evaluate.py"), *words], tmp_path, **hub)
     assert result.returncode == 0, result.stderr
     assert "random images" in result.stdout
     [row] = json.loads((tmp_path / "evaluations" / "digits-tiny.run" / "results.json").read_text())["rows"]
@@ -426,9 +418,7 @@ def test_what_was_left_out_is_told_in_a_paragraph(tmp_path, digits):
             Image.fromarray(image[0].numpy()).save(tmp_path / "photos" / name / f"{index}.png")
     (tmp_path / "photos" / "1" / "broken.png").write_bytes(b"\x89PNG but not really")
     words = [sys.executable, str(ROOT / "tools" / "prepare.py"), "folder:photos", "store", "--skip-damaged"]
-    variables = environment(tmp_path / "cache")
-    variables |= {"PYTHONWARNINGS": "default", "PYTHONIOENCODING": "cp1252"}
-    done = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
+    done = called(words, tmp_path, PYTHONWARNINGS="default", PYTHONIOENCODING="cp1252")
     assert done.returncode == 0, done.stderr
     note = done.stderr[done.stderr.index("note: ") :]
     assert "broken.png" in note

@@ -25,9 +25,9 @@ def test_a_run_killed_at_random_moments_and_resumed_gives_the_same_file(finished
     arguments = ("--dataset", "digits", "--ipc", "3", "--output", "killed", "--resume")
     cache = {"XDG_CACHE_HOME": str(folder / "a cache of its own")}
     ends = set()
-    for _ in range(int(os.environ.get("KILLS", "3"))):  # 20 by hand before a release
+    for number in range(int(os.environ.get("KILLS", "3"))):  # 20 by hand before a release
         process = start(run_tool, command(*arguments)[1:], folder, output=tmp_path / "said", **cache)
-        process.join(moments.uniform(0, 1.5))
+        process.join(moments.uniform(0, 0.5 * (number + 1)))
         process.kill()
         process.join()
         ends.add(process.exitcode)

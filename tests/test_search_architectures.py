@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 import optuna
 import pytest
 from children import run_tool, start
-from commands import ROOT, environment, flags
+from commands import ROOT, called, flags
 
 from hub import PushOptions, push_folder
 from ncfm_engine import trust
@@ -280,14 +279,7 @@ def test_a_set_of_the_hub_is_searched_by_its_name(set_folder, tmp_path, loopback
     push_folder(set_folder, "org/digits-tiny", options)
     words = [*COMMAND, "org/digits-tiny@v1", *AXES, *ONE, "--candidates", "2", "--jobs", "1", *flags(QUICK)]
     hub = {"HF_ENDPOINT": loopback.url, "HF_TOKEN": "hf_alice", "HF_HOME": str(tmp_path / "hf")}
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=tmp_path,
-        env=environment(tmp_path / "cache") | hub,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = called([sys.executable, *words], tmp_path, **hub)
     assert done.returncode == 0, done.stderr
     assert "digits-tiny (3 per class, soft labels" in done.stdout
     [folder] = (tmp_path / "searches").glob("digits-tiny-*-convnet-*")
