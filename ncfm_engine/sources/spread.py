@@ -37,17 +37,18 @@ def spread(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) ->
     if number == len(jobs):
         return
     jobs = jobs[number:]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # more than cores, as was asked for
-        loader = DataLoader(
-            _Jobs(function, jobs),
-            batch_size=None,
-            num_workers=min(workers, len(jobs)),
-            collate_fn=_as_it_is,
-            in_order=False,
-        )
-        results = iter(loader)
+    results: Any = None
     try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # more than cores, as asked for
+            loader = DataLoader(
+                _Jobs(function, jobs),
+                batch_size=None,
+                num_workers=min(workers, len(jobs)),
+                collate_fn=_as_it_is,
+                in_order=False,
+            )
+            results = iter(loader)  # which sees a process that has ended meanwhile
         for result in results:
             if isinstance(result, Exception):
                 raise result
