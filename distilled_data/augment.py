@@ -16,7 +16,7 @@ strategy is alternatives joined by "|", of which one is drawn per batch: "cutmix
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -52,6 +52,30 @@ def augment(images: Tensor, strategy: str, generator: torch.Generator, *, shared
     """
     operations, uniforms = draw(strategy, 1 if shared else len(images), generator)
     return apply(images, operations, uniforms)
+
+
+def augment_each(
+    images: Tensor, counts: Sequence[int], strategy: str, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """`augment` of several batches side by side in `images`, `counts` of them, each by its own generator.
+
+    Those that draw the same operations go through them together, which on a GPU costs one as much as many.
+    """
+    pairs = zip(counts, generators, strict=True)
+    drawn = [draw(strategy, count, generator) for count, generator in pairs]
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for number, (operations, _) in enumerate(drawn):
+        groups.setdefault(tuple(operations), []).append(number)
+    batches = list(images.split(list(counts)))
+    for operations, members in groups.items():
+        uniforms = torch.cat([drawn[number][1] for number in members])
+        if len(groups) == 1:
+            return apply(images, [*operations], uniforms)
+        chosen = torch.cat([batches[number] for number in members])
+        made = apply(chosen, [*operations], uniforms).split([counts[number] for number in members])
+        for number, batch in zip(members, made, strict=True):
+            batches[number] = batch
+    return torch.cat(batches)
 
 
 def draw(strategy: str, count: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
@@ -190,9 +214,7 @@ def cutout(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
 
 def flip(images: Tensor, side: Tensor) -> Tensor:
     """Mirrors left and right where the number is below one half."""
-    both, count = torch.cat([images, images.flip(3)]), len(images)
-    mirrored = (side < 0.5).flatten().expand(count)
-    return both.index_select(0, torch.arange(count, device=images.device) + count * mirrored)
+    return torch.where((side < 0.5)[:, None], images.flip(3), images)
 
 
 def scale(images: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:

@@ -1,15 +1,15 @@
 """Batches from images that lie on the device already: gather, decode, normalise, augment and mix at once."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from .augment import augment as augment_batch
+from .augment import augment_each, parse, parse_mix
 from .augment import mix as mix_batch
-from .augment import parse, parse_mix
 from .decode import enlarge, take
 from .errors import UsageError
 from .indexing import as_int
@@ -19,6 +19,9 @@ from .tensors import per_channel
 from .transfer import upload
 
 Mix = str | Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Place = tuple[int | str, ...]  # an address of draws, below the seed and the purpose
+
+AHEAD_BYTES = 32 * 2**20  # of images that a GPU makes in one go: of a single batch, launching is most of it
 
 
 class Loader:
@@ -93,6 +96,10 @@ class Loader:
         # x / 255 is normalised as (x / 255 - mean) / std = x * gain + offset
         self._gain = (1 / (255 * per_channel(std))).to(device)
         self._offset = (-per_channel(mean) / per_channel(std)).to(device)
+        # Batches that are made together. A CPU is as fast with one, a callable must see one at a time.
+        one = batch_size * math.prod(self.images.shape[1:]) * 4
+        several = self.images.device.type == "cuda" and not callable(augment)
+        self._ahead = max(1, AHEAD_BYTES // one) if several else 1
 
     def __len__(self) -> int:
         """Number of batches in one epoch."""
@@ -104,11 +111,13 @@ class Loader:
         while True:
             epoch, self.epoch = self.epoch, self.epoch + 1
             order = upload(self.order(epoch), self.images.device)
-            for batch in range(first, len(self)):
-                last = batch == len(self) - 1
-                self._after = (epoch + 1, 0) if last else (epoch, batch + 1)
-                rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-                yield self.batch(rows, epoch, batch)
+            for begin in range(first, len(self), self._ahead):
+                end = min(begin + self._ahead, len(self))
+                rows = order[begin * self.batch_size : end * self.batch_size]
+                places = [self.place(epoch, batch) for batch in range(begin, end)]
+                for batch, made in enumerate(self.batches(rows, places), start=begin + 1):
+                    self._after = (epoch, batch) if batch < len(self) else (epoch + 1, 0)
+                    yield made
             if not self.infinite:
                 return
             first = 0
@@ -128,18 +137,35 @@ class Loader:
 
         A batch that begins in the middle of that one, at `offset`, has draws of its own.
         """
+        place = self.place(epoch, batch)
+        return next(self.batches(rows, [(*place, "from", offset) if offset else place]))
+
+    def place(self, epoch: int, batch: int) -> Place:
+        """Where the draws of a batch are."""
+        return (epoch, batch) if self.world_size == 1 else (epoch, batch, self.rank)
+
+    def batches(self, rows: Tensor, places: Sequence[Place]) -> Iterator[Any]:
+        """The batches that `rows` are, drawn at these places; all are gathered and augmented in one go."""
+        several = len(places) > 1
+        counts = [len(some) for some in rows.split(self.batch_size)] if several else [len(rows)]
         tiles = upload(take(self.images, rows, self.factor), self.device)
         targets = self.label(upload(self.targets.index_select(0, rows), self.device))
-        place = (epoch, batch) if self.world_size == 1 else (epoch, batch, self.rank)
-        place = (*place, "from", offset) if offset else place
         if callable(self.augment):
+            [place] = places
             with seeded(self.seed, "augment", *place, device=self.device):
                 made = self.augment(self.enlarged(tiles) / 255)
             images = self.normalise(self.checked(made, len(tiles)) * 255)
         else:
             images = self.views(tiles)
         if isinstance(self.augment, str):
-            images = augment_batch(images, self.augment, generator_at(self.seed, "augment", *place))
+            generators = [generator_at(self.seed, "augment", *place) for place in places]
+            images = augment_each(images, counts, self.augment, generators)
+        parts = [images.split(counts), targets.split(counts)] if several else [[images], [targets]]
+        for some, labels, place in zip(*parts, places, strict=True):
+            yield self.finished(some, labels, place)
+
+    def finished(self, images: Tensor, targets: Tensor, place: Place) -> Any:
+        """The batch as it is given out: mixed, labelled anew, with its keys."""
         if isinstance(self.mix, str):
             images, targets = mix_batch(images, targets, self.mix, generator_at(self.seed, "mix", *place))
         elif self.mix is not None:

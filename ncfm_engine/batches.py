@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distilled_data.augment import apply, draw, draw_cutmix
+from distilled_data.augment import augment_each, draw_cutmix
 from distilled_data.decode import take
 from distilled_data.loader import Loader
 from distilled_data.randomness import generator_at
@@ -59,30 +59,14 @@ class Batches:
         targets = first.label(upload(self.targets[index], first.device))  # they may lie in main memory
         images = first.views(upload(tiles, first.device)).unflatten(0, index.shape)
         if first.augment is not None:
-            images = self._augment(images, epoch, batch)
+            assert isinstance(first.augment, str), "the engine augments by strategies, which have addresses"
+            generators = [generator_at(loader.seed, "augment", epoch, batch) for loader in self.loaders]
+            counts = [images.shape[1]] * len(images)
+            images = augment_each(images.flatten(0, 1), counts, first.augment, generators).view_as(images)
         images, targets = self._mix(images, targets, epoch, batch)
         if first.relabel is not None:
             targets = torch.stack([first.relabel(one) for one in images])  # not in M times the memory
         return images, targets
-
-    def _augment(self, images: Tensor, epoch: int, batch: int) -> Tensor:
-        """Networks that drew the same operations are augmented in one call."""
-        strategy = self.loaders[0].augment
-        assert isinstance(strategy, str), "the engine augments by strategies, which have addresses"
-        generators = [generator_at(loader.seed, "augment", epoch, batch) for loader in self.loaders]
-        drawn = [draw(strategy, images.shape[1], generator) for generator in generators]
-        groups: dict[tuple[str, ...], list[int]] = {}
-        for network, (operations, _) in enumerate(drawn):
-            groups.setdefault(tuple(operations), []).append(network)
-        parts = dict[int, Tensor]()
-        for operations, members in groups.items():
-            uniforms = upload(torch.cat([drawn[network][1] for network in members]), images.device)
-            together = images if len(groups) == 1 else torch.stack([images[network] for network in members])
-            together = apply(together.flatten(0, 1), [*operations], uniforms).view_as(together)
-            if len(groups) == 1:
-                return together
-            parts |= zip(members, together, strict=True)
-        return torch.stack([parts[network] for network in range(len(images))])
 
     def _mix(self, images: Tensor, targets: Tensor, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
         count, (height, width), device = images.shape[1], images.shape[-2:], images.device

@@ -237,6 +237,25 @@ def test_a_loader_goes_on_after_the_batch_where_its_state_was_taken(data):
     assert same(list(resumed), expected[2])
 
 
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_batches_made_ahead_as_on_a_gpu_are_those_made_one_by_one(data, labels):
+    options = {"augment": "dsa", "mix": "cutmix|mixup|none", "rank": 1, "world_size": 2}
+    one, ahead = (data.with_labels(labels).loader(3, **options) for _ in range(2))
+    ahead._ahead = 3
+    assert len(one) == 8  # the last ones that are made together are fewer
+    for _ in range(3):
+        expected = list(one)
+        passing = iter(ahead)
+        batches = [next(passing) for _ in range(5)]
+        state = ahead.state_dict()
+        ahead = data.with_labels(labels).loader(3, **options)
+        ahead._ahead = 3
+        ahead.load_state_dict(state)
+        batches += ahead  # from the middle of what the other one made
+        for batch, other in zip(batches, expected, strict=True):
+            assert all(torch.equal(here, there) for here, there in zip(batch, other, strict=True))
+
+
 def test_the_state_after_the_last_batch_is_the_next_epoch(data):
     loader = data.loader(5)
     list(loader)
