@@ -3,9 +3,14 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import vmap
 
 from distilled_data.errors import UnknownNameError, UsageError
-from ncfm_engine.networks import ACTIVATIONS, NETWORKS, NORMS, POOLINGS, build_network
+from ncfm_engine.networks import ACTIVATIONS, NETWORKS, NORMS, POOLINGS, Mean, build_network
+from ncfm_engine.train import Networks
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
 
 build_small = partial(build_network, channels=3, size=8, classes=10)
 
@@ -142,6 +147,45 @@ def test_batch_norm_computes_in_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert NORMS["batch"](8)(images).dtype == torch.float32
     assert NORMS["batch"](8).double()(images.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("device", DEVICES)  # a CPU's autocast leaves these norms alone
+@pytest.mark.parametrize("norm", ["layer", "instance", "group"])
+def test_other_norms_keep_half_precision_under_autocast(norm, device):
+    module = NORMS[norm](8).to(device)
+    maps = 5 + images(2, 8).to(device)
+    with torch.autocast(device, torch.bfloat16):
+        result = module(maps.bfloat16())
+    assert result.dtype is torch.bfloat16
+    torch.testing.assert_close(result.float(), module(maps), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "instance", "group"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_block_keeps_half_precision_stacked_too(norm, count):
+    networks = Networks(
+        [build_small("convnet", norm=norm, seed=seed) for seed in range(count)], "cpu", "bfloat16"
+    )
+    found = []
+    for layer in networks.template.features:
+        layer.register_forward_hook(lambda layer, inputs, output: found.append(output.dtype))
+    assert networks(images(2)).dtype is torch.float32
+    assert found == [torch.bfloat16] * 12
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("height", [6, 7])
+@pytest.mark.parametrize("width", [4, 5])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_gradient_of_average_pooling_is_that_of_torch(device, height, width, stacked):
+    maps = images(3, 2, height, width).unflatten(0, (3, 1)).to(device).requires_grad_()
+    pool = vmap(Mean.apply) if stacked else lambda maps: Mean.apply(maps[0])[None]
+    means, expected = pool(maps), torch.stack([F.avg_pool2d(one, 2) for one in maps])
+    count = len(means)
+    assert torch.equal(means, expected[:count])
+    incoming = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(device)[:count]
+    gradients = [torch.autograd.grad(some, maps, incoming)[0] for some in (means, expected[:count])]
+    assert torch.equal(*gradients)
 
 
 def test_the_global_generator_is_left_alone():
