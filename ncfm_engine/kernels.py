@@ -5,12 +5,16 @@ from contextlib import contextmanager
 
 import torch
 
+TUNED_FROM = 1000  # steps
+
 
 @contextmanager
-def tuned_convolutions() -> Iterator[None]:
-    """On a GPU, let cuDNN measure its algorithms: for a loop whose shapes are the same at every step."""
+def tuned_convolutions(steps: int) -> Iterator[None]:
+    """On a GPU, let cuDNN measure its algorithms for a loop of the same shapes that has `steps` enough to
+    make up for it.
+    """
     before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = steps >= TUNED_FROM
     try:
         yield
     finally:

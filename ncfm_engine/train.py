@@ -189,7 +189,7 @@ class Training:
         whose time is too short even to begin still comes to its end.
         """
         steps, saved, began = len(self.batches), time.monotonic(), self.step
-        with tuned_convolutions():
+        with tuned_convolutions(self.course.steps):
             while self.step < self.course.steps:
                 stopped = stop is not None and stop.requested and self.step > began
                 if save and (stopped or time.monotonic() - saved >= checkpoint_seconds):
