@@ -71,8 +71,11 @@ def evaluate(
     trainings = _Trainings(source, config, network, seed, device, progress, checkpoint_seconds, stop, report)
     options: dict[str, Any] = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
 
-    all_images = same_images(real_loader(source, source.train, **options))
-    full = trainings.scores("all real images", config.full_repeats, config.full_epochs, all_images)
+    def full() -> list[list[float]]:
+        """Asked for after the distilled images: they tell most, should the time not suffice."""
+        all_images = same_images(real_loader(source, source.train, **options))
+        return trainings.scores("all real images", config.full_repeats, config.full_epochs, all_images)
+
     return [_row(dataset, labels, pool, trainings, full, options) for labels in config.labels]
 
 
@@ -92,7 +95,7 @@ def _row(
     labels: str,
     pool: FeaturePool | None,
     trainings: "_Trainings",
-    full: list[list[float]],
+    full: Callable[[], list[list[float]]],
     options: dict[str, Any],
 ) -> dict[str, Any]:
     source, config, device = trainings.source, trainings.config, trainings.device
@@ -107,6 +110,7 @@ def _row(
     epochs = epochs_of_as_many_steps(config.epochs, *batches)
     of_distilled = trainings.scores(names[0], config.repeats, config.epochs, distilled, CHECKS)
     of_random = trainings.scores(names[1], config.repeats, epochs, random)
+    of_all = full()
     return {
         "dataset": source.name,
         "ipc": dataset.ipc,
@@ -120,8 +124,8 @@ def _row(
         **_mean_std("last", [last for last, _ in of_distilled]),
         **_mean_std("best", [best for _, best in of_distilled]),
         **_mean_std("random", [last for last, _ in of_random]),
-        **_mean_std("full", [last for last, _ in full]),
-        "full_n": len(full),
+        **_mean_std("full", [last for last, _ in of_all]),
+        "full_n": len(of_all),
         "seconds": round(sum(trainings.progress.seconds[name] for name in names), 1),
         "seed": trainings.seed,
         "content_hash": dataset.content_hash,

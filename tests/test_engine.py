@@ -237,6 +237,19 @@ def test_a_stop_names_the_training_that_it_interrupted(digits, dataset):
         evaluate(dataset, digits, config, NETWORK, seed=0, device="cpu", stop=StopAfter(6 + 3))
 
 
+def test_what_tells_most_is_evaluated_first(digits, pool, dataset):
+    stages = []
+    config = dataclasses.replace(BATCHED, full_repeats=1, full_epochs=1)
+    evaluate(
+        dataset, digits, config, NETWORK, seed=0, device="cpu", pool=pool,
+        report=lambda stage, done, total: stages.append(stage),
+    )  # fmt: skip
+    hard, soft = (
+        [f"evaluate ({kind} labels, {way})" for way in ("distilled", "random")] for kind in ("hard", "soft")
+    )
+    assert list(dict.fromkeys(stages)) == [*hard, "evaluate (all real images)", *soft]
+
+
 def test_an_evaluation_that_died_does_not_train_again_what_was_finished(digits, dataset, tmp_path):
     def die(stage, done, total):
         if (stage, done) == ("evaluate (hard labels, random)", 3):  # one epoch of the second network
