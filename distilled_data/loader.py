@@ -160,9 +160,11 @@ class Loader:
         if isinstance(self.augment, str):
             generators = [generator_at(self.seed, "augment", *place) for place in places]
             images = augment_each(images, counts, self.augment, generators)
-        parts = [images.split(counts), targets.split(counts)] if several else [[images], [targets]]
-        for some, labels, place in zip(*parts, places, strict=True):
-            yield self.finished(some, labels, place)
+        if not several:
+            yield self.finished(images, targets, places[0])
+            return
+        for some, labels, place in zip(images.split(counts), targets.split(counts), places, strict=True):
+            yield self.finished(some.clone(), labels.clone(), place)  # changed in place, or kept, for itself
 
     def finished(self, images: Tensor, targets: Tensor, place: Place) -> Any:
         """The batch as it is given out: mixed, labelled anew, with its keys."""

@@ -71,8 +71,9 @@ def evaluate(
     trainings = _Trainings(source, config, network, seed, device, progress, checkpoint_seconds, stop, report)
     options: dict[str, Any] = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
 
+    @functools.cache
     def full() -> list[list[float]]:
-        """Asked for after the distilled images: they tell most, should the time not suffice."""
+        """Asked for after the first label kind, which tells most should the time not suffice."""
         all_images = same_images(real_loader(source, source.train, **options))
         return trainings.scores("all real images", config.full_repeats, config.full_epochs, all_images)
 

@@ -14,7 +14,7 @@ def tuned_convolutions(steps: int) -> Iterator[None]:
     make up for it.
     """
     before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = steps >= TUNED_FROM
+    torch.backends.cudnn.benchmark = before or steps >= TUNED_FROM
     try:
         yield
     finally:

@@ -216,7 +216,7 @@ def _count(template: nn.Module, shape: tuple[int, ...]) -> tuple[int, list[int],
     """Bytes that autograd saves for one image, bytes of each layer's output, plain and with the channels
     padded as the convolutions of a CPU have them, and the length of the features.
 
-    As in float32: under autocast most of it still is, because norms compute in float32.
+    As in float32, which is too much where a network computes in half precision.
     """
     network = copy.deepcopy(template).cpu().requires_grad_(False)
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}

@@ -256,6 +256,21 @@ def test_batches_made_ahead_as_on_a_gpu_are_those_made_one_by_one(data, labels):
             assert all(torch.equal(here, there) for here, there in zip(batch, other, strict=True))
 
 
+def test_batches_made_ahead_can_be_changed_in_place_and_kept(data):
+    loader = data.loader(3, augment="crop_flip")
+    loader._ahead = 3
+    passing = iter(loader)
+    with torch.inference_mode():
+        next(passing)
+    shift, weight = (torch.ones((), requires_grad=True) for _ in range(2))
+    images, _ = next(passing)
+    loss = (images.add_(shift) * weight).sum()
+    other, _ = next(passing)
+    other.mul_(2)
+    loss.backward()
+    assert other.untyped_storage().nbytes() == other.nbytes
+
+
 def test_the_state_after_the_last_batch_is_the_next_epoch(data):
     loader = data.loader(5)
     list(loader)
