@@ -103,10 +103,8 @@ def distill(
     if folder and ranks.rank == 0:
         _truncate_metrics(folder / METRICS_FILE, match.step)
     report("distil", match.step, config.iterations)
-    with (
-        tuned_convolutions(config.iterations),
-        rounded_products(torch.device(device).type == "cuda"),
-    ):  # as it is benchmarked
+    rounded = torch.device(device).type == "cuda"  # as it is benchmarked
+    with tuned_convolutions(config.iterations), rounded_products(rounded):
         while match.step < config.iterations:
             match.play()
             last = match.step == config.iterations
