@@ -45,6 +45,7 @@ from .indexing import as_int
 
 MAX_BYTES = 1_000_000  # of a manifest; what is larger is something else
 CHUNK = 2**19  # bytes that are read before they are hashed
+TRIES = 10  # to read a file that others replace
 
 _CONFIGURATION = re.compile(r"ipc([1-9][0-9]{0,5})")
 
@@ -196,40 +197,55 @@ def read_verified(
 ) -> Artifact:
     """`read_artifact` of a file whose bytes are `expected`, and were so while it was read.
 
-    Of a whole artifact every byte is read once: the tensors are the memory that was hashed.
+    Of a whole artifact every byte is read once: the tensors are the memory that was hashed. A file that is
+    replaced meanwhile, as by processes that repair one cache at once, is read again.
     """
+    for _ in range(TRIES):
+        size, inode, modified = _identity(path, advice)
+        for fingerprint in expected:
+            if path.is_file() and size != fingerprint.size:  # told before so many bytes are read
+                raise IntegrityError(
+                    f"{path} is not the file that was published: expected sha256 {fingerprint.sha256} "
+                    f"({fingerprint.size} bytes), got {size} bytes. {advice}"
+                )
+        artifact = _read_compared(path, expected, ipc, classes, advice)
+        after = _identity(path, advice)
+        if after == (size, inode, modified):
+            return artifact
+        if after[1] == inode:  # the same file, altered
+            break
+    raise IntegrityError(f"{path} changed while it was read. Load it again.")
 
-    def identity() -> tuple[int, ...]:
-        try:
-            status = path.stat()
-        except FileNotFoundError as error:
-            raise IntegrityError(f"{path} is missing; the manifest names it. {advice}") from error
-        except OSError as error:
-            raise IntegrityError(f"{path} cannot be read: {error.strerror}. {advice}") from error
-        return status.st_size, status.st_ino, status.st_mtime_ns
 
-    before = identity()
-    for fingerprint in expected:
-        if path.is_file() and before[0] != fingerprint.size:  # told before so many bytes are read
-            raise IntegrityError(
-                f"{path} is not the file that was published: expected sha256 {fingerprint.sha256} "
-                f"({fingerprint.size} bytes), got {before[0]} bytes. {advice}"
-            )
+def _identity(path: Path, advice: str) -> tuple[int, int, int]:
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{path} is missing; the manifest names it. {advice}") from error
+    except OSError as error:
+        raise IntegrityError(f"{path} cannot be read: {error.strerror}. {advice}") from error
+    return status.st_size, status.st_ino, status.st_mtime_ns
+
+
+def _read_compared(
+    path: Path,
+    expected: Sequence[Fingerprint],
+    ipc: int | None,
+    classes: Sequence[str | int] | None,
+    advice: str,
+) -> Artifact:
     content, fingerprint_of = None, Fingerprint.of
     try:
         if ipc is None and classes is None:
             content, fingerprint_of = read_hashed(path)
         try:
-            artifact = read_artifact(path, ipc=ipc, classes=classes, content=content)
+            return read_artifact(path, ipc=ipc, classes=classes, content=content)
         finally:  # that the bytes were altered says more than what it broke
             found = fingerprint_of(path)
             for fingerprint in expected:
                 fingerprint.compare(found, path, advice)
     except OSError as error:
         raise IntegrityError(f"{path} cannot be read: {error.strerror}. {advice}") from error
-    if identity() != before:
-        raise IntegrityError(f"{path} changed while it was read. Load it again.")
-    return artifact
 
 
 def read_hashed(path: Path) -> tuple[Tensor, Callable[[Path], Fingerprint]]:
