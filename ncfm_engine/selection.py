@@ -37,7 +37,7 @@ def clusters(features: Tensor, count: int, seed: int) -> Tensor:
     try:
         from sklearn.cluster import k_means
     except ImportError as error:
-        raise MissingExtraError.of("scikit-learn", "engine", "distill.initialisation=clusters") from error
+        raise MissingExtraError.of("scikit-learn", "data", "distill.initialisation=clusters") from error
     rows = features.numpy()
     # Equal rows can be in one cluster only.
     distinct = len(np.unique(rows, axis=0)) if count > len(rows) // 2 else count

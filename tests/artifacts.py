@@ -4,24 +4,24 @@ import functools
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from distilled_data import Artifact, Metadata
 from distilled_data.format import ARTIFACT_FILE, write_artifact
 from hub import complete_folder
+from ncfm_engine.sources.digits import read_digits
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @functools.cache
 def digits():
-    return load_digits(return_X_y=True)
+    return read_digits().arrays["train"]
 
 
 def make_artifact(ipc=2, channels=1, logits=True, classes=DIGITS, **metadata):
     """Real digits, `ipc` per class; 25 classes are the ten digits over and over."""
-    pixels, labels = digits()
-    scans = torch.from_numpy(pixels * 15.9375).round().to(torch.uint8).unflatten(1, (8, 8))
+    scans, labels = digits()
+    scans = torch.from_numpy(scans)
     chosen = [scans[np.flatnonzero(labels == label % 10)[: ipc * channels]] for label in range(len(classes))]
     images = torch.stack(chosen, 1).unflatten(0, (ipc, channels)).transpose(1, 2).contiguous()
     count = len(classes)

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 context = multiprocessing.get_context("forkserver")
-# with what torch, sklearn and optuna import when they are first used
+# with what torch and optuna import when they are first used
 OURS = ["hub", "huggingface_hub.hf_api", "ncfm_engine.pipeline", "ncfm_engine.search"]
-LATE = ["optuna.storages", "sklearn.datasets", "torch._dynamo"]
+LATE = ["optuna.storages", "torch._dynamo"]
 context.set_forkserver_preload(OURS + LATE)
 
 

@@ -30,7 +30,7 @@ TABLE = {
     ),
     "ncfm_engine/sources": Row(
         BASE | {"distilled_data", "torchvision", "PIL", "filelock"},
-        {"datasets", "fsspec", "huggingface_hub", "scipy", "sklearn", "webdataset"},
+        {"datasets", "fsspec", "huggingface_hub", "webdataset"},
     ),
     "hub": Row(BASE | {"distilled_data", "huggingface_hub", "pyarrow", "PIL", "yaml"}),
     "tools": Row(

@@ -1,8 +1,11 @@
 """Which real images stand for a class."""
 
+import sys
+
 import pytest
 import torch
 
+from distilled_data.errors import MissingExtraError
 from distilled_data.randomness import generator_at
 from ncfm_engine.selection import clusters, herding
 
@@ -30,6 +33,12 @@ def test_a_prefix_of_a_herd_is_the_shorter_herd(features):
 def test_the_first_of_a_herd_is_the_point_nearest_to_the_mean(features):
     distance = (features - features.mean(0)).norm(dim=1)
     assert herding(features, 1).item() == distance.argmin()
+
+
+def test_missing_scikit_learn_names_the_extra(features, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    with pytest.raises(MissingExtraError, match=r"'scikit-learn'.*distilled-data\[data\]"):
+        clusters(features, 3, seed=0)
 
 
 def test_clusters_give_one_point_of_each_group_the_largest_first(features):

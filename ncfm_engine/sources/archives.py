@@ -143,9 +143,7 @@ class ArchiveReader:
             # The CIFAR files are pickles; torchvision unpickles them only after their md5 matched.
             return self._read(part)
         except ImportError as error:
-            raise MissingExtraError.of(
-                error.name or "scipy", "engine", f"the dataset {self.name!r}"
-            ) from error
+            raise MissingExtraError.of(error.name or "scipy", "data", f"the dataset {self.name!r}") from error
         except Exception as error:  # damaged bytes raise nearly anything in the readers below torchvision
             raise SourceError(self._diagnosis(error)) from error
 
