@@ -1,6 +1,7 @@
 """`DistilledDataset`: a distilled set as a torch dataset."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,8 @@ from .augment import DSA
 from .decode import enlarge, take
 from .errors import FormatError, UsageError
 from .format import ARTIFACT_FILE, Artifact, Metadata
-from .indexing import rows_of, stacked
-from .labels import as_float, as_they_are, one_hot, refuse_training, relabelled, soften
+from .indexing import as_int, rows_of, stacked
+from .labels import as_float, as_temperature, as_they_are, one_hot, refuse_training, relabelled, soften
 from .loader import Batches, Indices, Loader, Mix, as_it_is
 from .manifest import Index, read_manifest, read_verified, verify_folder
 from .randomness import generator_at
@@ -279,13 +280,8 @@ class DistilledDataset(Dataset[Any]):
                 raise UsageError(
                     f"temperature={temperature} was asked for; this artifact has no teacher logits"
                 )
-            try:
-                number = float(temperature)
-            except (TypeError, ValueError):
-                number = 0.0
-            if not 0 < number < float("inf"):
-                raise UsageError(f"temperature must be positive, got {temperature!r}")
-            info = dataclasses.replace(self.info, labels=self.info.labels | {"temperature": number})
+            labelled = self.info.labels | {"temperature": as_temperature(temperature)}
+            info = dataclasses.replace(self.info, labels=labelled)
             artifact = dataclasses.replace(artifact, metadata=info)
         return self._derived(artifact, labels)
 
@@ -304,6 +300,9 @@ class DistilledDataset(Dataset[Any]):
 
         Tiles of one packed image stay together. Raises `UsageError` where either would be empty.
         """
+        if not isinstance(fraction, numbers.Real):
+            raise UsageError(f"fraction must be a number between 0 and 1, got {fraction!r}")
+        seed = as_int("seed", seed, None)
         count = round(fraction * self.ipc) if 0 < fraction < 1 else 0
         if not 0 < count < self.ipc:
             raise UsageError(
@@ -417,7 +416,8 @@ class DistilledDataset(Dataset[Any]):
         """The batches of `loader` as a `torch.utils.data.DataLoader`, for frameworks that insist on one.
 
         Each batch is decoded and augmented at once, in a worker process if there are any; the same ones
-        come out, on the CPU, where a `teacher` has to be too: every worker has a copy of it. `options` are
+        come out, on the CPU, where a `teacher` has to be too: every worker has a copy of it, and one thread,
+        so that its labels may differ in rounding. `options` are
         those of `DataLoader`, such as `num_workers` and `pin_memory`; workers persist unless it is said
         otherwise, as it may take seconds to start them. Its `sampler.set_epoch` is that of `Loader`.
         `loader_class` may be torchdata's `StatefulDataLoader`.
@@ -437,7 +437,7 @@ class DistilledDataset(Dataset[Any]):
             options.setdefault("persistent_workers", True)
         return loader_class(
             Batches(loader),
-            batch_size=batch_size,
+            batch_size=loader.batch_size,
             sampler=Indices(loader),
             drop_last=drop_last,
             collate_fn=as_it_is,

@@ -210,7 +210,7 @@ def read_artifact(
     Raises `FormatError` for anything that is not a whole artifact of this format, `UsageError` for a
     subset that it does not have.
     """
-    with _open(path) as file:
+    with _open(path) as file, torch.device("cpu"):  # of which parts would be, if it is torch's default
         views, text = ({}, (file.metadata() or {}).get(METADATA_KEY)) if content is None else _views(content)
         metadata = parse_metadata(path, text)
         # Parts of the file may lie about shapes; the full shapes are checked before anything is taken.
@@ -264,6 +264,7 @@ def resolve_ipc(ipc: int | None, stored: int) -> int:
 def select_classes(artifact: Artifact, classes: Sequence[str | int]) -> Artifact:
     """The artifact restricted to `classes` (names or indices), renumbered in that order."""
     names = artifact.metadata.classes
+    classes = getattr(classes, "tolist", lambda: classes)()  # of arrays and tensors
     if not isinstance(classes, Iterable) or isinstance(classes, str | set | frozenset):
         raise UsageError(f"classes must be several names or indices, in an order, got {classes!r}")
     classes = list(classes)

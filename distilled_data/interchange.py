@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from .errors import FormatError, MissingExtraError, OutputError, UsageError
-from .files import write_file
-from .format import METADATA_KEY, Artifact, Metadata, parse_metadata
+from .files import replacing, write_file
+from .format import ARTIFACT_FILE, METADATA_KEY, Artifact, Metadata, parse_metadata
 from .pictures import check_depth, check_opaque
 from .tensors import artifact_of, own, per_channel
 
@@ -158,11 +158,14 @@ def write_set(data: "DistilledDataset", path: str | Path) -> None:
             labels = data.artifact.logits.flatten(0, 2).float() / data.info.labels.get("temperature", 1.0)
         images = ((data.images[order] / 255 - mean) / std).contiguous()
         try:
-            path.unlink(missing_ok=True)  # new labels beside old images would be read as one set
+            with replacing(path) as new_images, replacing(labels_beside(path)) as new_labels:
+                _write_pt(new_images, images)
+                _write_pt(new_labels, labels[order].contiguous())
+                path.unlink(missing_ok=True)  # new labels beside old images would be read as one set
+        except OutputError:
+            raise
         except OSError as error:
             raise OutputError(f"{path} cannot be replaced: {error.strerror}") from error
-        _write_pt(labels_beside(path), labels[order].contiguous())
-        _write_pt(path, images)
     elif path.suffix == ".pt":
         _write_pt(path, [packed / 255, numbers])
     elif path.suffix == "":
@@ -252,6 +255,8 @@ def _read_folder(path: Path) -> Found:
     except ImportError as error:
         raise MissingExtraError.of("pillow", "engine", "reading images") from error
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and folder.name[0] != ".")
+    if sets := [folder.name for folder in folders if (folder / ARTIFACT_FILE).exists()]:
+        raise UsageError(f"{path} holds artifact folders, not classes: {', '.join(sets)}. Convert each.")
     arrays, numbers = [], []
     for number, folder in enumerate(folders):
         for file in sorted(folder.iterdir()):

@@ -1,6 +1,7 @@
 """Targets as a network learns from them, of what is stored: teacher logits or class numbers."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,17 @@ from torch import Tensor, nn
 from .errors import UsageError
 
 Function = Callable[[Tensor], Tensor]
+
+
+def as_temperature(value: Any) -> float:
+    """Raises `UsageError` for what no logits can be divided by."""
+    try:
+        number = 0.0 if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if not 1e-30 < number < 1e30:
+        raise UsageError(f"temperature must be positive, got {value!r}")
+    return number
 
 
 def soften(logits: Tensor, temperature: float) -> Tensor:
@@ -46,7 +58,7 @@ def relabelled(images: Tensor, teacher: Function, label: Function, classes: int)
     if not isinstance(logits, Tensor) or logits.shape != (len(images), classes):
         got = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise UsageError(f"a teacher must give logits [{len(images)}, {classes}] for this batch, got {got}")
-    return label(logits)
+    return label(logits.clone() if logits.is_inference() else logits)  # these could not be learned from
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:

@@ -168,6 +168,8 @@ class Loader:
 
     def finished(self, images: Tensor, targets: Tensor, place: Place) -> Any:
         """The batch as it is given out: mixed, labelled anew, with its keys."""
+        if len(images) != len(targets):  # those of the teacher will take the place of these
+            targets = targets.new_zeros(len(images), *targets.shape[1:])
         if isinstance(self.mix, str):
             images, targets = mix_batch(images, targets, self.mix, generator_at(self.seed, "mix", *place))
         elif self.mix is not None:
@@ -182,10 +184,13 @@ class Loader:
     def checked(self, images: Any, count: int) -> Tensor:
         """What `augment` made of `count` images. Raises `UsageError` where it does not fit their targets."""
         floats = isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4
-        if not floats or (len(images) != count and self.relabel is None):
+        channels = len(self._gain)  # grey images may be made coloured
+        fit = floats and channels in (1, images.shape[1])
+        if not fit or (len(images) != count and self.relabel is None):
             tensor = isinstance(images, Tensor)
             got = f"{images.dtype} {list(images.shape)}" if tensor else type(images).__name__
-            raise UsageError(f"augment must return floats [{count}, channels, height, width], got {got}")
+            expected = f"[{count}, {'channels' if channels == 1 else channels}, height, width]"
+            raise UsageError(f"augment must return floats {expected}, got {got}")
         return images
 
     def set_epoch(self, epoch: int) -> None:

@@ -6,6 +6,7 @@ differs is fetched once more, and else refused.
 """
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,7 +132,13 @@ class Repository:
         return [self.fetch_whole(name) for name in self.names()]
 
     def locked(self) -> LockedRepository:
-        """What a lock file has to say about this repository; fetches all its sets."""
+        """What a lock file has to say about this repository; fetches all its sets.
+
+        The revision is looked up on the Hub: what a cache takes it for may be an older commit.
+        """
+        if not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
+            where = f"{self.repo_id}@{self.revision}" if self.revision else self.repo_id
+            self.commit = call(where, self._commit_now)
         sets, manifests = self.fetch_all(), {MANIFEST_FILE: self._repaired(self._root)}
         manifests |= {inside(found.name, MANIFEST_FILE): found.manifest for found in sets}
         files = {inside(found.name, ARTIFACT_FILE): found.manifest.files[ARTIFACT_FILE] for found in sets}
@@ -142,6 +149,13 @@ class Repository:
             files[path] = Fingerprint.of_bytes(content)
         hashes = {inside(found.name, ARTIFACT_FILE): found.manifest.content_hash for found in sets}
         return LockedRepository(self.repo_id, self.revision, sets[0].commit, files, hashes)
+
+    def _commit_now(self) -> str | None:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        place = {"repo_type": "dataset", "revision": self.revision, "endpoint": self.endpoint}
+        url = hf_hub_url(self.repo_id, MANIFEST_FILE, **place)
+        return get_hf_file_metadata(url, token=self.token, library_name=LIBRARY).commit_hash
 
     def _checked(self, found: RemoteSet) -> RemoteSet:
         expected, content_hash = found.manifest.content_hash, found.artifact.content_hash

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .errors import UsageError
 from .format import Artifact, Metadata
+from .labels import as_temperature
 
 VALUES = ("bytes", "unit", "normalised")  # 0..255, 0..1, (x - mean) / std of the latter
 
@@ -34,9 +35,10 @@ def artifact_of(
     with a warning. `mean` and `std` are of pixels in [0, 1], and default to those of the images themselves.
 
     Raises `UsageError` for unequal classes, wrong shapes and values that are not finite, and `FormatError`
-    for what no artifact may have, such as a size that is no multiple of `factor`.
+    for what no artifact may have, such as logits of other shapes, or a size that is no multiple of `factor`.
     """
     images = own("images", images)
+    classes, temperature = None if classes is None else tuple(classes), as_temperature(temperature)
     logits = None if logits is None else own("logits", logits)
     mean, std = _numbers("mean", mean), _numbers("std", std)
     if targets is None:
@@ -60,7 +62,7 @@ def artifact_of(
         mean, std = found[0] if mean is None else mean, found[1] if std is None else std
     metadata = Metadata(
         dataset="tensors",
-        classes=tuple(map(str, range(images.shape[1])) if classes is None else classes),
+        classes=tuple(map(str, range(images.shape[1]))) if classes is None else classes,
         channels=images.shape[2],
         height=images.shape[3],
         width=images.shape[4],
@@ -127,6 +129,7 @@ def _usual_order(targets: Tensor, favoured: Tensor) -> Tensor | None:
 
     Learned labels may favour another class than the one an image was made for. So the order counts where it
     is one of the two that people use, and the labels fit it but for a few, or favour some classes more often.
+    One-hot labels, smoothed or not, were not learned: they mean what they say.
     """
     count = targets.shape[1]
     rows = torch.arange(len(favoured), device="cpu").view(-1, count)
@@ -135,8 +138,8 @@ def _usual_order(targets: Tensor, favoured: Tensor) -> Tensor | None:
     fits = {name: int((favoured[order] == classes).sum()) for name, order in orders.items()}
     best = max(fits, key=lambda name: fits[name])
     unequal = len(favoured.bincount(minlength=count).unique()) > 1
-    learned = not ((targets == 0) | (targets == 1)).all()
-    if fits[best] == len(classes) or not (unequal or (learned and fits[best] > 0.8 * len(classes))):
+    learned = targets.min() < 0 or len(targets.unique()) > 2
+    if fits[best] == len(classes) or not learned or not (unequal or fits[best] > 0.8 * len(classes)):
         return None
     warnings.warn(
         f"the largest labels do not say which class every image is of; took the images for {best}, "

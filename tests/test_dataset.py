@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from artifacts import make_artifact
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
@@ -27,6 +28,7 @@ from distilled_data import (
 )
 from distilled_data import format as f
 from distilled_data.augment import DSA
+from distilled_data.labels import soften
 from distilled_data.manifest import read_manifest, write_manifest
 
 
@@ -764,6 +766,12 @@ def test_numbers_may_be_those_of_numpy(whole):
         (lambda data: next(iter(data.loader(8, augment=lambda x: x[:2]))), r"augment must .* \[8, channels"),
         (lambda data: next(iter(data.loader(8, augment=lambda x: None))), "got NoneType"),
         (lambda data: next(iter(data.loader(8, augment=lambda x: x.byte()))), "got torch.uint8"),
+        (lambda data: data.split("0.5"), "fraction must be a number between 0 and 1, got '0.5'"),
+        (lambda data: data.split(0.5, seed=None), "seed must be a whole number, got None"),
+        (lambda data: data.select(classes=torch.tensor([[3, 1], [2, 3]])), r"class index \[3, 1\] is not"),
+        (lambda data: data.select(classes=np.array(3)), "several names or indices, in an order, got 3"),
+        (lambda data: data.with_labels("soft", 1e-39), "temperature must be positive, got 1e-39"),
+        (lambda data: data.with_labels("soft", 1e31), r"temperature must be positive, got 1e\+31"),
     ],
 )
 def test_a_wrong_argument_is_named(whole, call, message):
@@ -776,6 +784,32 @@ def test_an_augmentation_may_make_colours_of_grey_and_with_a_teacher_more_images
     assert images.shape == (8, 3, 6, 6)
     twice = whole.loader(8, augment=lambda x: torch.cat([x, x]), teacher=lambda x: torch.zeros(len(x), 4))
     assert [len(part) for part in next(iter(twice))] == [16, 16]
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup", lambda images, targets: (images, targets)])
+def test_more_images_than_targets_are_mixed_too_where_a_teacher_labels_them(whole, mix):
+    options = {"teacher": lambda x: x.flatten(1)[:, :4], "mix": mix}
+    images, targets = next(iter(whole.loader(8, augment=lambda x: torch.cat([x, x]), **options)))
+    assert torch.equal(targets, soften(images.flatten(1)[:, :4], whole.info.labels["temperature"]))
+
+
+def test_an_augmentation_that_loses_channels_is_named():
+    coloured = DistilledDataset(make_artifact(channels=3))
+    with pytest.raises(UsageError, match=r"floats \[8, 3, height, width\], got torch.float32 \[8, 1, 8, 8\]"):
+        next(iter(coloured.loader(8, augment=lambda x: x[:, :1])))
+
+
+def test_labels_of_a_teacher_in_inference_mode_can_be_learned_from(whole):
+    infer = torch.inference_mode()(lambda x: x.flatten(1)[:, :4] * 1.0)
+    student = torch.nn.Linear(36, 4)
+    for labels in ("logits", "soft"):
+        images, targets = next(iter(whole.with_labels(labels).loader(8, teacher=infer)))
+        torch.nn.functional.mse_loss(student(images.flatten(1)), targets).backward()
+
+
+def test_a_batch_size_of_numpy_is_a_number(whole):
+    sizes = [len(images) for images, _ in whole.dataloader(np.int64(20))]
+    assert sizes == [20, 20, 8]
 
 
 def test_a_sampler_goes_on_at_a_position_that_is_there(whole):

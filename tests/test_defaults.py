@@ -49,6 +49,10 @@ def everything(folder, out):
     for name in ("a.npz", "a.pt", "images_a.pt", "folders"):
         write_set(hard, out / name)
     yield read_set(out / "a.npz").images
+    for part in ({"ipc": 1}, {"classes": [3, 1]}):
+        some = DistilledDataset.from_folder(folder, **part)
+        yield from (some.artifact.images, some.artifact.logits, *some[0])
+    data.verify()
 
 
 @pytest.mark.parametrize("other", [another_device, another_dtype])

@@ -15,7 +15,9 @@ from photographs import encoded, png_of_16_bits
 from PIL import Image
 
 from distilled_data import DistilledDataset, FormatError, OutputError, UsageError, interchange
+from distilled_data.format import MANIFEST_FILE
 from distilled_data.interchange import read_set, write_set
+from distilled_data.manifest import Fingerprint, Index
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
 STATED = {"classes": DIGITS, "factor": 1, "values": "normalised", "mean": MEAN, "std": STD}
@@ -304,17 +306,40 @@ def test_metadata_that_is_none_is_said_of_its_file(pixels, tmp_path):
 
 def test_a_write_that_breaks_off_leaves_no_pair_of_old_images_and_new_labels(tmp_path, monkeypatch):
     write_set(DistilledDataset(make_artifact(ipc=2)), tmp_path / "images_a.pt")
-    write = interchange.write_file
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write, broken = interchange.write_file, ["images", "labels"]
 
     def fail(path, content):
-        if path.name.startswith("images"):
+        if broken and broken[0] in path.name:
             raise OutputError("no space")
         write(path, content)
 
     monkeypatch.setattr(interchange, "write_file", fail)
-    with pytest.raises(OutputError):
-        write_set(DistilledDataset(make_artifact(ipc=2, logits=False)), tmp_path / "images_a.pt")
+    while broken:
+        with pytest.raises(OutputError):
+            write_set(DistilledDataset(make_artifact(ipc=1, logits=False)), tmp_path / "images_a.pt")
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        broken.pop(0)
+    write_set(DistilledDataset(make_artifact(ipc=1, logits=False)), tmp_path / "images_a.pt")
+    assert len(torch.load(tmp_path / "images_a.pt")) == len(torch.load(tmp_path / "labels_a.pt")) == 40
+
+
+def test_an_old_image_is_gone_before_new_labels_are_there(tmp_path, monkeypatch):
+    write_set(DistilledDataset(make_artifact(ipc=2)), tmp_path / "images_a.pt")
+    (tmp_path / "labels_a.pt").unlink()
+    (tmp_path / "labels_a.pt").mkdir()
+    with pytest.raises(OutputError, match=r"images_a.pt cannot be replaced: Is a directory"):
+        write_set(DistilledDataset(make_artifact(ipc=1)), tmp_path / "images_a.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["labels_a.pt"]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_labels_that_say_the_class_are_not_taken_for_an_order_of_the_images(smoothing):
+    numbers = torch.tensor([2, 0, 1, 0, 0, 2, 1, 0, 1, 2, 0, 1])
+    images = numbers.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+    targets = F.one_hot(numbers).float() * (1 - smoothing) + smoothing / 3
+    with pytest.raises(UsageError, match="every class must have equally many images, got 3 to 5"):
+        DistilledDataset.from_tensors(images, targets=targets)
 
 
 def test_the_list_of_ncfm_comes_back(tmp_path):
@@ -376,6 +401,22 @@ def test_the_command_writes_what_the_name_says(tmp_path, here):
     assert "written to set.npz" in output
     again = read_set(tmp_path / "set.npz")
     assert again.content_hash == DistilledDataset.from_folder(folder).content_hash
+    status, _, _ = here("convert.py", "set.npz", "images_set.pt")
+    assert status == 0
+    assert len(torch.load(tmp_path / "images_set.pt")) == len(torch.load(tmp_path / "labels_set.pt")) == 80
+
+
+def test_of_several_sets_the_command_takes_the_default_and_no_previews(tmp_path, here):
+    folders = {
+        f"ipc{ipc}": make_folder(tmp_path / "sets" / f"ipc{ipc}", make_artifact(ipc=ipc)) for ipc in (1, 2)
+    }
+    status, _, errors = here("convert.py", "sets", "set.npz")
+    assert status == 2
+    assert "holds artifact folders, not classes: ipc1, ipc2. Convert each." in errors
+    entries = {name: Fingerprint.of(folder / MANIFEST_FILE) for name, folder in folders.items()}
+    (tmp_path / "sets" / MANIFEST_FILE).write_bytes(Index("ipc2", entries).to_bytes())
+    assert here("convert.py", "sets", "set.npz")[0] == 0
+    assert read_set(tmp_path / "set.npz").content_hash == make_artifact(ipc=2).content_hash
 
 
 def test_the_command_overwrites_nothing(pixels, tmp_path, here):

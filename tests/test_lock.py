@@ -9,8 +9,17 @@ import tomllib
 
 import pytest
 from artifacts import make_artifact, make_folder
+from huggingface_hub import constants
 
-from distilled_data import AccessError, DistilledDataset, IntegrityError, LockError, UsageError, __main__
+from distilled_data import (
+    AccessError,
+    DistilledDataset,
+    HubError,
+    IntegrityError,
+    LockError,
+    UsageError,
+    __main__,
+)
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE
 from distilled_data.lock import LockedRepository, read_lock, write_lock
 from distilled_data.manifest import Fingerprint
@@ -147,6 +156,22 @@ def test_lock_without_names_follows_branches_and_says_what_changed(loopback, pus
     push(1)
     assert run("lock").startswith("locked")
     assert read_lock(tmp_path / "distilled.lock")[REPO].commit == loopback.head(REPO).oid
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_without_the_hub_nothing_is_said_to_be_what_a_revision_is_now(
+    loopback, push, run, tmp_path, monkeypatch, offline
+):
+    run("lock", REPO)
+    before = (tmp_path / "distilled.lock").read_bytes()
+    if offline:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    else:
+        loopback.fault("HEAD ", "status", 503, times=99)
+    for arguments in (["lock"], ["lock", REPO], ["lock", f"{REPO}@v1"]):
+        with pytest.raises(HubError, match="HF_HUB_OFFLINE" if offline else "the Hub failed"):
+            run(*arguments)
+    assert (tmp_path / "distilled.lock").read_bytes() == before
 
 
 def test_sync_fills_an_empty_cache_and_verify_needs_no_hub(loopback, push, run, tmp_path):

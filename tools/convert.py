@@ -7,9 +7,9 @@
   python tools/convert.py distilled/digits-ipc10 digits.npz
 
 Read are NCFM and IDC (.pt), DC, DSA and DM (.pt), MTT and DATM (images_X.pt beside labels_X.pt), folders of
-images per class (SRe2L, RDED) and .npz; an artifact folder is written as the output's name says: .npz, .pt
-(NCFM), images_X.pt (MTT), or a folder. What a file does not say, such as how it was normalised, has to be
-said here, or is guessed with a note.
+images per class (SRe2L, RDED) and .npz. The output's name says what is written: .npz, .pt (NCFM), images_X.pt
+(MTT), or a folder: an artifact, or for what is one already, images per class. What a file does not say, such
+as how it was normalised, has to be said here, or is guessed with a note.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from command_line import run_command
 
 from distilled_data import DistilledDataset, UsageError
 from distilled_data.files import new_folder
-from distilled_data.format import ARTIFACT_FILE, write_artifact
+from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, write_artifact
 from distilled_data.interchange import labels_beside, read_set, write_set
 from distilled_data.tensors import VALUES
 from hub import complete_folder
@@ -53,7 +53,7 @@ def main(arguments: argparse.Namespace) -> None:
     for path in (arguments.output, *pair):
         if path.exists():
             raise UsageError(f"{path} is there already; choose another name, or remove it")
-    if (arguments.source / ARTIFACT_FILE).exists():
+    if any((arguments.source / name).exists() for name in (ARTIFACT_FILE, MANIFEST_FILE)):
         said = [f"--{name}" for name in WORDS if getattr(arguments, name) != parser().get_default(name)]
         if said:
             raise UsageError(f"{arguments.source} is an artifact, which says itself what {said[0]} would")
@@ -66,10 +66,14 @@ def main(arguments: argparse.Namespace) -> None:
         artifact = read_set(arguments.source, **{name: getattr(arguments, name) for name in WORDS})
     for note in notes:
         print(f"note: {note.message}")
-    with new_folder(arguments.output) as folder:
-        write_artifact(folder / ARTIFACT_FILE, artifact)
-        complete_folder(folder)
-    print(f"{DistilledDataset(artifact)}\nwritten to {arguments.output}")
+    data = DistilledDataset(artifact)
+    if arguments.output.suffix in (".npz", ".pt"):
+        write_set(data, arguments.output)
+    else:
+        with new_folder(arguments.output) as folder:
+            write_artifact(folder / ARTIFACT_FILE, artifact)
+            complete_folder(folder)
+    print(f"{data}\nwritten to {arguments.output}")
 
 
 if __name__ == "__main__":
