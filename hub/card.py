@@ -36,9 +36,11 @@ HUB_LICENCES = {
 
 _HOW_MEASURED = (
     "Test accuracy in percent after the last epoch, mean ± standard deviation over runs that differ in their "
-    "seed. The random images are as many real ones, with the same kind of labels and the same training "
-    "budget. The best epoch is chosen on the test set: that column is there only to compare with papers."
+    "seed; another number of runs is in brackets. The random images are as many real ones, with the same "
+    "kind of labels and the same training budget. The best epoch is chosen on the test set: that column is "
+    "there only to compare with papers."
 )
+_HELD_OUT = ' Rows of "validation" were tested on training images that were held out, not on the test set.'
 _BY_TEACHER = (
     ' Labels "teacher" are not those stored: the networks that gave them labelled every augmented batch.'
 )
@@ -248,6 +250,8 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append([*names, *scores, _plain(row.get("device", "-"))])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     told = f"{table}\n\n{_HOW_MEASURED}"
+    if any(row.get("split", "test") != "test" for row in rows):
+        told += _HELD_OUT
     return told + _BY_TEACHER if any(row.get("labels") == "teacher" for row in rows) else told
 
 
@@ -265,7 +269,9 @@ def _score(row: Mapping[str, Any], kind: str) -> str:
     mean, std = row.get(f"{kind}_mean"), row.get(f"{kind}_std")
     if not isinstance(mean, (int, float)):
         return "-"
-    return f"{mean:.1f} ± {std:.1f}" if isinstance(std, (int, float)) else f"{mean:.1f}"
+    score = f"{mean:.1f} ± {std:.1f}" if isinstance(std, (int, float)) else f"{mean:.1f}"
+    runs = row.get("n") if kind != "full" else row.get("full_n", row.get("n"))
+    return score if runs == row.get("n") else f"{score} ({_plain(runs)})"
 
 
 def _packing(metadata: Metadata) -> str:

@@ -296,7 +296,11 @@ def recipe_of(dataset: DistilledDataset) -> Recipe:
     """The recipe that a set was made by. Raises `UsageError` if it does not record it."""
     info = dataset.info
     if "settings" not in info.recipe or not {"id", "fingerprint"} <= set(info.source):
-        raise UsageError(f"{named(dataset)} does not record its recipe and source, so it cannot be evaluated")
+        raise UsageError(
+            f"{named(dataset)} does not record its recipe and source, so it can be neither evaluated nor "
+            "searched on; expected a set made by distill_and_push.py. One of another project can be trained "
+            "on in a loop of your own."
+        )
     return Recipe.from_dict(info.recipe["settings"])
 
 

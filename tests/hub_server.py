@@ -1,6 +1,6 @@
 """A small Hugging Face Hub on this machine: datasets, commits, tags, LFS, on 127.0.0.1 and in memory.
 
-    python -m tests.hub_server        # prints the two settings with which every command publishes to it
+    python -m tests.hub_server        # prints the settings with which every command publishes to it
 
 It speaks the part of the Hub's HTTP interface that the genuine huggingface_hub client and `datasets` use for
 datasets, without Xet. Content is addressed by its hash, a commit is checked against its parent under a lock,
@@ -8,6 +8,7 @@ and large files are served by a second origin (localhost) which refuses a token.
 answers on demand. It does not import huggingface_hub, which reads HF_ENDPOINT when it is imported.
 """
 
+import argparse
 import base64
 import contextlib
 import hashlib
@@ -15,6 +16,8 @@ import json
 import os
 import re
 import signal
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -547,8 +550,17 @@ ROUTES: list[tuple[str, Callable[..., Reply]]] = [
 
 
 def main() -> None:
-    with LoopbackHub(port=int(os.environ.get("PORT", "8732"))) as hub:
-        print(f"export HF_ENDPOINT={hub.url} HF_TOKEN=hf_alice HF_HUB_DISABLE_XET=1")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m tests.hub_server", description=__doc__, formatter_class=raw)
+    parser.add_argument("--port", type=int, default=8732, help="(default: 8732; 0: any that is free)")
+    port = parser.parse_args().port
+    with contextlib.ExitStack() as stack:
+        try:
+            hub = stack.enter_context(LoopbackHub(port=port))
+        except OSError as error:
+            sys.exit(f"error: port {port}: {error.strerror}. Choose another with --port.")
+        home = stack.enter_context(tempfile.TemporaryDirectory(prefix="hub-"))  # no cache of real sets
+        print(f"export HF_ENDPOINT={hub.url} HF_TOKEN=hf_alice HF_HUB_DISABLE_XET=1 HF_HOME={home}")
         print(
             "Publish to alice/NAME or org/NAME. Everything is forgotten when this ends: Ctrl-C.", flush=True
         )

@@ -75,7 +75,9 @@ def test_what_a_run_was_made_by_stays_with_it(here, tmp_path, monkeypatch):
     revisions = []
     for seeds in ("1", "2"):
         monkeypatch.setattr("ncfm_engine.provenance._code_revision", lambda seeds=seeds: f"revision {seeds}")
-        assert here(*flags, "--seeds", seeds, "--compile", "off", settings=SMALL)[0] == 0
+        status, output, _ = here(*flags, "--seeds", seeds, "--compile", "off", settings=SMALL)
+        assert status == 0
+        assert output.endswith("\nwritten to reproduced/results/study-recipe-digits-ipc1.json\n")
         rows = findings(tmp_path / "reproduced" / "results" / "study-recipe-digits-ipc1.json")
         revisions.append([run["code_revision"] for run in rows["the preset"]["runs"]])
         assert {run["compiled"] for row in rows.values() for run in row["runs"]} == {False}

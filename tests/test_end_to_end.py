@@ -19,7 +19,7 @@ from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, MANIFEST_FILE, re
 from distilled_data.manifest import Fingerprint, Index, write_manifest
 from hub import PushOptions, push_folder
 from ncfm_engine.stop import Stopped
-from tools.command_line import lock_of
+from tools.command_line import lock_of, table
 
 
 def test_the_main_job_writes_the_whole_folder_and_a_table(finished):
@@ -61,6 +61,14 @@ def test_a_network_trains_on_the_artifact_in_a_plain_loop(finished):
             optimiser.step()
             losses.append(loss.item())
     assert losses[-1] < losses[0] / 2
+
+
+def test_the_table_says_what_was_not_tested_on_the_test_set(finished):
+    rows = json.loads((finished[0] / "out.run" / "results.json").read_text())["rows"]
+    assert "tested on" not in table(rows)
+    assert table([rows[0] | {"split": "validation 0.1"}, *rows]).endswith(
+        "\ntested on validation 0.1 of the training images"
+    )
 
 
 def test_the_code_of_the_readme_runs_as_printed(finished):

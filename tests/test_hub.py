@@ -154,6 +154,13 @@ def test_the_results_table_has_mean_and_deviation_of_distilled_random_and_full()
         "| convnet | ncfm | 2 | hard | 5 | 91.3 ± 0.4 | 80.0 ± 2.0 | 98.7 | 92.5 ± 0.3 | 2 cores |\n"
         "| - | - | - | soft | - | - | - | - | - | - |\n"
     ) in card
+    assert "held out" not in card
+
+
+def test_the_card_says_how_many_runs_the_full_dataset_had_and_what_is_no_test_set():
+    card = render_card(make_artifact(results=(RESULTS | {"full_n": 3, "split": "validation 0.1"},)))
+    assert "| convnet | ncfm, validation 0.1 | 2 | hard | 5 | 91.3 ± 0.4 | 80.0 ± 2.0 | 98.7 (3) |" in card
+    assert 'Rows of "validation" were tested on training images that were held out' in card
 
 
 def test_the_card_says_what_labels_by_the_teacher_are_where_there_are_any():

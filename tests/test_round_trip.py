@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,15 +144,21 @@ def test_without_the_right_to_publish_nothing_is_distilled(here, loopback, monke
 
 
 def test_the_loopback_hub_runs_as_a_command_and_says_how_to_use_it(folders):
-    server = [sys.executable, "-m", "tests.hub_server"]
-    port = os.environ | {"PORT": "0"}
-    with subprocess.Popen(server, cwd=ROOT, env=port, text=True, stdout=subprocess.PIPE) as process:
+    server = [sys.executable, "-m", "tests.hub_server", "--port"]
+    with subprocess.Popen([*server, "0"], cwd=ROOT, text=True, stdout=subprocess.PIPE) as process:
         try:
             settings = dict(re.findall(r"(\w+)=(\S+)", process.stdout.readline()))
             options = PushOptions(endpoint=settings["HF_ENDPOINT"], token=settings["HF_TOKEN"])
             assert push_folder(folders[1], "alice/try", options).changed
+            assert list(Path(settings["HF_HOME"]).iterdir()) == []  # a cache of its own
+            port = settings["HF_ENDPOINT"].rpartition(":")[2]
+            second = subprocess.run([*server, port], cwd=ROOT, text=True, capture_output=True)
+            assert (second.returncode, second.stderr.count("\n")) == (1, 1)
+            assert f"error: port {port}: Address already in use. Choose another with --port." in second.stderr
         finally:
-            process.kill()
+            process.send_signal(signal.SIGINT)
+            process.wait(20)
+    assert not Path(settings["HF_HOME"]).exists()
 
 
 def test_the_benchmark_of_loading_times_every_contender(here, tmp_path):

@@ -188,8 +188,19 @@ def test_networks_that_cannot_be_trained_are_in_the_report_with_the_reason(here,
     assert "- kind=raises, distilled images: ValueError: three heads are too many\n" in output
     assert "- kind=diverges, early stopping: DivergenceError: network 0 diverged before step 2\n" in output
     assert "memory" in rows["hungry"]["distilled"]["reason"]
-    assert "Another `--storage` tries them again." in output
+    assert "tried again when the code of their space has changed, or with another `--storage`." in output
     assert "(1 complete, 3 failed)" in output
+    status, output, error = here(
+        "search_architectures.py",
+        *arguments[:3],
+        "--axis",
+        "kind=raises,hungry",
+        "--jobs",
+        "1",
+        settings=QUICK,
+    )
+    assert (status, "No candidate is complete." in output) == (1, True)
+    assert "error: none of 2 candidates could be trained; searches/out-" in " ".join(error.split())
 
 
 def test_a_search_stops_when_its_time_is_up_and_goes_on(here, set_folder, tmp_path):

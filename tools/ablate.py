@@ -95,6 +95,7 @@ def main(arguments: argparse.Namespace) -> None:
                 write(output, head, in_order(findings, list(variants)))
             bars.close()
             print(line(finding), flush=True)
+    print(f"written to {output}")
     if arguments.plot:
         curves = {name: findings[name].curves for name in chosen if findings[name].curves}
         plot_variants(curves, output.with_suffix(".png"))

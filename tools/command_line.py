@@ -254,9 +254,9 @@ def table(rows: list[dict]) -> str:
         for row in rows
     ]
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in [head, *lines]
-    )
+    shown = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in [head, *lines]]
+    held_out = sorted({row["split"] for row in rows} - {"test"})
+    return "\n".join([*shown, *(f"tested on {split} of the training images" for split in held_out)])
 
 
 def _quantity(text: str, units: dict[str, int], example: str) -> float:

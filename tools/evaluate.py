@@ -48,7 +48,11 @@ def parser() -> argparse.ArgumentParser:
     add("--dataset", help="the real images, where the artifact's name is not enough: folder:PATH, ...")
     add("--network", help=f"{', '.join(NETWORKS)} (default: the artifact's own)")
     add("--ipc", type=int, help="use only the first images of each class")
-    add("--seeds", type=int, help="networks, each with a seed of its own (default: as the set's recipe says)")
+    add(
+        "--seeds",
+        type=int,
+        help="networks trained on the set, and on random images (default: as its recipe says)",
+    )
     add("--protocol", choices=["ncfm"], default="ncfm", help="how networks are trained (default: ncfm)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     add("--time-budget", type=duration, metavar="10m", help="stop at a checkpoint after this time")

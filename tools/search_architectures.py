@@ -21,7 +21,7 @@ from typing import Any
 from command_line import add_source_flags, duration, load, reading, run_command, settings
 from filelock import FileLock
 
-from distilled_data import DistilledDataset, UsageError
+from distilled_data import DistilledDataError, DistilledDataset, UsageError
 from distilled_data.files import make_folder
 from ncfm_engine.allocator import keep_freed
 from ncfm_engine.cache import cache_folder
@@ -116,7 +116,8 @@ def main(arguments: argparse.Namespace) -> None:
         if arguments.truth_of and not all(campaign.results()[FULL]):
             raise UsageError(
                 "--truth-of: the storage lacks full trainings of these candidates by these settings; "
-                "expected --storage, --seed, images and evaluate.* of that search, but epochs and repeats"
+                "expected --storage, --seed, images and --set evaluate.* as in that search, but for "
+                "evaluate.epochs and --seeds"
             )
 
         def report(stage: str, done: int, total: int, **figures: float) -> None:
@@ -131,6 +132,10 @@ def main(arguments: argparse.Namespace) -> None:
                 write(output, summary(head(arguments, dataset, campaign, device), campaign))
     if not is_hand():
         print((output / REPORT_FILE).read_text(encoding="utf-8"))
+        if not any(result and result.state == "complete" for result in campaign.results()["distilled"]):
+            raise DistilledDataError(
+                f"none of {len(candidates)} candidates could be trained; {output / REPORT_FILE} says why"
+            )
 
 
 def choice(arguments: argparse.Namespace) -> tuple[Space, list[Architecture]]:

@@ -45,6 +45,7 @@ PRUNED = (
 )
 
 Content = Mapping[str, Any]
+AGAIN = "They are tried again when the code of their space has changed, or with another `--storage`."
 
 
 def summary(head: Content, campaign: Campaign) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def markdown(content: Content) -> str:
         if row.get(way) and row[way]["state"] == "failed"
     ]
     if failed:
-        lines += ["", "## Failed", "", *failed, "", "Another `--storage` tries them again."]
+        lines += ["", "## Failed", "", *failed, "", AGAIN]
     lines += ["", f"{content['device']}, torch {content['versions']['torch']}; `{content['command']}`."]
     return "\n".join(lines) + "\n"
 

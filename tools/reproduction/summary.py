@@ -23,7 +23,7 @@ HEADLINE = (
     "**soft labels, last epoch**",
     "random real images, soft labels",
     "all real images",
-    "bytes, labels included",
+    "bytes of the file, labels and metadata included",
 )
 
 
@@ -129,7 +129,7 @@ def _cells() -> dict[str, Cell]:
     return cells | {
         "label robust score (LRS)": lambda s: "" if s["lrs"] is None else f"{s['lrs']:.3f}",
         "augmentation robust score (ARS)": lambda s: "" if s["ars"] is None else f"{s['ars']:.3f}",
-        "bytes, labels included": lambda s: f"{s['bytes']:,}",
+        "bytes of the file, labels and metadata included": lambda s: f"{s['bytes']:,}",
         "steps": lambda s: f"{s['iterations']:,}",
         "minutes: pretraining (0: the networks were there), distilling, evaluating": _minutes,
         "peak memory, MiB": lambda s: _peak(s, "peak_memory_mib"),
