@@ -149,6 +149,8 @@ def build_network(
     ):
         if choice not in choices:
             raise UnknownNameError.of(kind, choice, choices)
+    if min(width, depth) < 1:
+        raise UsageError(f"width and depth must be 1 or more, got {width} and {depth}")
     size = (size, size) if isinstance(size, int) else size
     with initial_weights(seed):
         if name == "vit":
@@ -217,6 +219,8 @@ def resnet(
 
     Every stage has `blocks` of them and twice the width of the one before. ResNet-18 is 64, 4, 2.
     """
+    if min(width, stages, blocks) < 1:
+        raise UsageError(f"width, stages and blocks must be 1 or more, got {width}, {stages} and {blocks}")
     from torchvision.models.resnet import BasicBlock  # importing torchvision takes as long as importing torch
 
     rows, columns = size

@@ -375,6 +375,13 @@ def write_results(
 
 
 def _merged(known: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """The later row of a setting, unless it is of fewer networks; likewise what they say of all images."""
     setting = ("content_hash", "ipc", "network", "protocol", "labels", "split", "settings")
-    rows = {tuple(row.get(name) for name in setting): row for row in [*known, *new]}
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in [*known, *new]:
+        key = tuple(row.get(name) for name in setting)
+        old = rows.get(key, {})
+        kept = old if old.get("n", 0) > row.get("n", 0) else row
+        full = old if old.get("full_n", 0) > row.get("full_n", 0) else row
+        rows[key] = kept | {name: full[name] for name in ("full_mean", "full_std", "full_n") if name in full}
     return tuple(rows.values())

@@ -294,13 +294,15 @@ class _Worker:
             raise
         except (OptunaError, SQLAlchemyError):  # of the storage
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             lack = isinstance(error, (DeviceMemoryError, MemoryError)) or is_out_of_memory(error)
             if isinstance(error, torch.AcceleratorError) and not lack:
                 self._fatal = error
                 raise
             text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
             trial.set_user_attr("memory" if lack else "reason", text[:500])
+            if isinstance(error, SystemExit):  # of a user's code: one candidate has failed, not the search
+                raise RuntimeError(text) from None
             raise
         seconds = round(time.monotonic() - began, 2)
         trial.set_user_attr("scored", {"accuracies": accuracies, "seconds": seconds})

@@ -1,5 +1,6 @@
 """Search spaces: from what an architecture is chosen, as plain data."""
 
+import ast
 import functools
 import hashlib
 import importlib
@@ -9,6 +10,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,6 +52,8 @@ class Space:
             kinds = {type(value) for value in values}
             if isinstance(values, str) or len(values) == 0 or not kinds <= {str, int, float, bool}:
                 raise UsageError(f"axis {name}: expected texts, numbers or truth values, got {values!r}")
+            if not all(math.isfinite(value) for value in values if isinstance(value, float)):
+                raise UsageError(f"axis {name} has a value that is not finite: {values!r}")
             if len(set(values)) < len(values):
                 raise UsageError(f"axis {name} has a value twice: {values!r}")
 
@@ -121,24 +125,51 @@ class Space:
 
 
 def _sources(name: str) -> Iterator[str]:
-    """The text of a module and of all that it has names from, but for those of installed packages."""
-    first, found, left = name, set(), [name]
+    """The text of a module and of all that it imports or has names from, but for installed packages."""
+    first, found, left = name, dict[Path, str](), [name]
     while left:
         name = left.pop()
-        module = sys.modules.get(name)
-        path = Path(getattr(module, "__file__", None) or "")
-        installed = name.partition(".")[0] == __package__ or any(map(path.is_relative_to, LIBRARIES))
-        if path.suffix != ".py" or (installed and name != first) or path in found:
+        top = _file(name.partition(".")[0])
+        installed = name.partition(".")[0] == __package__ or any(map(top.is_relative_to, LIBRARIES))
+        if installed and name != first:  # nor is a part of it looked for, which would import it
             continue
-        found.add(path)
-        for value in vars(module).values():
+        path = _file(name)
+        if path.suffix != ".py" or path in found:
+            continue
+        found[path] = path.read_text(encoding="utf-8")
+        left += _imported(found[path], name if path.stem == "__init__" else name.rpartition(".")[0])
+        for value in vars(sys.modules[name]).values() if name in sys.modules else ():
             of = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
             left += [of] if isinstance(of, str) else []
-    return (path.read_text(encoding="utf-8") for path in sorted(found))
+    return (found[path] for path in sorted(found))
+
+
+def _file(name: str) -> Path:
+    """Of a module, imported or not; of one that has none, or is not there, an empty path."""
+    try:
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None) if module else getattr(find_spec(name), "origin", None)
+    except (ImportError, AttributeError, ValueError):  # a part of what is no package
+        file = None
+    return Path(file or "")
+
+
+def _imported(text: str, package: str) -> Iterator[str]:
+    """Names that the import statements of a module of `package` may mean modules by, in functions too."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: 1 - node.level or None] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (module, *(f"{module}.{alias.name}" for alias in node.names))
 
 
 def _value(axis: str, word: str, known: Sequence[Choice]) -> Choice:
     """`word` as the type of the values that the axis has."""
+    for value in known:  # they may be of several types
+        if str(value) == word:
+            return value
     kind = type(known[0])
     if kind is str and word not in known:
         raise UnknownNameError.of(axis, word, map(str, known))

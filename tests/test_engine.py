@@ -1,6 +1,7 @@
 """Pretraining, labelling and evaluating: cached, addressed, and honest about what is compared with what."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from distilled_data.randomness import seed_at
 from ncfm_engine.config import EvaluateConfig, LabelConfig, NetworkConfig, PretrainConfig
 from ncfm_engine.evaluate import evaluate, forget_progress, random_subset, train_and_test
 from ncfm_engine.label import Ensemble, label, teacher
+from ncfm_engine.pipeline import write_results
 from ncfm_engine.pretrain import build, pretrain, real_loader
 from ncfm_engine.stop import Stopped
 from ncfm_engine.train import Training, accuracy, logits_of
@@ -149,6 +151,22 @@ def test_a_result_row_has_every_field_and_names_the_set_it_measured(digits, pool
     assert rows[0]["n"] == 2
     assert rows[0]["best_mean"] >= rows[0]["last_mean"]
     assert 0 <= rows[0]["full_mean"] <= 100
+
+
+def test_a_quick_look_takes_no_place_of_a_long_evaluation(tmp_path):
+    path = tmp_path / "results.json"
+    row = {"labels": "hard", "n": 5, "last_mean": 80.0, "full_n": 3, "full_mean": 97.0, "full_std": 1.0}
+    less = {"full_n": 0, "full_mean": None, "full_std": None}
+
+    def written(row):
+        write_results(path, [row], "cpu", {})
+        (found,) = json.loads(path.read_text())["rows"]
+        return [found[name] for name in ("n", "last_mean", "full_n", "full_mean")]
+
+    assert written(row) == [5, 80.0, 3, 97.0]
+    assert written(row | less | {"n": 1, "last_mean": 70.0}) == [5, 80.0, 3, 97.0]
+    assert written(row | less | {"last_mean": 81.0}) == [5, 81.0, 3, 97.0]
+    assert written(row | {"n": 1, "last_mean": 70.0, "full_n": 4, "full_mean": 98.0}) == [5, 81.0, 4, 98.0]
 
 
 def test_an_evaluation_is_repeatable(digits, pool, dataset):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.func import vmap
 
 from distilled_data.errors import UnknownNameError, UsageError
-from ncfm_engine.networks import ACTIVATIONS, NETWORKS, NORMS, POOLINGS, Mean, build_network
+from ncfm_engine.networks import ACTIVATIONS, NETWORKS, NORMS, POOLINGS, Mean, build_network, resnet
 from ncfm_engine.train import Networks
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -205,6 +205,11 @@ def test_an_unknown_name_is_refused(kind, wrong):
 
 
 def test_a_convnet_too_deep_for_its_images_names_the_largest_depth():
+    for shape in ({"depth": 0}, {"width": -1}):
+        with pytest.raises(UsageError, match="width and depth must be 1 or more"):
+            build_network("convnet", channels=1, size=28, classes=10, **shape)
+    with pytest.raises(UsageError, match="width, stages and blocks must be 1 or more, got 4, 2 and 0"):
+        resnet(1, (28, 28), 10, NORMS["batch"], width=4, stages=2, blocks=0)
     with pytest.raises(UsageError, match=r"28x40 pixels to nothing\. The largest depth for this size is 4"):
         build_network("convnet", channels=3, size=(28, 40), classes=10, depth=5)
 

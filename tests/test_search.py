@@ -96,7 +96,7 @@ def test_what_is_done_is_not_done_again_and_more_candidates_may_follow(database)
 
 
 def test_what_a_candidate_raises_is_recorded_and_the_study_goes_on(database):
-    errors = {1: ValueError("three heads"), 2: RuntimeError("shape mismatch\nlong story")}
+    errors = {1: ValueError("three heads"), 2: RuntimeError("shape mismatch\nlong story"), 3: SystemExit(3)}
 
     def score(architecture, check):
         if architecture["b"] and architecture["a"] in errors:
@@ -109,9 +109,10 @@ def test_what_a_candidate_raises_is_recorded_and_the_study_goes_on(database):
     assert failed == {
         (1, True): "ValueError: three heads",
         (2, True): "RuntimeError: shape mismatch",
+        (3, True): "SystemExit: 3",
     }
     assert results[1, True].value is None
-    assert states(study) == {"COMPLETE": 4, "FAIL": 2}
+    assert states(study) == {"COMPLETE": 3, "FAIL": 3}
     search(study, SMALL, list(SMALL), score)
     assert len(study.trials) == 6  # they are not tried again
 

@@ -204,7 +204,7 @@ def test_networks_that_cannot_be_trained_are_in_the_report_with_the_reason(here,
 
 
 def test_a_search_stops_when_its_time_is_up_and_goes_on(here, set_folder, tmp_path):
-    arguments = (set_folder, "--axis", "width=4", "--labels", "hard", "--output", "found", "--jobs", "1")
+    arguments = (set_folder, "--axis", "width=4", "--labels", "hard", "--output", "a?%20b", "--jobs", "1")
     status, output, _ = here("search_architectures.py", *arguments, "--time-budget", "2s", settings=QUICK)
     assert status == 75  # 180 of them take longer, wherever it was stopped
     assert "go on with the same command" in output
@@ -213,6 +213,7 @@ def test_a_search_stops_when_its_time_is_up_and_goes_on(here, set_folder, tmp_pa
     assert status == 0, error
     assert "(3 complete)" in output
     assert "trusted" not in output  # nothing was verified
+    assert (tmp_path / "a?%20b" / "search.db").exists()
 
 
 def test_the_strategies_that_end_early_say_what_they_ended(here, set_folder, tmp_path):

@@ -81,6 +81,10 @@ def test_an_axis_takes_other_values_of_its_type():
         space.with_axes({"width": "wide"})
     flag = Space({"bias": (True,)}, torch.nn.Linear)
     assert flag.with_axes({"bias": "false,true"}).axes["bias"] == (False, True)
+    mixed = Space({"n": ("none", 2, 0.5)}, torch.nn.Linear)
+    assert mixed.with_axes({"n": "0.5,2,none"}).axes["n"] == (0.5, 2, "none")
+    with pytest.raises(UsageError, match="axis rate has a value that is not finite"):
+        Space({"rate": (0.1, 0.5)}, torch.nn.Linear).with_axes({"rate": "nan,0.1"})
 
 
 @pytest.mark.parametrize(
@@ -128,6 +132,29 @@ def test_the_code_of_a_user_is_all_modules_that_it_is_made_of(tmp_path, monkeypa
         codes.append(Space({"a": (1,)}, build).code)
     assert len(set(codes)) == 4
     assert codes[0].startswith("outer_used.Build ")
+
+
+def test_the_code_of_a_user_is_what_it_takes_numbers_from_and_what_it_imports_later(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "late_package").mkdir()
+    (tmp_path / "late_package" / "__init__.py").write_text("")
+    (tmp_path / "late_package" / "made.py").write_text("from . import parts\n")
+    (tmp_path / "late_package" / "parts.py").write_text("")
+    (tmp_path / "sizes_used.py").write_text("HIDDEN = 4\n")
+    (tmp_path / "late_used.py").write_text(
+        "from sizes_used import HIDDEN\n"
+        "def net(**options):\n"
+        "    from late_package.made import net\n"
+        "    import no_such_package.here\n"
+        "    return net(HIDDEN)\n"
+    )
+    build = importlib.import_module("late_used").net
+    codes = [Space({"a": (1,)}, build).code]
+    for changed in ("sizes_used", "late_package/made", "late_package/parts"):
+        with (tmp_path / f"{changed}.py").open("a") as file:
+            file.write("# otherwise\n")
+        codes.append(Space({"a": (1,)}, build).code)
+    assert len(set(codes)) == 4
 
 
 def test_the_code_is_that_of_the_moment_before_anything_is_built(tmp_path, monkeypatch):

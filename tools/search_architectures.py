@@ -17,6 +17,7 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from command_line import add_source_flags, duration, load, reading, run_command, settings
 from filelock import FileLock
@@ -108,7 +109,7 @@ def main(arguments: argparse.Namespace) -> None:
             space,
             candidates,
             ways_to_score(arguments, dataset, device, output, stop, show),
-            arguments.storage or f"sqlite:///{(arguments.truth_of or output) / DATABASE_FILE}",
+            arguments.storage or f"sqlite:///{quote(str((arguments.truth_of or output) / DATABASE_FILE))}",
             arguments.strategy,
             arguments.verify,
             arguments.seed,
@@ -181,8 +182,11 @@ def ways_to_score(
     changes = {"evaluate.epochs": min(original.evaluate.epochs, EPOCHS), "evaluate.repeats": arguments.seeds}
     said = settings(arguments.set)
     for name in said:
-        if not name.startswith("evaluate.") or name == "evaluate.labels":
-            raise UsageError(f"--set {name} does not change a search; expected evaluate.*, but for labels")
+        if not name.startswith("evaluate.") or name in ("evaluate.labels", "evaluate.repeats"):
+            raise UsageError(
+                f"--set {name} does not change a search; expected evaluate.*, but for labels and repeats, "
+                "which are --labels and --seeds"
+            )
     config = original.replace(changes | said).evaluate
     if arguments.verify is not None and config.full_repeats < 1:
         raise UsageError("--verify needs evaluate.full_repeats of 1 or more")

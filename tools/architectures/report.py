@@ -39,6 +39,7 @@ UNKNOWN = (
     "That cannot be told: in one of the three ways no candidate was scored to the end. More are with "
     "--strategy exhaustive."
 )
+OPEN = "That cannot be told yet: some candidates are open. Go on with the same command."
 PRUNED = (
     " with candidates that they do not prune; only those that none of them pruned are compared, which are "
     "few and good ones."
@@ -136,7 +137,8 @@ def markdown(content: Content) -> str:
     if content["trust"]:
         lines += ["", *_trust_table(content)]
     elif any(_complete(row.get(FULL)) for row in rows):
-        lines += ["", TITLE, "", UNKNOWN]
+        begun = any(row.get(way) is None for row in rows for way in PROXIES)
+        lines += ["", TITLE, "", OPEN if begun else UNKNOWN]
     failed = [
         f"- {_name(row['architecture'])}, {TITLES[way]}: {row[way]['reason']}"
         for row in rows
@@ -199,7 +201,7 @@ def _trust_table(content: Content) -> list[str]:
             _points(found[way]["pick_accuracy"]) + _tied(found[way].get("tied", 1)) for way in PROXIES
         ],
         "regret, points": [_points(found[way]["regret"]) for way in PROXIES],
-        "seconds for a candidate": [f"{_seconds(rows, way):.2f}" for way in PROXIES],
+        "seconds for one trained to the end": [f"{_seconds(rows, way):.2f}" for way in PROXIES],
     }
     return [
         TITLE,
