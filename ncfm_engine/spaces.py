@@ -149,14 +149,18 @@ def _file(name: str) -> Path:
     try:
         module = sys.modules.get(name)
         file = getattr(module, "__file__", None) if module else getattr(find_spec(name), "origin", None)
-    except (ImportError, AttributeError, ValueError):  # a part of what is no package
+    except Exception:  # a part of what is no package, or whatever the package of a user's raises
         file = None
     return Path(file or "")
 
 
 def _imported(text: str, package: str) -> Iterator[str]:
     """Names that the import statements of a module of `package` may mean modules by, in functions too."""
-    for node in ast.walk(ast.parse(text)):
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):  # which its import will tell
+        return
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

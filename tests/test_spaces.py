@@ -140,11 +140,13 @@ def test_the_code_of_a_user_is_what_it_takes_numbers_from_and_what_it_imports_la
     (tmp_path / "late_package" / "__init__.py").write_text("")
     (tmp_path / "late_package" / "made.py").write_text("from . import parts\n")
     (tmp_path / "late_package" / "parts.py").write_text("")
+    (tmp_path / "late_package" / "broken.py").write_text("def\n")
     (tmp_path / "sizes_used.py").write_text("HIDDEN = 4\n")
     (tmp_path / "late_used.py").write_text(
         "from sizes_used import HIDDEN\n"
         "def net(**options):\n"
         "    from late_package.made import net\n"
+        "    from late_package import broken\n"
         "    import no_such_package.here\n"
         "    return net(HIDDEN)\n"
     )
