@@ -554,6 +554,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m tests.hub_server", description=__doc__, formatter_class=raw)
     parser.add_argument("--port", type=int, default=8732, help="(default: 8732; 0: any that is free)")
     port = parser.parse_args().port
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # SIGINT is ignored in the background of a shell
     with contextlib.ExitStack() as stack:
         try:
             hub = stack.enter_context(LoopbackHub(port=port))

@@ -1,10 +1,10 @@
 """Distil, publish, load, as a user does: the commands, the code of the card, `datasets`, all over HTTP."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -156,8 +156,10 @@ def test_the_loopback_hub_runs_as_a_command_and_says_how_to_use_it(folders):
             assert (second.returncode, second.stderr.count("\n")) == (1, 1)
             assert f"error: port {port}: Address already in use. Choose another with --port." in second.stderr
         finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(20)
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.kill()
     assert not Path(settings["HF_HOME"]).exists()
 
 
