@@ -19,7 +19,7 @@ def as_temperature(value: Any) -> float:
     except (TypeError, ValueError):
         number = 0.0
     if not 1e-30 < number < 1e30:
-        raise UsageError(f"temperature must be positive, got {value!r}")
+        raise UsageError(f"temperature must be positive, 1e-30 to 1e30, got {value!r}")
     return number
 
 

@@ -321,7 +321,12 @@ def test_a_write_that_breaks_off_leaves_no_pair_of_old_images_and_new_labels(tmp
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
         broken.pop(0)
     write_set(DistilledDataset(make_artifact(ipc=1, logits=False)), tmp_path / "images_a.pt")
-    assert len(torch.load(tmp_path / "images_a.pt")) == len(torch.load(tmp_path / "labels_a.pt")) == 40
+    assert pair_lengths(tmp_path, "a") == [40, 40]
+
+
+def pair_lengths(folder, name):
+    paths = (folder / f"{kind}_{name}.pt" for kind in ("images", "labels"))
+    return [len(torch.load(path, weights_only=True)) for path in paths]
 
 
 def test_an_old_image_is_gone_before_new_labels_are_there(tmp_path, monkeypatch):
@@ -403,7 +408,7 @@ def test_the_command_writes_what_the_name_says(tmp_path, here):
     assert again.content_hash == DistilledDataset.from_folder(folder).content_hash
     status, _, _ = here("convert.py", "set.npz", "images_set.pt")
     assert status == 0
-    assert len(torch.load(tmp_path / "images_set.pt")) == len(torch.load(tmp_path / "labels_set.pt")) == 80
+    assert pair_lengths(tmp_path, "set") == [80, 80]
 
 
 def test_of_several_sets_the_command_takes_the_default_and_no_previews(tmp_path, here):

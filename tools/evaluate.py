@@ -6,7 +6,8 @@
   python tools/evaluate.py org/cifar10-ncfm@v1 --data DIR --ipc 10
 
 The rows are written to results.json in the run folder; where the set is a folder of one's own, they are added
-to its artifact's metadata and card too.
+to its artifact's metadata and card too. They take the place of those of the same settings, but for what was
+measured with more networks.
 """
 
 import argparse
