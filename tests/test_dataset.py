@@ -762,7 +762,7 @@ def test_numbers_may_be_those_of_numpy(whole):
         (lambda data: data.select(classes=3), "classes must be several names or indices, in an order, got 3"),
         (lambda data: data.select(classes={"one", "two"}), "several names or indices, in an order, got {'"),
         (lambda data: data.select(classes=[True, False]), "class index True is not a whole number"),
-        (lambda data: data.with_labels("soft", "2x"), "temperature must be positive, 1e-30 to 1e30, got '2x'"),
+        (lambda data: data.with_labels("soft", "2x"), "must be positive, 1e-30 to 1e30, got '2x'"),
         (lambda data: next(iter(data.loader(8, augment=lambda x: x[:2]))), r"augment must .* \[8, channels"),
         (lambda data: next(iter(data.loader(8, augment=lambda x: None))), "got NoneType"),
         (lambda data: next(iter(data.loader(8, augment=lambda x: x.byte()))), "got torch.uint8"),
@@ -770,8 +770,8 @@ def test_numbers_may_be_those_of_numpy(whole):
         (lambda data: data.split(0.5, seed=None), "seed must be a whole number, got None"),
         (lambda data: data.select(classes=torch.tensor([[3, 1], [2, 3]])), r"class index \[3, 1\] is not"),
         (lambda data: data.select(classes=np.array(3)), "several names or indices, in an order, got 3"),
-        (lambda data: data.with_labels("soft", 1e-39), "temperature must be positive, 1e-30 to 1e30, got 1e-39"),
-        (lambda data: data.with_labels("soft", 1e31), r"temperature must be positive, 1e-30 to 1e30, got 1e\+31"),
+        (lambda data: data.with_labels("soft", 1e-39), "must be positive, 1e-30 to 1e30, got 1e-39"),
+        (lambda data: data.with_labels("soft", 1e31), r"must be positive, 1e-30 to 1e30, got 1e\+31"),
     ],
 )
 def test_a_wrong_argument_is_named(whole, call, message):
