@@ -13,13 +13,17 @@ FAIL      with a `reason`: it raised or diverged, and is not tried again; `given
 """
 
 import contextlib
+import functools
 import gc
+import itertools
+import math
 import random
 import re
 import statistics
 import time
 import warnings
 import weakref
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -46,7 +50,7 @@ LIVES = 3  # times that a candidate may cost its process the life, or all memory
 
 TAKEN = "another process has it"
 
-CHECKS = 9  # scores on the way, at each ninth of a training: 1, 3 and 9 are the rungs of halving by 3
+CHECKS = 9  # scores on the way, at each ninth of a training: 1 and 3 are the rungs of halving by 3
 STRATEGIES = ("exhaustive", "random", "halving", "hyperband")
 EARLY_ENDING = ("halving", "hyperband")
 
@@ -319,13 +323,36 @@ class _Worker:
 
 
 def _pruner(strategy: str) -> Any:
-    from optuna import pruners
+    """Halving, asynchronous (Li et al. 2018, arXiv 1810.05934), or Hyperband (Li et al. 2016, 1603.06560).
 
-    if strategy == "halving":  # asynchronous (Li et al. 2018, arXiv 1810.05934)
-        return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
-    if strategy == "hyperband":  # Li et al. 2016, arXiv 1603.06560
-        return pruners.HyperbandPruner(min_resource=1, max_resource=CHECKS, reduction_factor=3)
-    return pruners.NopPruner()
+    At 1 and 3 of the 9 checks a candidate goes on if it is among the best third of those that came so far. In
+    Hyperband's other two brackets that begins at 3, or never. Optuna's own pruners ask the same of trials, so
+    that a candidate that was stopped and trained again would compete with itself.
+    """
+    from optuna.pruners import BasePruner, NopPruner
+
+    shares = {"halving": [1], "hyperband": [9, 5, 3]}.get(strategy)  # of the candidates, in each bracket
+    if shares is None:
+        return NopPruner()
+
+    @functools.cache
+    def bracket_of(candidate: tuple[Any, ...]) -> int:
+        place = zlib.crc32(repr(candidate).encode()) % sum(shares)
+        return sum(place >= end for end in itertools.accumulate(shares))
+
+    class OncePerCandidate(BasePruner):
+        def prune(self, study: Study, trial: FrozenTrial) -> bool:
+            step, bracket, values = trial.last_step, bracket_of(_key(trial.params)), {}
+            if step not in (1, 3) or step < 3**bracket:
+                return False
+            for other in [*study.get_trials(deepcopy=False), trial]:
+                if step in other.intermediate_values and bracket_of(key := _key(other.params)) == bracket:
+                    values[key] = other.intermediate_values[step]
+            ranked = sorted((value for value in values.values() if not math.isnan(value)), reverse=True)
+            own = trial.intermediate_values[step]
+            return math.isnan(own) or own < ranked[: max(1, len(values) // 3)][-1]
+
+    return OncePerCandidate()
 
 
 def _free(_: Study, trial: FrozenTrial) -> None:

@@ -9,14 +9,16 @@ import warnings
 import weakref
 from collections import Counter
 
+import optuna
 import pytest
 import torch
 from children import context, finish, start
 from interruptions import StopAfter
+from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import IntegrityError
 
 from distilled_data import DeviceMemoryError, UnknownNameError, UsageError
@@ -233,6 +235,7 @@ def rising(architecture, check):
 
 
 MANY = Space({"a": tuple(range(14))}, torch.nn.Linear)
+HUNDREDS = Space({"a": tuple(range(170))}, torch.nn.Linear)
 
 
 @pytest.mark.parametrize(("strategy", "most"), [("halving", 7), ("hyperband", 12)])
@@ -246,6 +249,58 @@ def test_what_is_worse_than_others_ends_early(database, strategy, most):
     assert max(result.value for result in complete) == 130 + CHECKS
     assert all(len(result.curve) < CHECKS and result.value == result.curve[-1] for result in pruned)
     assert all(len(result.curve) == CHECKS for result in complete)
+
+
+def reported(study, a, *values):
+    """The trial of the candidate `a` of hundreds, in work, with these values at its checks."""
+    curve = dict(enumerate(values, start=1))
+    choice = {"a": CategoricalDistribution(HUNDREDS.axes["a"])}
+    trial = create_trial(
+        state=TrialState.RUNNING, params={"a": a}, distributions=choice, intermediate_values=curve
+    )
+    study.add_trial(trial)
+    return study.trials[-1]
+
+
+def test_halving_goes_on_with_the_best_third_at_the_first_and_at_the_third_check(database):
+    study = open_study(database, "x", "halving")
+    trials = [reported(study, a, a, a) for a in range(12)]
+    assert not any(study.pruner.prune(study, trial) for trial in trials)  # the second
+    trials = [reported(study, a, a) for a in range(12)]
+    assert [study.pruner.prune(study, trial) for trial in trials] == [True] * 8 + [False] * 4
+    trials = [reported(study, a, 0, 0, -a) for a in range(3)]
+    assert [study.pruner.prune(study, trial) for trial in trials] == [False, True, True]
+    diverged = reported(study, 13, float("nan"))
+    assert study.pruner.prune(study, diverged)
+    assert not study.pruner.prune(study, reported(study, 12, 12))
+
+
+def test_who_was_stopped_and_trained_again_does_not_compete_with_itself(database):
+    study = open_study(database, "x", "halving")
+    for a in (*range(12), 9, 10, 11, 9, 10, 11):
+        reported(study, a, a)
+    assert not study.pruner.prune(study, reported(study, 8, 8))
+    assert study.pruner.prune(study, reported(study, 7, 7))
+
+
+def test_in_hyperband_halving_begins_at_the_first_check_at_the_third_or_never():
+    study = optuna.create_study(direction="maximize", pruner=module._pruner("hyperband"))
+    shares = {}
+    for checks in (1, 3):
+        trials = [reported(study, a, *[a] * checks) for a in HUNDREDS.axes["a"]]
+        shares[checks] = sum(study.pruner.prune(study, trial) for trial in trials) / len(trials)
+    assert shares[1] == pytest.approx(2 / 3 * 9 / 17, abs=0.05)  # brackets of 9, 5 and 3 (Li et al., table 1)
+    assert shares[3] == pytest.approx(2 / 3 * 14 / 17, abs=0.05)
+
+
+def test_a_candidate_stays_in_its_bracket_of_hyperband_however_often_it_is_trained(database):
+    study = open_study(database, "x", "hyperband")
+    for a in range(13):
+        reported(study, a, 99)
+        reported(study, 13, 99)
+    ends = [study.pruner.prune(study, reported(study, a, a)) for a in range(13)]
+    assert 0 < sum(ends) < 13  # in one bracket nobody's training ends at the first check
+    assert [study.pruner.prune(study, reported(study, a, a)) for a in range(13)] == ends
 
 
 def test_a_training_that_came_to_its_end_is_complete(database):
