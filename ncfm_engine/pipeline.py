@@ -30,6 +30,7 @@ from .plan import (
     remove_leftovers,
     run_folder_of,
 )
+from .presets import find_preset
 from .pretrain import FeaturePool, build, check_blendable, pretrain, train_pool
 from .provenance import command, provenance
 from .ranks import Ranks, join
@@ -262,10 +263,11 @@ def evaluate_set(
     """Evaluate a saved set under its own recipe with `changes`; its rows, see `evaluate`.
 
     `dataset` names the real data where the artifact's own name is not enough (folder:PATH), `reading` are
-    keywords of `load_source`; how images were resized is known to the artifact. Raises `UsageError` for an
-    artifact that does not record its recipe and for changes that no evaluation depends on, `SourceError` when
-    the data is not what it was distilled from, and `Stopped` after saving progress in `run_folder`, from
-    which `resume` goes on; it stays until `forget_progress`.
+    keywords of `load_source`; how images were resized is known to the artifact. A set of another project
+    records neither, needs `dataset`, and is evaluated as ours of such data are. Raises `UsageError` for
+    changes that no evaluation depends on, `SourceError` when the data is not what it was distilled from, and
+    `Stopped` after saving progress in `run_folder`, from which `resume` goes on; it stays until
+    `forget_progress`.
     """
     for name in changes:
         if not name.startswith(("evaluate.", "network.")) and name != "seed":
@@ -293,15 +295,13 @@ def evaluate_set(
 
 
 def recipe_of(dataset: DistilledDataset) -> Recipe:
-    """The recipe that a set was made by. Raises `UsageError` if it does not record it."""
+    """The recipe that a set was made by; of another project's, the one that we would make its like by."""
     info = dataset.info
-    if "settings" not in info.recipe or not {"id", "fingerprint"} <= set(info.source):
-        raise UsageError(
-            f"{named(dataset)} does not record its recipe and source, so it can be neither evaluated nor "
-            "searched on; expected a set made by distill_and_push.py. One of another project can be trained "
-            "on in a loop of your own."
-        )
-    return Recipe.from_dict(info.recipe["settings"])
+    if "settings" in info.recipe:
+        return Recipe.from_dict(info.recipe["settings"])
+    labels = ["hard"] if dataset.artifact.logits is None else ["hard", "soft"]
+    known = {"ipc": info.ipc, "distill.factor": info.factor, "evaluate.labels": labels}
+    return find_preset(None, info.dataset, info.ipc)[1].recipe().replace(known)
 
 
 def named(dataset: DistilledDataset) -> str:
@@ -318,6 +318,9 @@ def real_images(
     `dataset`, `reading`, and what is raised, are those of `evaluate_set`; `options` are stop and report.
     """
     info, name, recipe = distilled.info, named(distilled), recipe_of(distilled)
+    if not {"id", "fingerprint"} <= set(info.source):
+        real = _said_to_be_of(distilled, dataset, reading, **options)
+        return real, real
     kind = str(info.source["id"]).partition(":")[0]
     if dataset is None and (kind in PLACES or info.dataset not in SOURCES or info.dataset in PLACES):
         # An artifact, which may come from anybody, must not say which place is read.
@@ -335,6 +338,32 @@ def real_images(
             f"fingerprint {info.source['fingerprint']}, got {source.fingerprint}."
         )
     return real, source
+
+
+def _said_to_be_of(
+    distilled: DistilledDataset, dataset: str | None, reading: dict[str, Any] | None, **options: Any
+) -> Source:
+    """The real data of another project's set, which does not record it, normalised as the set is."""
+    info, name = distilled.info, named(distilled)
+    if dataset is None:
+        raise UsageError(
+            f"{name} does not record what it was distilled from; name the real images with --dataset: "
+            f"{', '.join(name for name in SOURCES if name not in PLACES)}, folder:PATH ..."
+        )
+    real = load_source(dataset, **(reading or {}), **options)
+    expected = [len(info.classes), info.channels, info.height, info.width]
+    found = [real.num_classes, real.channels, real.height, real.width]
+    if found != expected:
+        raise SourceError(
+            f"{dataset} is not the data that {name} was distilled from: expected classes, channels, height "
+            f"and width {expected}, got {found}."
+        )
+    if info.classes != real.classes and set(info.classes) & set(real.classes):
+        raise SourceError(
+            f"the classes of {name} are others, or in another order, than those of {dataset}: expected "
+            f"{', '.join(info.classes[:10])}, got {', '.join(real.classes[:10])}. Convert it with --classes."
+        )
+    return dataclasses.replace(real, mean=info.mean, std=info.std)
 
 
 def teacher_pool(dataset: DistilledDataset, source: Source, *, device: str, **options: Any) -> FeaturePool:

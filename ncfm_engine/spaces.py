@@ -50,8 +50,14 @@ class Space:
             raise UsageError("a space needs one axis at least; one architecture needs no search")
         for name, values in self.axes.items():
             kinds = {type(value) for value in values}
-            if isinstance(values, str) or len(values) == 0 or not kinds <= {str, int, float, bool}:
-                raise UsageError(f"axis {name}: expected texts, numbers or truth values, got {values!r}")
+            if (
+                isinstance(values, str | set | frozenset)
+                or len(values) == 0
+                or not kinds <= {str, int, float, bool}
+            ):
+                raise UsageError(
+                    f"axis {name}: expected texts, numbers or truth values, in an order, got {values!r}"
+                )
             if not all(math.isfinite(value) for value in values if isinstance(value, float)):
                 raise UsageError(f"axis {name} has a value that is not finite: {values!r}")
             if len(set(values)) < len(values):

@@ -18,6 +18,7 @@ from distilled_data import DistilledDataset
 from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, MANIFEST_FILE, read_artifact, write_artifact
 from distilled_data.manifest import Fingerprint, Index, write_manifest
 from hub import PushOptions, push_folder
+from ncfm_engine.pipeline import real_images, recipe_of
 from ncfm_engine.stop import Stopped
 from tools.command_line import lock_of, table
 
@@ -145,6 +146,64 @@ def test_an_evaluation_ignores_no_setting(finished, here, tmp_path, change):
     status, _, error = here("evaluate.py", "copy", settings=[change])
     assert status == 2
     assert f"{change.partition('=')[0]} does not change an evaluation" in " ".join(error.split())
+
+
+@pytest.fixture
+def foreign(finished, here):
+    """Convert the finished set into one that does not record where it is from, and say how it is read."""
+
+    def convert(*words: str) -> None:
+        for source, target in ((finished[0] / "out", "theirs.pt"), ("theirs.pt", "theirs")):
+            more = ["--name", "digits", "--values", "unit", *words] if target == "theirs" else []
+            status, _, error = here("convert.py", str(source), target, *more)
+            assert status == 0, error
+
+    return convert
+
+
+def test_a_set_of_another_project_is_evaluated_and_searched_on_as_ours_are(finished, foreign, here, tmp_path):
+    foreign("--factor", str(DistilledDataset.from_folder(finished[0] / "out").info.factor))
+    status, _, error = here("evaluate.py", "theirs", settings=["evaluate.epochs=3"])
+    assert (status, "--dataset: digits, cifar10" in " ".join(error.split())) == (2, True)
+    words = ["evaluate.epochs=60", "evaluate.repeats=2", "evaluate.full_repeats=0"]
+    status, _, error = here("evaluate.py", "theirs", "--dataset", "digits", settings=words)
+    assert status == 0, error
+    [row] = DistilledDataset.from_folder("theirs").info.results
+    assert row["labels"] == "hard"
+    assert row["last_mean"] > 50  # of chance it would be 10
+    axes = ["width=4,8", "depth=1", "norm=batch", "activation=relu", "pooling=avg"]
+    flags = [word for axis in axes for word in ("--axis", axis)]
+    words = ["evaluate.epochs=3"]
+    command = ("search_architectures.py", "theirs", "--dataset", "digits", "--jobs", "1", *flags)
+    status, output, error = here(*command, settings=words)
+    assert (status, "2 candidates" in output) == (0, True), error
+
+
+def test_real_images_are_normalised_as_a_foreign_set_is():
+    images, logits = torch.zeros(1, 10, 1, 8, 8), torch.zeros(1, 10, 1, 10)
+    foreign = DistilledDataset.from_tensors(images, logits=logits, mean=[0.2], std=[0.6], values="unit")
+    for real in real_images(foreign, "digits", None):
+        assert (real.mean, real.std, real.split) == ((0.2,), (0.6,), "test")
+    recipe = recipe_of(foreign)
+    assert (recipe.ipc, recipe.evaluate.labels) == (foreign.ipc, ("hard", "soft"))
+
+
+def test_real_images_that_a_foreign_set_cannot_be_of_are_refused(finished, foreign, here, tmp_path):
+    factor = str(DistilledDataset.from_folder(finished[0] / "out").info.factor)
+    foreign("--factor", factor, "--classes", "1,0,2,3,4,5,6,7,8,9")
+    status, _, error = here("evaluate.py", "theirs", "--dataset", "digits")
+    assert (status, "in another order" in " ".join(error.split())) == (2, True)
+    for label in "ab":
+        (tmp_path / "other" / "train" / label).mkdir(parents=True)
+        for number in range(10):
+            image = Image.new("L", (8, 8), number + 100 * (label == "b"))
+            image.save(tmp_path / "other" / "train" / label / f"{number}.png")
+    shutil.copytree(tmp_path / "other" / "train", tmp_path / "other" / "test")
+    status, _, error = here("evaluate.py", "theirs", "--dataset", "folder:other")
+    assert (
+        status,
+        "expected classes, channels, height and width [10, 1, 8, 8]" in " ".join(error.split()),
+    ) == (2, True)
 
 
 def test_a_run_resumed_at_another_temperature_puts_it_into_the_artifact(here):

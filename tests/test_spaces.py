@@ -89,7 +89,13 @@ def test_an_axis_takes_other_values_of_its_type():
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [((), "expected texts"), ("abc", "expected texts"), ((None,), "expected texts"), ((1, 1), "twice")],
+    [
+        ((), "expected texts"),
+        ("abc", "expected texts"),
+        ((None,), "expected texts"),
+        ({"abc", "def"}, "in an order"),
+        ((1, 1), "twice"),
+    ],
 )
 def test_senseless_axes_are_refused(values, message):
     with pytest.raises(UsageError, match=f"axis a.*{message}"):

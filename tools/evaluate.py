@@ -46,7 +46,10 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("artifact", metavar="FOLDER_OR_REPO", help="a set in a folder, or org/name[@revision] on the Hub")
-    add("--dataset", help="the real images, where the artifact's name is not enough: folder:PATH, ...")
+    add(
+        "--dataset",
+        help="the real images, where the set does not name them itself: cifar10, folder:PATH, ...",
+    )
     add("--network", help=f"{', '.join(NETWORKS)} (default: the artifact's own)")
     add("--ipc", type=int, help="use only the first images of each class")
     add(

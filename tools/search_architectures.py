@@ -75,7 +75,10 @@ def parser() -> argparse.ArgumentParser:
     add("--output", type=Path, help="folder of the results (default: searches/SET-HASH-SPACE...)")
     add("--storage", metavar="URL", help="database of the trials (default: sqlite, in the output folder)")
     add("--jobs", type=int, help="processes (default: one for each core; 4 on a GPU)")
-    add("--dataset", help="the real images, where the artifact's name is not enough: folder:PATH, ...")
+    add(
+        "--dataset",
+        help="the real images, where the set does not name them itself: cifar10, folder:PATH, ...",
+    )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     add(
         "--time-budget",
