@@ -50,11 +50,8 @@ class Space:
             raise UsageError("a space needs one axis at least; one architecture needs no search")
         for name, values in self.axes.items():
             kinds = {type(value) for value in values}
-            if (
-                isinstance(values, str | set | frozenset)
-                or len(values) == 0
-                or not kinds <= {str, int, float, bool}
-            ):
+            ordered = not isinstance(values, str | set | frozenset)
+            if not ordered or len(values) == 0 or not kinds <= {str, int, float, bool}:
                 raise UsageError(
                     f"axis {name}: expected texts, numbers or truth values, in an order, got {values!r}"
                 )
