@@ -331,7 +331,7 @@ def _pruner(strategy: str) -> Any:
     """
     from optuna.pruners import BasePruner, NopPruner
 
-    shares = {"halving": [1], "hyperband": [9, 5, 3]}.get(strategy)  # of the candidates, in each bracket
+    shares = {"halving": [1], "hyperband": [9, 5, 3]}.get(strategy)  # of the brackets: algorithm 1 there
     if shares is None:
         return NopPruner()
 

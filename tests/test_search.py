@@ -235,7 +235,7 @@ def rising(architecture, check):
 
 
 MANY = Space({"a": tuple(range(14))}, torch.nn.Linear)
-HUNDREDS = Space({"a": tuple(range(85))}, torch.nn.Linear)
+LARGE = Space({"a": tuple(range(85))}, torch.nn.Linear)
 
 
 @pytest.mark.parametrize(("strategy", "most"), [("halving", 7), ("hyperband", 12)])
@@ -252,9 +252,9 @@ def test_what_is_worse_than_others_ends_early(database, strategy, most):
 
 
 def reported(study, a, *values):
-    """The trial of the candidate `a` of hundreds, in work, with these values at its checks."""
+    """The trial of the candidate `a` of a large space, in work, with these values at its checks."""
     curve = dict(enumerate(values, start=1))
-    choice = {"a": CategoricalDistribution(HUNDREDS.axes["a"])}
+    choice = {"a": CategoricalDistribution(LARGE.axes["a"])}
     trial = create_trial(
         state=TrialState.RUNNING, params={"a": a}, distributions=choice, intermediate_values=curve
     )
@@ -287,9 +287,9 @@ def test_in_hyperband_halving_begins_at_the_first_check_at_the_third_or_never():
     study = optuna.create_study(direction="maximize", pruner=module._pruner("hyperband"))
     shares = {}
     for checks in (1, 3):
-        trials = [reported(study, a, *[a] * checks) for a in HUNDREDS.axes["a"]]
+        trials = [reported(study, a, *[a] * checks) for a in LARGE.axes["a"]]
         shares[checks] = sum(study.pruner.prune(study, trial) for trial in trials) / len(trials)
-    assert shares[1] == pytest.approx(2 / 3 * 9 / 17, abs=0.08)  # brackets of 9, 5 and 3 (Li et al., table 1)
+    assert shares[1] == pytest.approx(2 / 3 * 9 / 17, abs=0.08)  # brackets of 9, 5, 3: Li et al., algorithm 1
     assert shares[3] == pytest.approx(2 / 3 * 14 / 17, abs=0.08)
 
 
