@@ -70,6 +70,17 @@ def test_without_steps_the_preset_is_not_prolonged(here, tmp_path):
     assert rows["no steps (the real images it starts from)"]["runs"][0]["curve"] == {}
 
 
+def test_a_preset_without_images_is_studied_on_those_that_are_named(here, tmp_path):
+    flags = ["ablate.py", "--preset", "tinyimagenet-ipc1", "--only", "random real images", "--seeds", "1"]
+    status, _, error = here(*flags)
+    assert (status, "add --dataset folder:PATH" in " ".join(error.split())) == (2, True)
+    settings = [*SMALL, "network.depth=2", "evaluate.repeats=1", "evaluate.full_repeats=0"]
+    status, _, error = here(*flags, "--dataset", "digits", "--output", "rows.json", settings=settings)
+    assert status == 0, error
+    content = json.loads((tmp_path / "rows.json").read_text())
+    assert (content["preset"], content["dataset"]) == ("tinyimagenet-ipc1", "digits")
+
+
 def test_what_a_run_was_made_by_stays_with_it(here, tmp_path, monkeypatch):
     flags = ("ablate.py", "--ipc", "1", "--only", "random real images", "--only", "the preset")
     revisions = []

@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add("--study", choices=NAMES, default="recipe", help="which variants (default: recipe)")
     add("--only", action="append", default=[], metavar="TEXT", help="only variants whose name holds TEXT")
     add("--preset", default="digits", help="row of ncfm_engine/presets.py (default: digits)")
+    add("--dataset", help="the real images, where the preset names none: folder:PATH, ...")
     add("--data", type=Path, help="folder with the files of a named dataset")
     add("--ipc", type=int, help="packed images per class (default: as the preset says)")
     add("--seeds", type=int, default=3, help="distillations per variant (default: 3)")
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> None:
     plan = make_plan(
+        dataset=arguments.dataset,
         preset=arguments.preset,
         ipc=arguments.ipc,
         changes={"validation": "0.1"} | settings(arguments.set),
