@@ -212,6 +212,12 @@ def to_bytes(
         raise UsageError("images hold values that are not finite")
     if values is None:
         values = _guess(pixels)
+    elif pixels.min() >= 0 and pixels.max() <= 1 and values != "unit":
+        warnings.warn(
+            f"the images are said to be {values!r}, and all their values lie from {pixels.min():.2f} to "
+            f"{pixels.max():.2f}, as those of 'unit' do",
+            stacklevel=3,
+        )
     if values == "bytes":
         pixels = pixels / 255
     elif values == "normalised":

@@ -494,6 +494,16 @@ def test_what_floats_are_is_told_by_their_range(low, high, guess):
         assert guessed.content_hash == DistilledDataset.from_tensors(images, **stated).content_hash
 
 
+@pytest.mark.parametrize("values", ["bytes", "normalised"])
+def test_what_is_said_of_floats_is_doubted_if_all_lie_between_0_and_1(values):
+    stated = {"mean": [0.5], "std": [0.25], "values": values}
+    images = torch.linspace(0.1, 0.9, 4 * 64).view(2, 2, 1, 8, 8)
+    with pytest.warns(UserWarning, match=f"said to be '{values}'.* from 0.10 to 0.90, as those of 'unit' do"):
+        DistilledDataset.from_tensors(images, **stated)
+    images[0, 0, 0, 0, 0], images[0, 0, 0, 0, 1] = (0, 255) if values == "bytes" else (-1, 1)
+    DistilledDataset.from_tensors(images, **stated)  # of which a warning would be an error
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_rounded_probabilities_are_probabilities_at_any_temperature(pixels, dtype):
     soft = (F.one_hot(NUMBERS, 10) * 0.9 + 0.01).to(dtype)
