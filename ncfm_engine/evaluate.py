@@ -104,7 +104,7 @@ def _row(
     if labels == "teacher":
         assert pool, "see evaluate"
         stored, options = "soft", options | {"teacher": Ensemble(pool, device)}
-    distilled = same_images(dataset.with_labels(stored).loader(**options))
+    distilled = same_images(normalised_as(source, dataset).with_labels(stored).loader(**options))
     random = random_images(dataset, source, labels, pool, device, options)
     names = f"{labels} labels, distilled", f"{labels} labels, random"
     batches = [math.ceil(n / config.batch_size) for n in (len(dataset), dataset.ipc * source.num_classes)]
@@ -287,6 +287,13 @@ def start_training(
 def same_images(loader: Loader) -> Loaders:
     """Every network sees these images, in its own order."""
     return lambda seeds: [reseeded(loader, seed) for seed in seeds]
+
+
+def normalised_as(source: Source, dataset: DistilledDataset) -> DistilledDataset:
+    """The set with its images as networks see those of `source`; one of another project may say otherwise."""
+    info = dataclasses.replace(dataset.info, mean=source.mean, std=source.std)
+    artifact = dataclasses.replace(dataset.artifact, metadata=info)
+    return DistilledDataset(artifact, dataset.labels, dataset.folder)
 
 
 def random_images(

@@ -343,7 +343,7 @@ def real_images(
 def _said_to_be_of(
     distilled: DistilledDataset, dataset: str | None, reading: dict[str, Any] | None, **options: Any
 ) -> Source:
-    """The real data of another project's set, which does not record it, normalised as the set is."""
+    """The real data of another project's set, which does not record it."""
     info, name = distilled.info, named(distilled)
     if dataset is None:
         raise UsageError(
@@ -363,7 +363,7 @@ def _said_to_be_of(
             f"the classes of {name} are others, or in another order, than those of {dataset}: expected "
             f"{', '.join(info.classes[:10])}, got {', '.join(real.classes[:10])}. Convert it with --classes."
         )
-    return dataclasses.replace(real, mean=info.mean, std=info.std)
+    return real
 
 
 def teacher_pool(dataset: DistilledDataset, source: Source, *, device: str, **options: Any) -> FeaturePool:

@@ -25,7 +25,7 @@ from distilled_data import DistilledDataset, DivergenceError, UsageError
 from distilled_data.randomness import seed_at, seeded
 
 from .config import EvaluateConfig
-from .evaluate import Loaders, random_images, same_images, start_training
+from .evaluate import Loaders, normalised_as, random_images, same_images, start_training
 from .pretrain import FeaturePool, real_loader
 from .search import Check
 from .sources import Source, hold_out
@@ -135,7 +135,7 @@ def proxies(
     truth. `pool` labels the random images, and is needed for soft labels only.
     """
     options: dict[str, Any] = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
-    distilled = dataset.with_labels(labels).loader(**options)
+    distilled = normalised_as(source, dataset).with_labels(labels).loader(**options)
     real = real_loader(source, source.train, **options)
     steps, batch = config.epochs * len(distilled), min(config.batch_size, distilled.count)
     early = copy.copy(real)  # of the same tensors

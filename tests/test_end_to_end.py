@@ -18,7 +18,9 @@ from distilled_data import DistilledDataset
 from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, MANIFEST_FILE, read_artifact, write_artifact
 from distilled_data.manifest import Fingerprint, Index, write_manifest
 from hub import PushOptions, push_folder
-from ncfm_engine.pipeline import real_images, recipe_of
+from ncfm_engine.config import EvaluateConfig
+from ncfm_engine.pipeline import evaluate_set, real_images, recipe_of
+from ncfm_engine.proxies import proxies, splits
 from ncfm_engine.stop import Stopped
 from tools.command_line import lock_of, table
 
@@ -179,13 +181,24 @@ def test_a_set_of_another_project_is_evaluated_and_searched_on_as_ours_are(finis
     assert (status, "2 candidates" in output) == (0, True), error
 
 
-def test_real_images_are_normalised_as_a_foreign_set_is():
-    images, logits = torch.zeros(1, 10, 1, 8, 8), torch.zeros(1, 10, 1, 10)
-    foreign = DistilledDataset.from_tensors(images, logits=logits, mean=[0.2], std=[0.6], values="unit")
-    for real in real_images(foreign, "digits", None):
-        assert (real.mean, real.std, real.split) == ((0.2,), (0.6,), "test")
-    recipe = recipe_of(foreign)
-    assert (recipe.ipc, recipe.evaluate.labels) == (foreign.ipc, ("hard", "soft"))
+def test_a_foreign_set_is_normalised_as_its_real_images_are(finished, tmp_path):
+    ours = DistilledDataset.from_folder(finished[0] / "out")
+    known = {"logits": ours.artifact.logits, "factor": ours.info.factor}
+    changes = {"evaluate.epochs": 60, "evaluate.repeats": 1, "evaluate.full_repeats": 0, "network.width": 32}
+    changes |= {"evaluate.labels": ["hard"], "network.norm": "batch"}  # per image it would not matter
+    scores, batches = [], []
+    for mean, std in ((0.2, 0.6), (0.9, 0.1)):
+        foreign = DistilledDataset.from_tensors(ours.artifact.images, mean=[mean], std=[std], **known)
+        assert recipe_of(foreign).evaluate.labels == ("hard", "soft")
+        folder = tmp_path / str(mean)
+        options = {"changes": changes, "cache": tmp_path, "device": "cpu", "dataset": "digits"}
+        scores.append([row["last_mean"] for row in evaluate_set(foreign, folder, **options)])
+        real, seen = real_images(foreign, "digits", None)
+        held, test = splits(real, seen, 0.0)
+        ways = proxies(foreign, held, test, EvaluateConfig(), labels="hard", seed=0, device="cpu")
+        batches.append(next(iter(ways["distilled"].loaders([0])[0]))[0])
+    assert scores[0] == scores[1] != [10.03]  # of one class for all
+    assert torch.equal(*batches)
 
 
 def test_real_images_that_a_foreign_set_cannot_be_of_are_refused(finished, foreign, here, tmp_path):
