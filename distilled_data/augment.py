@@ -101,10 +101,19 @@ def apply(images: Tensor, operations: list[str], uniforms: Tensor) -> Tensor:
     dtype = torch.promote_types(images.dtype, torch.float32)  # half precision is too coarse for positions
     result = images.to(dtype)
     uniforms = upload(uniforms.to(dtype), images.device)[..., None, None]
-    parts = uniforms.split([OPERATIONS[name].uniforms for name in operations], dim=1)
-    for name, part in zip(operations, parts, strict=True):
-        result = OPERATIONS[name].function(result, *part.unbind(1))
+    steps = joined(operations)
+    parts = uniforms.split([step.uniforms for step in steps], dim=1)
+    for step, part in zip(steps, parts, strict=True):
+        result = step.function(result, *part.unbind(1))
     return result.to(images.dtype)
+
+
+def joined(names: Sequence[str]) -> list["Operation"]:
+    """The operations of these names; two neighbours that only move pixels are one."""
+    if not names:
+        return []
+    pair = JOINED.get(tuple(names[:2]))
+    return [pair, *joined(names[2:])] if pair else [OPERATIONS[names[0]], *joined(names[1:])]
 
 
 def mix(images: Tensor, targets: Tensor, strategy: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -199,11 +208,23 @@ def color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tens
 
 def crop(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
     """Shifts by whole pixels; as the nearest pixel is read, nothing is interpolated."""
-    height, width = images.shape[-2:]
     rows, columns = positions(images)
-    rows = rows - shift_of(down, height) * (2 / height)
-    columns = columns - shift_of(right, width) * (2 / width)
-    return sample(images, rows, columns, "nearest")
+    down, right = shift_of(down, len(rows)), shift_of(right, len(columns))
+    return sample(images, rows - down, columns - right, "nearest")
+
+
+def crop_flip(images: Tensor, down: Tensor, right: Tensor, side: Tensor) -> Tensor:
+    """`crop`, then `flip`, with every pixel read and written once."""
+    rows, columns = positions(images)
+    down, right = shift_of(down, len(rows)), shift_of(right, len(columns))
+    return sample(images, rows - down, mirrored(columns, side) - right, "nearest")
+
+
+def flip_crop(images: Tensor, side: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """`flip`, then `crop`, likewise."""
+    rows, columns = positions(images)
+    down, right = shift_of(down, len(rows)), shift_of(right, len(columns))
+    return sample(images, rows - down, mirrored(columns - right, side), "nearest")
 
 
 def cutout(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
@@ -252,6 +273,7 @@ OPERATIONS = {
     "rotate": Operation(rotate, 1),
     "scale": Operation(scale, 2),
 }
+JOINED = {("crop", "flip"): Operation(crop_flip, 3), ("flip", "crop"): Operation(flip_crop, 3)}
 
 
 def integer_of(uniform: Tensor, low: int, high: int) -> Tensor:
@@ -260,8 +282,14 @@ def integer_of(uniform: Tensor, low: int, high: int) -> Tensor:
 
 
 def shift_of(uniform: Tensor, side: int) -> Tensor:
+    """A shift by whole pixels, in the unit of `positions`."""
     reach = int(side * CROP + 0.5)
-    return integer_of(uniform, -reach, reach)
+    return integer_of(uniform, -reach, reach) * (2 / side)
+
+
+def mirrored(columns: Tensor, side: Tensor) -> Tensor:
+    """Positions on the other side of the middle, where `flip` mirrors."""
+    return torch.where(side < 0.5, -columns, columns)
 
 
 def hole(uniform: Tensor, side: int) -> Tensor:

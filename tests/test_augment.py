@@ -144,6 +144,19 @@ def test_flip_mirrors_left_and_right():
     assert flipped[:, 0].tolist() == [[[3, 2, 1], [6, 5, 4]], [[1, 2, 3], [4, 5, 6]]]
 
 
+@pytest.mark.parametrize("strategy", ["crop_flip", "flip_crop", "flip_flip_crop_flip", "crop_crop_flip"])
+@pytest.mark.parametrize("side", [28, 32, 37, 224])
+def test_moves_at_once_are_the_moves_one_by_one(strategy, side):
+    images = noise(64, 1, side, side, dtype=torch.float32)
+    operations, uniforms = draw(strategy, len(images), generator())
+    expected = images
+    for name, part in zip(
+        operations, uniforms.split([OPERATIONS[name].uniforms for name in operations], dim=1), strict=True
+    ):
+        expected = OPERATIONS[name].function(expected, *part[..., None, None].unbind(1))
+    assert torch.equal(apply(images, operations, uniforms), expected)
+
+
 def test_cutout_cuts_what_is_inside_the_image():
     corner_and_middle = apply(torch.ones(2, 1, 4, 4), ["cutout"], torch.tensor([[0.0, 0.0], [0.5, 0.5]]))
     assert corner_and_middle[:, 0].tolist() == [
