@@ -21,7 +21,7 @@ from .transfer import upload
 Mix = str | Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Place = tuple[int | str, ...]  # an address of draws, below the seed and the purpose
 
-AHEAD_BYTES = 32 * 2**20  # of images that a GPU makes in one go: of a single batch, launching is most of it
+AHEAD_BYTES = 64 * 2**20  # of images that a GPU makes in one go: of a single batch, launching is most of it
 
 
 class Loader:
