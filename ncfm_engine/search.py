@@ -70,6 +70,7 @@ class Result:
     seconds: float = 0.0  # that the scoring took
     reason: str = ""
     attempts: int = 1  # with those whose process died or was stopped
+    machine: str = ""  # that scored it
 
 
 def open_study(storage: str, name: str, strategy: str = "exhaustive") -> Study:
@@ -125,6 +126,7 @@ def search(
     candidates: Sequence[Architecture],
     score: Score,
     *,
+    machine: str = "",
     stop: StopRequest | None = None,
     report: Report = silent,
 ) -> list[Result]:
@@ -132,12 +134,13 @@ def search(
 
     `score(architecture, check)` trains networks and returns their accuracies in percent. It calls `check`
     with an accuracy `CHECKS` times, the last time at the end, or not at all if the strategy ends nothing
-    early; what it raises itself makes the candidate a failed one. Raises `Stopped` when `stop` is requested:
+    early; what it raises itself makes the candidate a failed one. What is scored here is said to be scored by
+    `machine`, in words. Raises `Stopped` when `stop` is requested:
     what is in work is left to the next process. Raises `UsageError` for a candidate that is there twice.
     """
     if len({_key(candidate) for candidate in candidates}) < len(candidates):
         raise UsageError("a candidate is there twice")
-    worker = _Worker(study, space, score)
+    worker = _Worker(study, space, score, machine)
     while True:
         progress = _Progress(study, candidates)
         report(study.study_name, len(progress.done), len(candidates), **progress.figures())
@@ -209,6 +212,7 @@ def _result(candidate: Architecture, trials: Sequence[FrozenTrial]) -> Result | 
             scored.get("seconds", 0.0),
             notes.get("reason", ""),
             len(finished),
+            scored.get("machine", ""),
         )
     if len(mine) < LIVES:
         return None
@@ -220,10 +224,10 @@ def _result(candidate: Architecture, trials: Sequence[FrozenTrial]) -> Result | 
 class _Worker:
     """Runs one trial after the other in this process."""
 
-    def __init__(self, study: Study, space: Space, score: Score):
+    def __init__(self, study: Study, space: Space, score: Score, machine: str = ""):
         from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-        self.study, self.score = study, score
+        self.study, self.score, self.machine = study, score, machine
         self._axes: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(tuple(values)) for name, values in space.axes.items()
         }
@@ -291,7 +295,8 @@ class _Worker:
             accuracies = list(self.score(trial.params, check))
             mean = statistics.fmean(accuracies)
         except TrialPruned as pruned:
-            trial.set_user_attr("scored", {"seconds": round(time.monotonic() - began, 2)})
+            seconds = round(time.monotonic() - began, 2)
+            trial.set_user_attr("scored", {"seconds": seconds, "machine": self.machine})
             raise pruned.with_traceback(None) from None  # which would hold what the training had
         except (Stopped, KeyboardInterrupt):
             trial.set_user_attr("given_up", "stopped on request")
@@ -309,7 +314,8 @@ class _Worker:
                 raise RuntimeError(text) from None
             raise
         seconds = round(time.monotonic() - began, 2)
-        trial.set_user_attr("scored", {"accuracies": accuracies, "seconds": seconds})
+        notes = {"accuracies": accuracies, "seconds": seconds, "machine": self.machine}
+        trial.set_user_attr("scored", notes)
         return mean
 
     def _is_taken(self, trial: Trial) -> bool:

@@ -107,6 +107,30 @@ def test_searches_in_one_storage_share_what_they_have_in_common(here, set_folder
     database.engine.dispose()
     assert sorted(names) == ["distilled", "distilled", "early", "full", "random", "random"]
 
+    every = (set_folder, *AXES, *ONE, "--jobs", "1", "--labels", "hard", *storage, "--output", "every")
+    status, output, error = here("search_architectures.py", *every, settings=QUICK)
+    assert status == 0, error
+    known = content(tmp_path / "every")
+    assert len(known["candidates"]) == 8
+    assert [row["full"] for row in known["candidates"] if row["full"]] == [row["full"] for row in found[0]]
+    assert known["trust"]["distilled"]["all"]["n"] == 2
+    assert "Other searches in the same storage chose them" in output
+
+
+def test_a_report_names_the_machines_that_trained_not_the_one_that_wrote_it(
+    here, set_folder, tmp_path, monkeypatch
+):
+    few = (set_folder, *AXES, *ONE, "--candidates", "2", "--jobs", "1", "--labels", "hard", "--output", "x")
+    monkeypatch.setattr("platform.machine", lambda: "another")
+    status, _, error = here("search_architectures.py", *few, settings=QUICK)
+    assert status == 0, error
+    monkeypatch.undo()
+    status, output, error = here("search_architectures.py", *few, settings=QUICK)
+    assert status == 0, error
+    [machine] = content(tmp_path / "x")["machines"]
+    assert machine.startswith("cpu (another), torch ")
+    assert output.rstrip().splitlines()[-1].startswith(f"{machine}; `search_architectures.py")
+
 
 def test_another_proxy_is_compared_with_the_truth_of_a_search(here, set_folder, tmp_path):
     few = (set_folder, "--jobs", "1", "--labels", "hard")

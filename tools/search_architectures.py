@@ -116,6 +116,7 @@ def main(arguments: argparse.Namespace) -> None:
             arguments.strategy,
             arguments.verify,
             arguments.seed,
+            machine_of(device),
         )
         if arguments.truth_of and not all(campaign.results()[FULL]):
             raise UsageError(
@@ -231,6 +232,11 @@ def head(
         **provenance(device),
         "command": command(),
     }
+
+
+def machine_of(device: str) -> str:
+    known = provenance(device)
+    return f"{known['device']}, torch {known['versions']['torch']}"
 
 
 def labels_of(arguments: argparse.Namespace, dataset: DistilledDataset) -> str:

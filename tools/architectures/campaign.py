@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,12 +15,14 @@ from ncfm_engine.stop import StopRequest
 from ncfm_engine.trust import select
 
 ALL = 0  # for `verify`: every candidate
+OTHERS = "by other searches"
 
 
 @dataclass
 class Campaign:
     """`ways` are `ncfm_engine.proxies.proxies`; each has a study of its own in the storage, which is named by
-    all that decides its scores, so that searches with anything in common share it.
+    all that decides its scores, so that searches with anything in common share it. `machine` says where this
+    process trains.
     """
 
     space: Space
@@ -30,6 +32,8 @@ class Campaign:
     strategy: str = "exhaustive"
     verify: int | None = None  # so many best, middle and random candidates; None: nothing is verified
     seed: int = 0
+    machine: str = ""
+    _studies: dict[str, Any] = field(default_factory=dict, init=False)  # to open one takes 0.3 s
 
     def run(self, stop: StopRequest, report: Report) -> None:
         """Do all of it, or what is left, together with all processes that do the same. Raises `Stopped`."""
@@ -40,14 +44,21 @@ class Campaign:
             self._score(FULL, [self.candidates[index] for index in chosen], stop, report)
 
     def results(self) -> dict[str, list[Result | None]]:
-        """What is known by now, by way, in the order of the candidates."""
-        ways = [*PROXIES, FULL] if self.verify is not None else PROXIES[:1]
-        return {way: results_of(self._study(way), self.candidates) for way in ways}
+        """What is known by now, by way, in the order of the candidates; where nothing is verified here, of
+        the other ways what searches in the same storage did that verified some.
+        """
+        found = {way: results_of(self._study(way), self.candidates) for way in [*PROXIES, FULL]}
+        if self.verify is None and not all(any(found[way]) for way in found):
+            return {way: found[way] for way in PROXIES[:1]}
+        return found
 
     def verified(self) -> dict[str, list[int]]:
         """The candidates that are trained in full, by the reason for it."""
         if self.verify == ALL:
             return {"all": list(range(len(self.candidates)))}
+        if self.verify is None:
+            known = results_of(self._study(FULL), self.candidates)
+            return {OTHERS: [index for index, result in enumerate(known) if result]}
         groups: dict[str, list[int]] = {}
         for way in PROXIES:
             results = results_of(self._study(way), self.candidates)
@@ -65,9 +76,15 @@ class Campaign:
 
     def _score(self, way: str, candidates: Sequence[Architecture], stop: StopRequest, report: Report) -> None:
         score = partial(self.ways[way].score, self.space, stop=stop)
-        search(self._study(way), self.space, candidates, score, stop=stop, report=report)
+        options: dict[str, Any] = {"machine": self.machine, "stop": stop, "report": report}
+        search(self._study(way), self.space, candidates, score, **options)
 
     def _study(self, way: str) -> Any:
+        if way not in self._studies:
+            self._studies[way] = self._opened(way)
+        return self._studies[way]
+
+    def _opened(self, way: str) -> Any:
         strategy = self.strategy if way != FULL and self.strategy in EARLY_ENDING else "exhaustive"
         axes = {name: list(values) for name, values in self.space.axes.items()}
         identity = {"axes": axes, "strategy": strategy, **self.ways[way].identity}

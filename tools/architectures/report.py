@@ -15,7 +15,7 @@ from ncfm_engine.trust import trust
 from tools.listing import write_rows
 from tools.markdown import score, table
 
-from .campaign import Campaign
+from .campaign import OTHERS, Campaign
 
 RESULTS_FILE, REPORT_FILE = "search.json", "report.md"
 SCATTER_FILE, REGRET_FILE = "scatter.png", "regret.png"
@@ -29,6 +29,10 @@ SHOWN = 10  # candidates in the report
 CHOSEN = (
     " They are the best, some in the middle and some at random by the ranking of the distilled images, and "
     "the picks of the others: correlations are higher among such than among all candidates."
+)
+CHOSEN_BY_OTHERS = (
+    " Other searches in the same storage chose them and trained them: correlations may not be those among "
+    "all candidates."
 )
 CHOSEN_BEFORE = (
     " The search `{}` chose them and trained them: correlations may not be those among all candidates."
@@ -52,7 +56,9 @@ AGAIN = "They are tried again when the code of their space has changed, or with 
 def summary(head: Content, campaign: Campaign) -> dict[str, Any]:
     """All that is known by now, as JSON has it. `trust` has the ways with candidates whose truth is known."""
     results = campaign.results()
+    machines = {result.machine for found in results.values() for result in found if result}
     return dict(head) | {
+        "machines": sorted(machines - {""}),
         "verified": campaign.verified() if FULL in results else {},
         "trust": _trust(results) if FULL in results else {},
         "candidates": [
@@ -97,7 +103,7 @@ def _row(result: Result | None) -> dict[str, Any] | None:
     if result is None:
         return None
     row = dataclasses.asdict(result)
-    del row["architecture"]
+    del row["architecture"], row["machine"]
     return {name: value for name, value in row.items() if value not in (None, (), [], "")}
 
 
@@ -147,7 +153,8 @@ def markdown(content: Content) -> str:
     ]
     if failed:
         lines += ["", "## Failed", "", *failed, "", AGAIN]
-    lines += ["", f"{content['device']}, torch {content['versions']['torch']}; `{content['command']}`."]
+    here = f"{content['device']}, torch {content['versions']['torch']}"
+    lines += ["", f"{'; '.join(content.get('machines') or [here])}; `{content['command']}`."]
     return "\n".join(lines) + "\n"
 
 
@@ -210,7 +217,7 @@ def _trust_table(content: Content) -> list[str]:
         f"in {_seconds(rows, FULL):.1f} s each. Rank correlation with that, and intervals that hold 95 % of "
         "bootstrap samples of the candidates. All three ways take as many optimiser steps"
         + (PRUNED if content["strategy"] in EARLY_ENDING else ".")
-        + ("" if "all" in content["verified"] else CHOSEN)
+        + _chosen(content["verified"])
         + (CHOSEN_BEFORE.format(other) if (other := content.get("truth_of")) else ""),
         "",
         *table(["", *(TITLES[way] for way in PROXIES)], [[name, *cells] for name, cells in lines.items()]),
@@ -218,6 +225,10 @@ def _trust_table(content: Content) -> list[str]:
         f"![score against full accuracy]({SCATTER_FILE})",
         *([] if content["strategy"] in EARLY_ENDING else [f"![regret over time]({REGRET_FILE})"]),
     ]
+
+
+def _chosen(verified: Content) -> str:
+    return "" if "all" in verified else CHOSEN_BY_OTHERS if OTHERS in verified else CHOSEN
 
 
 def _seconds(rows: Sequence[Content], way: str) -> float:
