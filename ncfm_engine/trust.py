@@ -9,6 +9,7 @@ import numpy as np
 TOP = 0.2  # share of the candidates, the best by the truth, that is compared by itself
 RESAMPLES = 1000  # of the bootstrap
 ORDERS = 200  # in which the candidates might have been tried
+UNDEFINED = np.array([np.nan])
 
 
 def select(values: Sequence[float], k: int, seed: int = 0) -> dict[str, list[int]]:
@@ -29,26 +30,41 @@ def agreement(proxy: Sequence[float], truth: Sequence[float]) -> dict[str, Any]:
     samples of the candidates. None where nothing varies, or for fewer than three candidates; of fewer than
     five there is no interval, which would often be a point.
     """
-    if (count := len(proxy)) < 3:
-        names = [f"{name}{end}" for name in ("spearman", "kendall") for end in ("", "_low", "_high")]
-        return {"n": count} | dict.fromkeys(names)
-    draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    # A sample is how often it has each candidate; the first one has each once.
-    samples = np.stack([np.ones(count), *(np.bincount(draw, minlength=count) for draw in draws)])
-    found: dict[str, Any] = {"n": count}
+    found: dict[str, Any] = {"n": len(proxy)}
     for name, correlation in (("spearman", _spearman), ("kendall", _kendall)):
-        values = correlation(np.asarray(proxy, float), np.asarray(truth, float), samples)
-        known = values[1:][np.isfinite(values[1:])]
-        defined = bool(np.isfinite(values[0]))
-        low, high = np.percentile(known, [2.5, 97.5]).tolist() if defined and count >= 5 else (None, None)
-        found |= {name: float(values[0]) if defined else None, f"{name}_low": low, f"{name}_high": high}
+        found |= _interval(name, correlation(proxy, truth) if len(proxy) >= 3 else UNDEFINED)
     return found
 
 
-def _spearman(x: np.ndarray, y: np.ndarray, samples: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of the ranks in each of the samples [R, n], ties having their mean rank; [R]."""
-    centred = []
-    for values in (x, y):
+def lead(proxy: Sequence[float], other: Sequence[float], truth: Sequence[float]) -> dict[str, Any]:
+    """By how much Spearman's correlation of `proxy` with the truth is above that of `other`, and the interval
+    that holds 95 % of the differences, both being taken from the same samples. None as in `agreement`.
+    """
+    found = _spearman(proxy, truth) - _spearman(other, truth) if len(proxy) >= 3 else UNDEFINED
+    return _interval("spearman", found)
+
+
+def _interval(name: str, values: np.ndarray) -> dict[str, float | None]:
+    """Of one value for all the candidates, and then for each of the samples of them."""
+    resampled = values[1:][np.isfinite(values[1:])]
+    low, high = np.percentile(resampled, [2.5, 97.5]).tolist() if len(resampled) else (None, None)
+    if not np.isfinite(values[0]):
+        return dict.fromkeys([name, f"{name}_low", f"{name}_high"])
+    return {name: float(values[0]), f"{name}_low": low, f"{name}_high": high}
+
+
+def _samples(count: int) -> np.ndarray:
+    """How often a sample has each of the candidates, [R, n]. The first one has each once, and it is the only
+    one of fewer than five.
+    """
+    draws = np.random.default_rng(0).integers(count, size=(RESAMPLES if count >= 5 else 0, count))
+    return np.stack([np.ones(count), *(np.bincount(draw, minlength=count) for draw in draws)])
+
+
+def _spearman(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
+    """Pearson's correlation of the ranks in each of the samples, ties having their mean rank; [R]."""
+    samples, centred = _samples(len(x)), []
+    for values in (np.asarray(x, float), np.asarray(y, float)):
         below = (values[None] < values[:, None]) + 0.5 * (values[None] == values[:, None])  # [n, n]
         ranks = samples @ below.T
         means = (samples * ranks).sum(1, keepdims=True) / samples.sum(1, keepdims=True)
@@ -58,9 +74,11 @@ def _spearman(x: np.ndarray, y: np.ndarray, samples: np.ndarray) -> np.ndarray:
         return products[1] / np.sqrt(products[0] * products[3])
 
 
-def _kendall(x: np.ndarray, y: np.ndarray, samples: np.ndarray) -> np.ndarray:
-    """Concordant less discordant pairs in each of the samples [R, n], over those that are no ties; [R]."""
-    signs = [np.sign(values[None] - values[:, None]) for values in (x, y)]
+def _kendall(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
+    """Concordant less discordant pairs in each of the samples, over those that are no ties; [R]."""
+    samples, signs = _samples(len(x)), []
+    for values in (np.asarray(x, float), np.asarray(y, float)):
+        signs.append(np.sign(values[None] - values[:, None]))
     products = [((samples @ (a * b)) * samples).sum(1) for a in signs for b in signs]
     with np.errstate(invalid="ignore"):
         return products[1] / np.sqrt(products[0] * products[3])
@@ -100,7 +118,7 @@ def trust(
     end; the proxy is their mean, and "single" the Spearman correlation of one network of each. Correlations
     are over the candidates that are known in all ways. The pick is the best of all, whether its truth is
     known or not, the first of those that are "tied"; its "regret" is what its truth falls short of the best
-    one there is, in points.
+    one there is, in points; "behind" is how much less its correlation is than that of the first way.
     """
     known = [index for index, value in enumerate(truth) if value is not None]
     common = [index for index in known if all(column[index] for column in accuracies.values())]
@@ -108,18 +126,20 @@ def trust(
         return {}
     right = [value for index in common if (value := truth[index]) is not None]
     highest = max(value for value in truth if value is not None)
-    best, found = top(right), {}
+    best, found, first = top(right), {}, []
     for way, column in accuracies.items():
         means = {index: statistics.fmean(row) for index, row in enumerate(column) if row}
         proxy, spent = [means[index] for index in common], [seconds[way][index] for index in common]
         times, regrets = regret_over_time(proxy, right, spent, highest) if common else ([], [])
         pick = max(means, key=lambda index: means[index])
         accuracy = truth[pick]
+        first = first or proxy
         networks = zip(*(row for index in common if (row := column[index])), strict=True)
         found[way] = {
             "all": agreement(proxy, right),
             "top": agreement([proxy[place] for place in best], [right[place] for place in best]),
             "single": [agreement(values, right)["spearman"] for values in networks],
+            "behind": lead(first, proxy, right),
             "pick": pick,
             "tied": sum(mean == means[pick] for mean in means.values()),
             "pick_accuracy": accuracy,

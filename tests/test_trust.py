@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from ncfm_engine import trust as module
-from ncfm_engine.trust import agreement, regret_over_time, select, top, trust
+from ncfm_engine.trust import agreement, lead, regret_over_time, select, top, trust
 
 TRUTH = [10.0, 20.0, 30.0, 40.0, 50.0]
 
@@ -38,6 +38,32 @@ def test_correlations_and_those_of_resamples_are_scipys(levels, monkeypatch):
         resampled = [scipys(proxy[draw], truth[draw]).statistic for draw in draws]
         interval = found[f"{name}_low"], found[f"{name}_high"]
         assert interval == pytest.approx(np.percentile(resampled, [2.5, 97.5]))
+
+
+def test_a_lead_is_taken_from_the_same_samples(monkeypatch):
+    random = np.random.default_rng(2)
+    truth = random.random(30)
+    good, bad = truth + 0.2 * random.random(30), truth + 2 * random.random(30)
+    monkeypatch.setattr(module, "RESAMPLES", 50)
+    found = lead(good, bad, truth)
+
+    def difference(places):
+        one, other = (stats.spearmanr(values[places], truth[places]).statistic for values in (good, bad))
+        return one - other
+
+    assert found["spearman"] == pytest.approx(difference(np.arange(30)))
+    resampled = [difference(draw) for draw in np.random.default_rng(0).integers(30, size=(50, 30))]
+    assert [found["spearman_low"], found["spearman_high"]] == pytest.approx(
+        np.percentile(resampled, [2.5, 97.5])
+    )
+    assert lead(good[:2], bad[:2], truth[:2]) == dict.fromkeys(found)
+
+
+def test_ways_are_compared_with_the_first_one():
+    columns = {"a": [[k] for k in TRUTH], "b": [[k] for k in (10, 30, 20, 40, 50)]}
+    found = trust(columns, dict.fromkeys(columns, [1.0] * 5), TRUTH)
+    assert found["a"]["behind"]["spearman"] == 0
+    assert found["b"]["behind"]["spearman"] == pytest.approx(0.1)
 
 
 def test_ties_share_their_rank():

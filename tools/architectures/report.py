@@ -195,8 +195,12 @@ def _trust_table(content: Content) -> list[str]:
     def correlation(group: str, name: str) -> list[str]:
         return [_interval(found[way][group], name) for way in PROXIES]
 
+    def behind(found: Content) -> str:
+        return _interval(found["behind"], "spearman") if "behind" in found else "-"
+
     lines = {
         f"Spearman, all {found[PROXIES[0]]['all']['n']}": correlation("all", "spearman"),
+        "below distilled images by": ["", *(behind(found[way]) for way in PROXIES[1:])],
         "Kendall, all": correlation("all", "kendall"),
         f"Spearman, the {found[PROXIES[0]]['top']['n']} best": correlation("top", "spearman"),
         "Kendall, the best": correlation("top", "kendall"),
