@@ -13,6 +13,7 @@ them work on it together. Results: search.json, report.md and plots in the outpu
 
 import argparse
 import dataclasses
+import gc
 import hashlib
 import json
 from pathlib import Path
@@ -130,9 +131,11 @@ def main(arguments: argparse.Namespace) -> None:
                 crew.mend()
             show(f"search ({stage.partition(' ')[0]})", done, total, **figures)
 
+        gc.freeze()  # what is there by now, or the collections after each candidate take 0.25 s with it
         try:
             campaign.run(stop, report)
         finally:
+            gc.unfreeze()
             if not is_hand():
                 write(output, summary(head(arguments, dataset, campaign, device), campaign))
     if not is_hand():
