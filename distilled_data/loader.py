@@ -215,7 +215,7 @@ class Loader:
     def views(self, tiles: Tensor) -> Tensor:
         """Tiles [B, channels, h, w] in 0..255 as float32 [B, channels, H, W], normalised per channel."""
         if tiles.is_cuda:  # where each pass over the memory takes its time, so one for all that can be
-            normalised = torch.addcmul(self._offset, tiles, self._gain)
+            normalised = torch.addcmul(self._offset, tiles, self._gain).float()
             return enlarge(normalised, (self.images.shape[2], self.images.shape[3]))
         return self.normalise(self.enlarged(tiles))
 
