@@ -273,7 +273,10 @@ OPERATIONS = {
     "rotate": Operation(rotate, 1),
     "scale": Operation(scale, 2),
 }
-JOINED = {("crop", "flip"): Operation(crop_flip, 3), ("flip", "crop"): Operation(flip_crop, 3)}
+JOINED: dict[tuple[str, ...], Operation] = {
+    ("crop", "flip"): Operation(crop_flip, 3),
+    ("flip", "crop"): Operation(flip_crop, 3),
+}
 
 
 def integer_of(uniform: Tensor, low: int, high: int) -> Tensor:

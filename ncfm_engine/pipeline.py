@@ -1,23 +1,22 @@
 """The main job: pretrain, distil, label, save, evaluate what was saved."""
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distilled_data import Artifact, ArtifactError, DistilledDataset, Metadata, SourceError, UsageError
+from distilled_data import Artifact, ArtifactError, DistilledDataset, Metadata, UsageError
 from distilled_data.files import make_folder, read_json, write_json
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, read_artifact, write_artifact
 from distilled_data.manifest import verify_folder, write_manifest
 
-from .config import Recipe
 from .costs import COSTS_FILE, Costs
 from .distill import METRICS_FILE, Distilled, begin, distill, resumable
 from .evaluate import evaluate, forget_progress, settings_hash
 from .initial import check_packing
 from .label import label, teacher
+from .origin import real_images, recipe_of, teacher_pool
 from .plan import (
     LOSS_PLOT_FILE,
     RESULTS_FILE,
@@ -30,12 +29,11 @@ from .plan import (
     remove_leftovers,
     run_folder_of,
 )
-from .presets import find_preset
 from .pretrain import FeaturePool, build, check_blendable, pretrain, train_pool
 from .provenance import command, provenance
 from .ranks import Ranks, join
 from .report import Report, plot_losses, silent
-from .sources import CHANGES, PLACES, SOURCES, Source, hold_out, load_source
+from .sources import CHANGES, Source, hold_out, load_source
 from .stop import Stopped, StopRequest
 
 
@@ -292,92 +290,6 @@ def evaluate_set(
         stop=stop,
         report=report,
     )
-
-
-def recipe_of(dataset: DistilledDataset) -> Recipe:
-    """The recipe that a set was made by; of another project's, the one that we would make its like by."""
-    info = dataset.info
-    if "settings" in info.recipe:
-        return Recipe.from_dict(info.recipe["settings"])
-    labels = ["hard"] if dataset.artifact.logits is None else ["hard", "soft"]
-    known = {"ipc": info.ipc, "distill.factor": info.factor, "evaluate.labels": labels}
-    return find_preset(None, info.dataset, info.ipc)[1].recipe().replace(known)
-
-
-def named(dataset: DistilledDataset) -> str:
-    """What a set is called in messages: where it lies, or what it is of."""
-    return str(dataset.folder or f"the set of {dataset.info.dataset}")
-
-
-def real_images(
-    distilled: DistilledDataset, dataset: str | None, reading: dict[str, Any] | None, **options: Any
-) -> tuple[Source, Source]:
-    """The real data of a set, read as it was then: all of it, and as the set saw it, which may be without a
-    validation split that takes the place of the test set.
-
-    `dataset`, `reading`, and what is raised, are those of `evaluate_set`; `options` are stop and report.
-    """
-    info, name, recipe = distilled.info, named(distilled), recipe_of(distilled)
-    if not {"id", "fingerprint"} <= set(info.source):
-        real = _said_to_be_of(distilled, dataset, reading, **options)
-        return real, real
-    kind = str(info.source["id"]).partition(":")[0]
-    if dataset is None and (kind in PLACES or info.dataset not in SOURCES or info.dataset in PLACES):
-        # An artifact, which may come from anybody, must not say which place is read.
-        raise UsageError(
-            f"{name} was distilled from {info.source['id']}; name it with --dataset "
-            f"{kind}:{PLACES.get(kind, 'PLACE')}"
-        )
-    recorded = {} if (dataset or "").startswith("store:") else info.source.get("reading", {})
-    known = {name: recorded[name] for name in CHANGES if name in recorded}
-    real = load_source(dataset or info.dataset, **(known | (reading or {})), **options)
-    source = hold_out(real, recipe.validation) if recipe.validation else real
-    if source.fingerprint != info.source["fingerprint"]:
-        raise SourceError(
-            f"{dataset or info.dataset} is not the data that {name} was distilled from: expected "
-            f"fingerprint {info.source['fingerprint']}, got {source.fingerprint}."
-        )
-    return real, source
-
-
-def _said_to_be_of(
-    distilled: DistilledDataset, dataset: str | None, reading: dict[str, Any] | None, **options: Any
-) -> Source:
-    """The real data of another project's set, which does not record it."""
-    info, name = distilled.info, named(distilled)
-    if dataset is None:
-        raise UsageError(
-            f"{name} does not record what it was distilled from; name the real images with --dataset: "
-            f"{', '.join(name for name in SOURCES if name not in PLACES)}, folder:PATH ..."
-        )
-    real = load_source(dataset, **(reading or {}), **options)
-    expected = [len(info.classes), info.channels, info.height, info.width]
-    found = [real.num_classes, real.channels, real.height, real.width]
-    if found != expected:
-        raise SourceError(
-            f"{dataset} is not the data that {name} was distilled from: expected classes, channels, height "
-            f"and width {expected}, got {found}."
-        )
-    if info.classes != real.classes and set(info.classes) & set(real.classes):
-        raise SourceError(
-            f"the classes of {name} are others, or in another order, than those of {dataset}: expected "
-            f"{', '.join(info.classes[:10])}, got {', '.join(real.classes[:10])}. Convert it with --classes."
-        )
-    return real
-
-
-def teacher_pool(dataset: DistilledDataset, source: Source, *, device: str, **options: Any) -> FeaturePool:
-    """The networks that labelled a set, from the cache or trained anew by its recipe."""
-    original = recipe_of(dataset)
-    pool = pretrain(original.pretrain, original.network, source, seed=original.seed, device=device, **options)
-    recorded = dataset.info.labels.get("teacher", {}).get("weights_sha256")
-    if pool.weights_hash != recorded:
-        warnings.warn(
-            f"the teacher of {named(dataset)} was trained elsewhere (weights {recorded}); one of the same "
-            f"recipe trained here ({pool.weights_hash}) takes its place, for random images and new labels",
-            stacklevel=2,
-        )
-    return pool
 
 
 def record_results(folder: Path, rows: list[dict[str, Any]], device: str) -> None:

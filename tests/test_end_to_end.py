@@ -19,7 +19,8 @@ from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, MANIFEST_FILE, re
 from distilled_data.manifest import Fingerprint, Index, write_manifest
 from hub import PushOptions, push_folder
 from ncfm_engine.config import EvaluateConfig
-from ncfm_engine.pipeline import evaluate_set, real_images, recipe_of
+from ncfm_engine.origin import real_images, recipe_of
+from ncfm_engine.pipeline import evaluate_set
 from ncfm_engine.proxies import proxies, splits
 from ncfm_engine.stop import Stopped
 from tools.command_line import lock_of, table

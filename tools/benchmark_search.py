@@ -22,7 +22,7 @@ from command_line import add_source_flags, reading, run_command, settings
 from distilled_data import DistilledDataset
 from distilled_data.files import write_json
 from ncfm_engine.config import EvaluateConfig
-from ncfm_engine.pipeline import real_images, recipe_of
+from ncfm_engine.origin import real_images, recipe_of
 from ncfm_engine.plan import resolve_device
 from ncfm_engine.provenance import provenance
 from ncfm_engine.proxies import proxies

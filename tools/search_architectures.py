@@ -27,7 +27,7 @@ from distilled_data import DistilledDataError, DistilledDataset, UsageError
 from distilled_data.files import make_folder
 from ncfm_engine.allocator import keep_freed
 from ncfm_engine.cache import cache_folder
-from ncfm_engine.pipeline import real_images, recipe_of, teacher_pool
+from ncfm_engine.origin import real_images, recipe_of, teacher_pool
 from ncfm_engine.plan import resolve_device
 from ncfm_engine.provenance import command, provenance
 from ncfm_engine.proxies import FULL, Proxy, proxies, splits
