@@ -322,6 +322,15 @@ def test_a_set_of_the_hub_is_searched_by_its_name(set_folder, tmp_path, loopback
     assert (folder / "search.json").exists()
 
 
+def test_a_folder_that_is_misspelt_is_told_before_the_hub_is_asked(set_folder, tmp_path, loopback):
+    (tmp_path / "sets" / "digits-ipc10").mkdir(parents=True)
+    hub = {"HF_ENDPOINT": loopback.url, "HF_HOME": str(tmp_path / "hf"), "PYTHONWARNINGS": "default"}
+    done = called([sys.executable, *COMMAND, "sets/digts-ipc10"], tmp_path, **hub)
+    first, last = done.stderr.index("note: there is no folder"), done.stderr.index("error: ")
+    assert "there is sets/digits-ipc10;" in " ".join(done.stderr[first:last].split())
+    assert done.returncode == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

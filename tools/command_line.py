@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import difflib
 import hashlib
 import io
 import os
@@ -167,6 +168,13 @@ def load(place: str, ipc: int | None) -> DistilledDataset:
     """A set from a folder, or if there is none of this name, from the Hub."""
     if not is_repository(place):
         return DistilledDataset.from_folder(place, ipc=ipc)
+    folder = Path(place)
+    if "@" not in place and folder.parent.is_dir():  # without a connection the Hub takes half a minute
+        close = difflib.get_close_matches(folder.name, [one.name for one in folder.parent.iterdir()], n=1)
+        there = "".join(f", there is {folder.with_name(name)}" for name in close)
+        warnings.warn(
+            f"there is no folder {place}{there}; the Hub is asked for a repository of that name", stacklevel=2
+        )
     try:
         return DistilledDataset.from_hub(place, ipc=ipc)
     except HubError as error:
