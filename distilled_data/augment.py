@@ -206,25 +206,23 @@ def color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tens
     return torch.addcmul(grey * (spread * (1 - gain)) + mean * (1 - spread) + shift, images, spread * gain)
 
 
-def crop(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Shifts by whole pixels; as the nearest pixel is read, nothing is interpolated."""
+def crop(
+    images: Tensor, down: Tensor, right: Tensor, before: Tensor | int = 1, after: Tensor | int = 1
+) -> Tensor:
+    """Shifts by whole pixels; as the nearest pixel is read, nothing is interpolated. An image is mirrored
+    `before` and `after` that where these are -1, with every pixel read and written once.
+    """
     rows, columns = positions(images)
     down, right = shift_of(down, len(rows)), shift_of(right, len(columns))
-    return sample(images, rows - down, columns - right, "nearest")
+    return sample(images, rows - down, (columns * after - right) * before, "nearest")
 
 
 def crop_flip(images: Tensor, down: Tensor, right: Tensor, side: Tensor) -> Tensor:
-    """`crop`, then `flip`, with every pixel read and written once."""
-    rows, columns = positions(images)
-    down, right = shift_of(down, len(rows)), shift_of(right, len(columns))
-    return sample(images, rows - down, mirrored(columns, side) - right, "nearest")
+    return crop(images, down, right, after=sign_of(side))
 
 
 def flip_crop(images: Tensor, side: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """`flip`, then `crop`, likewise."""
-    rows, columns = positions(images)
-    down, right = shift_of(down, len(rows)), shift_of(right, len(columns))
-    return sample(images, rows - down, mirrored(columns - right, side), "nearest")
+    return crop(images, down, right, before=sign_of(side))
 
 
 def cutout(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
@@ -290,9 +288,9 @@ def shift_of(uniform: Tensor, side: int) -> Tensor:
     return integer_of(uniform, -reach, reach) * (2 / side)
 
 
-def mirrored(columns: Tensor, side: Tensor) -> Tensor:
-    """Positions on the other side of the middle, where `flip` mirrors."""
-    return torch.where(side < 0.5, -columns, columns)
+def sign_of(side: Tensor) -> Tensor:
+    """-1 where `flip` mirrors, else 1."""
+    return 1 - 2 * (side < 0.5)
 
 
 def hole(uniform: Tensor, side: int) -> Tensor:

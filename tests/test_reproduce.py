@@ -13,6 +13,7 @@ import pytest
 from commands import ROOT, TINY
 
 from distilled_data import CheckpointError, DistilledDataset
+from distilled_data.format import ARTIFACT_FILE
 from ncfm_engine.plan import make_plan
 from ncfm_engine.presets import PRESETS
 from ncfm_engine.report import silent
@@ -105,6 +106,16 @@ def test_the_command_says_how_to_go_on_and_shows_the_table_in_the_end(here, tmp_
     status, output, _ = here(*words, settings=settings)
     assert status == 0
     assert output.strip() == (tmp_path / "results" / "digits" / "table.md").read_text().strip()
+
+
+def test_a_set_that_is_large_with_its_mirror_stays_where_it_was_made(copied, monkeypatch):
+    kept = copied / "results" / "digits" / "digits-ipc1"
+    size = (kept / ARTIFACT_FILE).stat().st_size
+    shutil.rmtree(copied / "results")
+    monkeypatch.setattr(campaign, "KEPT_BYTES", size + 1)
+    make(copied)
+    assert (kept / "metrics.jsonl").exists()
+    assert not (kept / ARTIFACT_FILE).exists()
 
 
 def test_a_row_has_every_figure_and_an_artifact_that_loads(finished):

@@ -29,8 +29,8 @@ ONE = ("--axis", "activation=relu", "--axis", "pooling=avg")
 
 
 HEAD = {"dataset": "d", "space": "s", "strategy": "random", "networks": 1, "steps": 2, "set": "x", "ipc": 1}
-HEAD |= {"labels": "hard", "content_hash": "0" * 64, "tested_on": 3, "seen": False, "device": "cpu"}
-HEAD |= {"versions": {"torch": "2"}, "command": "c"}
+HEAD |= {"labels": "hard", "content_hash": "0" * 64, "tested_on": 3, "seen": False}
+HEAD |= {"machines": [], "command": "c"}
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@
   python tools/reproduce.py --readme
 
 Every stage can be broken off; the same command goes on with it. What tells most comes first: the sets with
-their accuracy on the network they were made with, then the other architectures. Artifacts up to 2 MB, cards,
-curves, a summary and its table are written to --results.
+their accuracy on the network they were made with, then the other architectures. Sets whose files have up to
+2 MB together, curves, a summary and its table are written to --results.
 """
 
 import argparse

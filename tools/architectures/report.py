@@ -153,8 +153,7 @@ def markdown(content: Content) -> str:
     ]
     if failed:
         lines += ["", "## Failed", "", *failed, "", AGAIN]
-    here = f"{content['device']}, torch {content['versions']['torch']}"
-    lines += ["", f"{'; '.join(content.get('machines') or [here])}; `{content['command']}`."]
+    lines += ["", "; ".join([*content["machines"], f"`{content['command']}`"]) + "."]
     return "\n".join(lines) + "\n"
 
 
@@ -195,12 +194,9 @@ def _trust_table(content: Content) -> list[str]:
     def correlation(group: str, name: str) -> list[str]:
         return [_interval(found[way][group], name) for way in PROXIES]
 
-    def behind(found: Content) -> str:
-        return _interval(found["behind"], "spearman") if "behind" in found else "-"
-
     lines = {
         f"Spearman, all {found[PROXIES[0]]['all']['n']}": correlation("all", "spearman"),
-        "below distilled images by": ["", *(behind(found[way]) for way in PROXIES[1:])],
+        "below distilled images by": ["", *correlation("behind", "spearman")[1:]],
         "Kendall, all": correlation("all", "kendall"),
         f"Spearman, the {found[PROXIES[0]]['top']['n']} best": correlation("top", "spearman"),
         "Kendall, the best": correlation("top", "kendall"),
@@ -209,7 +205,7 @@ def _trust_table(content: Content) -> list[str]:
             for way in PROXIES
         ],
         f"accuracy of the pick (best of those trained in full {max(truth):.1f})": [
-            _points(found[way]["pick_accuracy"]) + _tied(found[way].get("tied", 1)) for way in PROXIES
+            _points(found[way]["pick_accuracy"]) + _tied(found[way]["tied"]) for way in PROXIES
         ],
         "regret, points": [_points(found[way]["regret"]) for way in PROXIES],
         "seconds for one trained to the end": [f"{_seconds(rows, way):.2f}" for way in PROXIES],

@@ -33,7 +33,7 @@ DISTIL, PLAIN = "distil", "no augmentation"
 STAGES = (DISTIL, PLAIN, *ARCHITECTURES)
 STAGES_FILE = "stages.json"  # of the run folder: what was done last, see `_done`
 TABLE_FILE, CURVES_FILE = "table.md", "curves.png"
-KEPT_BYTES = 2_000_000  # larger artifacts stay where they were made
+KEPT_BYTES = 2_000_000  # larger sets stay where they were made
 RUN_FILES = (METRICS_FILE, LOSS_PLOT_FILE, RESULTS_FILE, COSTS_FILE)
 
 
@@ -184,8 +184,9 @@ class Campaign:
         if not all((plan.output / name).exists() for name in FOLDER_FILES):
             complete_folder(plan.output)
         files = [plan.run_folder / name for name in RUN_FILES]
-        if (plan.output / ARTIFACT_FILE).stat().st_size <= KEPT_BYTES:
-            files += [plan.output / name for name in FOLDER_FILES]
+        whole = [plan.output / name for name in FOLDER_FILES]
+        if sum(file.stat().st_size for file in whole) <= KEPT_BYTES:
+            files += whole
         for file in files:
             target = folder / (file.relative_to(plan.output) if plan.output in file.parents else file.name)
             target.parent.mkdir(parents=True, exist_ok=True)
