@@ -1,6 +1,7 @@
 """The recipe of a run: small frozen dataclasses, every field with its unit, senseless values refused."""
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Iterable
@@ -242,13 +243,22 @@ def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _change(path: str, value: Any) -> tuple[str, str, Any]:
     """Section, "" for the recipe itself, and name of a setting, and its value by its type."""
-    known = flatten(dataclasses.asdict(Recipe()))
+    known = _kinds()
     if path not in known:
         same = [setting for setting in known if setting.endswith(f".{path}")]
         raise UnknownNameError.of("setting", path, known, close=same)
     section, _, name = path.rpartition(".")
-    config = getattr(Recipe(), section) if section else Recipe()
-    return section, name, _convert(path, value, typing.get_type_hints(type(config))[name])
+    return section, name, _convert(path, value, known[path])
+
+
+@functools.cache
+def _kinds() -> dict[str, Any]:
+    """The type of each setting, by its dotted name."""
+    kinds = {}
+    for name, kind in typing.get_type_hints(Recipe).items():
+        section = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        kinds |= {f"{name}.{inner}": its for inner, its in section.items()} or {name: kind}
+    return kinds
 
 
 def _convert(path: str, value: Any, kind: Any) -> Any:
