@@ -34,9 +34,9 @@ class Loader:
     `augment` is None, a strategy of `distilled_data.augment`, or any callable on a batch of images in [0, 1],
     which are normalised afterwards (torchvision's transforms draw once for the whole batch); `mix` is None, a
     strategy of mixing there, or any callable on normalised images and targets. Order, augmentation and mixing
-    depend on (seed, epoch, batch) alone, those of callables too as far as they draw from torch's own
-    generators. `relabel` makes targets of the finished images [B, channels, H, W], in the place of the stored
-    ones. Each pass counts as the next epoch.
+    depend on (seed, epoch, batch) alone, those of callables too as far as they draw from the own generators
+    of torch, Python or numpy. `relabel` makes targets of the finished images [B, channels, H, W], in the
+    place of the stored ones. Each pass counts as the next epoch.
 
     Of `world_size` processes each gets its share of every epoch, all of them as many images: some are there
     twice, or with `drop_last` some are left out; then every batch has `batch_size` images, as CUDA graphs

@@ -6,6 +6,8 @@ A run resumed at step 500 therefore draws what an uninterrupted run draws there.
 import contextlib
 import hashlib
 import operator
+import random
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -25,15 +27,32 @@ def generator_at(*address: int | str, device: torch.device | str = "cpu") -> tor
 
 @contextlib.contextmanager
 def seeded(*address: int | str, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Within it torch's own generators, of the CPU and of `device`, start at the address.
+    """Within it torch's own generators, of the CPU and of `device`, and Python's and numpy's start at the
+    address.
 
     For code that takes no generator: others' augmentation. Afterwards they are as they were before.
     """
-    device = torch.device(device)
+    device, seed = torch.device(device), seed_at(*address)
     gpus = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(gpus):
-        torch.default_generator.manual_seed(seed_at(*address))
+    with torch.random.fork_rng(gpus), python_seeded(seed):
+        torch.default_generator.manual_seed(seed)
         for gpu in gpus:
             with torch.cuda.device(gpu):
-                torch.cuda.manual_seed(seed_at(*address))
+                torch.cuda.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def python_seeded(seed: int) -> Iterator[None]:
+    """Within it the generators of Python and, if it is imported, numpy start at `seed`."""
+    numpy, before = sys.modules.get("numpy"), random.getstate()
+    theirs = numpy and numpy.random.get_state()
+    random.seed(seed)
+    if numpy:
+        numpy.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        if numpy:
+            numpy.random.set_state(theirs)

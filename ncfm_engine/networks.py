@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_data.errors import UnknownNameError, UsageError
+from distilled_data.randomness import python_seeded
 
 __all__ = ["NETWORKS", "build_network"]
 
@@ -176,8 +177,10 @@ def build_network(
 
 @contextlib.contextmanager
 def initial_weights(seed: int) -> Iterator[None]:
-    """Modules that are made inside have the weights that `seed` gives; torch's generators are left alone."""
-    with torch.random.fork_rng(devices=[]):
+    """Modules that are made inside have the weights that `seed` gives, whether by torch's generator, Python's
+    or numpy's; these are left as they were.
+    """
+    with torch.random.fork_rng(devices=[]), python_seeded(seed):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs too
         yield
 

@@ -122,9 +122,14 @@ class Space:
     def network(
         self, architecture: Architecture, *, channels: int, size: tuple[int, int], classes: int, seed: int
     ) -> nn.Module:
-        """A network on the CPU, with the initial weights that `seed` gives."""
+        """A network on the CPU, with the initial weights that `seed` gives. Raises `UsageError` for one that
+        has been trained.
+        """
         with initial_weights(seed):
-            return self.build(channels=channels, size=size, classes=classes, **architecture)
+            network = self.build(channels=channels, size=size, classes=classes, **architecture)
+        if any(weights.grad is not None for weights in network.parameters()):
+            raise UsageError(f"build returned a network that is trained already for {dict(architecture)}")
+        return network
 
 
 def _sources(name: str) -> Iterator[str]:

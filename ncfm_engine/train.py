@@ -6,6 +6,7 @@ Training   the two on their batches, and how far it got: it can be stopped and r
 """
 
 import copy
+import math
 import time
 import warnings
 from collections import Counter
@@ -18,9 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 
 from distilled_data import DeviceMemoryError, UsageError
 from distilled_data.loader import Loader
+from distilled_data.randomness import generator_at
 
 from .batches import Batches
 from .checkpoint import under
@@ -57,22 +60,40 @@ class Networks:
 
     `buffers` are the others and running statistics, [M, ...] each, as the last batch left them.
     `precision` "bfloat16" computes under autocast; weights and optimiser stay float32.
+
+    One alone is the module itself, of which parameters, their gradients and buffers are made views of these
+    rows: whatever it does, in its backward pass too, is what it does in anybody's loop. Of several the first
+    lends its structure to all. Raises `UsageError` for parameters that make no row.
     """
 
     def __init__(self, networks: Sequence[nn.Module], device: str, precision: str = "float32"):
-        trained = [name for name, weights in networks[0].named_parameters() if weights.requires_grad]
-        states = [dict(network.named_buffers()) for network in networks]
-        rows = []
-        for network, state in zip(networks, states, strict=True):
+        self._shapes = _shapes(networks[0])
+        states, rows = [], []
+        for network in networks:
             parameters = dict(network.named_parameters())
-            rows.append(nn.utils.parameters_to_vector([parameters.pop(name) for name in trained]).detach())
-            state.update({name: weights.detach() for name, weights in parameters.items()})
+            rows.append(torch.cat([parameters.pop(name).detach().flatten() for name in self._shapes]))
+            fixed = {name: weights.detach() for name, weights in parameters.items()}
+            states.append(dict(network.named_buffers()) | fixed)
         self.buffers = {name: torch.stack([s[name] for s in states]).to(device) for name in states[0]}
-        self.template = networks[0].to(device).requires_grad_(False).train()  # lends its structure
+        self.template = networks[0].to(device).train()
         self.weights = torch.stack(rows).to(device).requires_grad_()
         self.precision = precision
-        shapes = {name: weights.shape for name, weights in self.template.named_parameters()}
-        self._shapes = {name: shapes[name] for name in trained}
+        if len(networks) == 1:
+            self._own()
+        else:
+            self.template.requires_grad_(False)
+
+    def _own(self) -> None:
+        """Give the only network its row, for its parameters, their gradients and its buffers."""
+        self.weights.grad = torch.zeros_like(self.weights)
+        parameters = dict(self.template.named_parameters())
+        weights, gradients = self._parts(self.weights.detach()[0]), self._parts(self.weights.grad[0])
+        for name, part in weights.items():
+            parameters[name].data, parameters[name].grad = part, gradients[name]
+        state = parameters | dict(self.template.named_buffers())
+        self._state = {name: state[name] for name in self.buffers}
+        for name, buffer in self._state.items():
+            buffer.data = self.buffers[name][0]
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits float32 [M, B, classes] of images [M, B, channels, H, W], or [B, ...] for all networks."""
@@ -80,10 +101,7 @@ class Networks:
         own = images.ndim == 5
         with torch.autocast(device, torch.bfloat16, enabled=half):
             if len(self.weights) == 1:
-                buffers = {name: buffer[0] for name, buffer in self.buffers.items()}
-                logits, assigned = self._one(self.weights[0], buffers, images[0] if own else images)
-                self.buffers |= {name: buffer.clone()[None] for name, buffer in assigned.items()}
-                return logits[None].float()
+                return self._alone(images[0] if own else images)[None].float()
             with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # fused attention cannot be stacked
                 warnings.filterwarnings("ignore", "There is a performance drop")  # one small call of the ViT
                 every = vmap(self._one, in_dims=(0, 0, 0 if own else None), randomness="different")
@@ -91,35 +109,69 @@ class Networks:
                 self.buffers |= {name: buffer.clone() for name, buffer in assigned.items()}
                 return logits.float()
 
+    def _alone(self, images: Tensor) -> Tensor:
+        """Logits of the only network."""
+        logits = _logits(self.template(images), images)
+        for name, value in _assigned(self._state, dict(self.template.named_buffers())).items():
+            self._state[name].copy_(value)
+            module, _, buffer = name.rpartition(".")
+            setattr(self.template.get_submodule(module), buffer, self._state[name])
+        return logits
+
     def _one(
         self, weights: Tensor, buffers: dict[str, Tensor], images: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits, and the buffers that the network assigned anew; others it changes in place. One of another
-        shape each time is no state, but what a module keeps for its caller.
-        """
-        parts = weights.split([shape.numel() for shape in self._shapes.values()])
-        parameters = {
-            name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
-        }
-        state = parameters | buffers
-        logits = functional_call(self.template, state, (images,))
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UsageError(f"a network must return logits [{len(images)}, classes], got {got}")
-        assigned = {
-            name: state[name].detach().to(buffer.dtype)
-            for name, buffer in buffers.items()
-            if state[name] is not buffer and state[name].shape == buffer.shape
-        }
-        return logits, assigned
+        """Logits of one of several, and the buffers that it assigned anew; others it changes in place."""
+        state = self._parts(weights) | buffers
+        logits = _logits(functional_call(self.template, state, (images,)), images)
+        return logits, _assigned(buffers, state)
+
+    def _parts(self, row: Tensor) -> dict[str, Tensor]:
+        """The parameters that a row is made of, as views."""
+        parts = row.split([shape.numel() for shape in self._shapes.values()])
+        pairs = zip(self._shapes.items(), parts, strict=True)
+        return {name: part.view(shape) for (name, shape), part in pairs}
 
     @torch.no_grad()
     def accuracies(self, test: Loader) -> list[float]:
-        """Top-1 accuracy of every network on an unshuffled loader, in percent."""
+        """Top-1 accuracy of every network on an unshuffled loader, in percent; NaN where logits are."""
         self.template.eval()
         logits = torch.cat([self(images) for images, _ in test], dim=1)
         self.template.train()
-        return [accuracy(row, test.targets) for row in logits]
+        return [math.nan if row.isnan().any() else accuracy(row, test.targets) for row in logits]
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    """Of the parameters that are trained."""
+    shapes = {}
+    for name, weights in network.named_parameters():
+        if is_lazy(weights):
+            raise UsageError(f"parameter {name} has no shape yet: build must run a lazy module once")
+        if weights.requires_grad:
+            if weights.dtype != torch.float32:
+                raise UsageError(f"a network is trained in float32, got parameter {name} of {weights.dtype}")
+            shapes[name] = weights.shape
+    if not shapes:
+        raise UsageError("a network without parameters that require a gradient cannot be trained")
+    return shapes
+
+
+def _logits(logits: Any, images: Tensor) -> Tensor:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UsageError(f"a network must return logits [{len(images)}, classes], got {got}")
+    return logits
+
+
+def _assigned(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values of buffers that were assigned anew, and not changed in place. One of another shape each time
+    is no state, but what a module keeps for its caller.
+    """
+    return {
+        name: after[name].detach().to(buffer.dtype, copy=True)
+        for name, buffer in before.items()
+        if name in after and after[name] is not buffer and after[name].shape == buffer.shape
+    }
 
 
 def trained_at_once(network: nn.Module, source: Source, batch_size: int, device: str) -> int:
@@ -127,19 +179,31 @@ def trained_at_once(network: nn.Module, source: Source, batch_size: int, device:
 
     A CPU is busy with one, and stacked convolutions are slower there. A GPU takes as many as half of its
     memory holds what autograd saves for; not of what is free at the moment, or a resumed run would form
-    other groups.
+    other groups. One that would be another network beside others, as it keeps parameters where they cannot
+    be exchanged, is trained alone.
     """
     if torch.device(device).type == "cpu":
         return 1
-    # Two, because stacked networks save more than one alone.
-    pair = Networks([copy.deepcopy(network).cpu() for _ in range(2)], "cpu")
+    shape = source.channels, source.height, source.width
 
     def saved(images: int) -> float:
         """Bytes of each of the two for so many images."""
-        batch = torch.zeros(images, source.channels, source.height, source.width)
-        return bytes_saved(pair, {pair.weights.untyped_storage().data_ptr()}, batch)[1] / 2
+        batch, weights = torch.zeros(images, *shape), pair.weights.untyped_storage().data_ptr()
+        return bytes_saved(pair, {weights}, batch)[1] / 2
 
     try:
+        # Two, because stacked networks save more than one alone.
+        first, second = (copy.deepcopy(network).cpu() for _ in range(2))
+        images = torch.rand(2, *shape, generator=generator_at("images for a pair"))
+        with torch.no_grad():
+            for weights in second.parameters():
+                weights.mul_(1.1)
+            expected = _logits(second.eval()(images), images)
+            pair = Networks([first, second], "cpu")
+            pair.template.eval()
+            if not torch.allclose(pair(images)[1], expected, rtol=1e-3, atol=1e-4):
+                return 1
+        pair.template.train()
         few, more = saved(2), saved(4)  # batch norm takes no single one
     except (RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
@@ -222,7 +286,7 @@ class Training:
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate(self.step)
         images, targets = self.batches.at(epoch, batch)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad(set_to_none=False)  # of one alone they are the module's own
         logits = self.networks(images)
         if logits.shape[-1] != self.batches.classes:
             raise UsageError(f"a network must return {self.batches.classes} logits, got {logits.shape[-1]}")

@@ -1,8 +1,10 @@
 """The loader: every sample once per epoch, addressed randomness, nothing but a gather away from the set."""
 
 import pickle
+import random
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -414,11 +416,18 @@ def paired(images, targets):
     return images.lerp(images.flip(0), share), targets.lerp(targets.flip(0), share)
 
 
-def test_callables_draw_the_same_when_an_epoch_is_resumed(data):
-    options = {"augment": noisy, "mix": paired, "seed": 4}
+def drawn_elsewhere(images):
+    return images + 0.1 * random.random() + 0.01 * float(np.random.rand())
+
+
+@pytest.mark.parametrize("augment", [noisy, drawn_elsewhere])
+def test_callables_draw_the_same_when_an_epoch_is_resumed(data, augment):
+    options = {"augment": augment, "mix": paired, "seed": 4}
     state = torch.get_rng_state()
+    others = random.getstate(), np.random.get_state()[1].tolist()
     expected = list(data.loader(5, **options))
     assert torch.equal(torch.get_rng_state(), state)
+    assert others == (random.getstate(), np.random.get_state()[1].tolist())
     torch.manual_seed(77)
     resumed = data.loader(5, **options)
     resumed.load_state_dict(data.loader(5, **options).state_dict() | {"batch": 2})

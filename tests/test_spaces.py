@@ -4,9 +4,11 @@ import functools
 import hashlib
 import importlib
 import os
+import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from commands import ROOT
@@ -37,6 +39,29 @@ def test_a_draw_is_random_without_repetition_and_a_longer_one_begins_with_it():
     assert few != list(space)[:20]
     assert few != space.draw(20, seed=1)
     assert len(space.draw(10**6)) == len(space)
+
+
+def test_weights_that_python_and_numpy_draw_are_those_of_the_seed():
+    def build(channels, size, classes, x):
+        linear = torch.nn.Linear(2, 2)
+        linear.bias.data = torch.tensor([random.random(), np.random.rand()], dtype=torch.float32)
+        return linear
+
+    space = Space({"x": (1,)}, build)
+    states = random.getstate(), np.random.get_state()[1].tolist()
+    once, again, other = (space.network({"x": 1}, **SIZE, seed=seed).bias for seed in (1, 1, 2))
+    assert torch.equal(once, again)
+    assert (once != other).all()
+    assert states == (random.getstate(), np.random.get_state()[1].tolist())
+
+
+def test_a_network_that_was_trained_is_not_taken_for_a_new_one():
+    linear = torch.nn.Linear(2, 2)
+    space = Space({"x": (1,)}, lambda x, **size: linear)
+    assert space.network({"x": 1}, **SIZE, seed=0) is linear
+    linear(torch.rand(3, 2)).sum().backward()
+    with pytest.raises(UsageError, match="is trained already for"):
+        space.network({"x": 1}, **SIZE, seed=0)
 
 
 def test_a_network_has_the_values_of_its_architecture_and_the_weights_of_its_seed():

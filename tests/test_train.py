@@ -1,13 +1,16 @@
 """Training: the same result alone or beside others, and the same bits stopped and resumed or not."""
 
 import contextlib
+import copy
 import itertools
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from interruptions import StopAfter
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.utils.checkpoint import checkpoint
 
 from distilled_data import UsageError
 from distilled_data.augment import cutmix
@@ -56,6 +59,56 @@ def training_of(loader, seeds, optimiser="sgd", norm="instance", precision="floa
 def images_to_test(loader):
     options = {"mean": (0.3,), "std": (0.4,), "batch_size": 512}
     return Loader(loader.images, loader.targets, shuffle=False, **options)
+
+
+class Kept(torch.nn.Module):
+    """Has parameters where `torch.func.functional_call` does not look for them."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(64, 10)
+        self.weights = [self.linear.weight]
+
+    def forward(self, images):
+        return images.flatten(1) @ self.weights[0].T + self.linear.bias
+
+
+class Recomputed(torch.nn.Module):
+    """Makes its hidden values again for the backward pass, from the parameters that it has then."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.first, self.last, self.reentrant = torch.nn.Linear(64, 16), torch.nn.Linear(16, 10), reentrant
+        self.between = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Tanh())
+
+    def forward(self, images):
+        hidden = self.first(images.flatten(1))
+        return self.last(checkpoint(self.between, hidden, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("build", [Kept, partial(Recomputed, True), partial(Recomputed, False)])
+def test_a_network_alone_gets_the_gradients_of_a_plain_module(loader, build):
+    images, targets = loader.batch(torch.arange(8), 0, 0)
+    torch.manual_seed(0)
+    plain = build()
+    alone = Networks([copy.deepcopy(plain)], "cpu")
+    F.cross_entropy(plain(images), targets).backward()
+    F.cross_entropy(alone(images)[0], targets).backward()
+    expected = parameters_to_vector([weights.grad for weights in plain.parameters()])
+    assert torch.equal(alone.weights.grad[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (torch.nn.Linear(64, 10, dtype=torch.float64), "float32, got parameter weight of torch.float64"),
+        (torch.nn.LazyLinear(10), "parameter weight has no shape yet"),
+        (torch.nn.Flatten(), "without parameters"),
+    ],
+)
+def test_what_makes_no_row_of_weights_is_named(module, message):
+    with pytest.raises(UsageError, match=message):
+        Networks([module], "cpu")
 
 
 def trained(training):
@@ -289,6 +342,9 @@ def test_a_cpu_trains_one_network_at_a_time_and_a_gpu_what_half_of_its_memory_ho
         assert trained_at_once(network_of(0, norm), digits, batch, "cuda:1") == expected
     unstackable = Returns(lambda logits: logits if logits.sum() > 0 else -logits)
     assert trained_at_once(unstackable, digits, batch, "cuda:1") == 1
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 2**30))
+    assert trained_at_once(Returns(lambda logits: logits), digits, batch, "cuda:1") > 1
+    assert trained_at_once(Kept(), digits, batch, "cuda:1") == 1
 
 
 class Averaged(torch.nn.Module):
