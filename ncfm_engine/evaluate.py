@@ -171,9 +171,9 @@ class _Progress:
                 save_checkpoint(self.path, tensors, identity=self.identity, progress=progress)
 
         training.run(title, save=save, **options)
-        if not training.networks.weights.isfinite().all():
+        if not training.networks.weights.isfinite().all() or any(map(math.isnan, training.scores[-1])):
             raise DivergenceError(
-                f"{title}: the weights are not finite after {training.step} steps. Lower "
+                f"{title}: the weights or the logits are not finite after {training.step} steps. Lower "
                 "evaluate.learning_rate."
             )
         for repeat, values in zip(repeats, zip(*training.scores, strict=True), strict=True):
@@ -303,13 +303,16 @@ def random_images(
     pool: FeaturePool | None,
     device: str,
     options: dict[str, Any],
+    copies: int = 1,
 ) -> Loaders:
-    """Every network sees a random subset of its own, as many real images as `dataset` has packed ones."""
+    """Every network sees a random subset of its own, as many real images as `dataset` has packed ones, each
+    of them `copies` times in an epoch.
+    """
 
     @functools.cache
     def loader(seed: int) -> Loader:
         temperature = dataset.info.labels.get("temperature", 1.0)
-        choice = {"ipc": dataset.ipc, "pool": pool, "temperature": temperature}
+        choice = {"ipc": dataset.ipc, "pool": pool, "temperature": temperature, "copies": copies}
         choice["labels"] = "hard" if labels == "teacher" else labels
         subset = random_subset(source, seed=seed, device=device, **choice)
         return (subset.with_labels("soft") if labels == "teacher" else subset).loader(**options)
@@ -326,8 +329,11 @@ def random_subset(
     labels: str = "hard",
     pool: FeaturePool | None = None,
     temperature: float = 1.0,
+    copies: int = 1,
 ) -> DistilledDataset:
-    """`ipc` random real images per class as a `DistilledDataset`, with the same teacher's labels if soft."""
+    """`ipc` random real images per class, each `copies` times, as a `DistilledDataset`, with the same
+    teacher's labels if soft.
+    """
     index = ClassSampler(source.train).draw(ipc, generator_at(seed, "random subset"))
     images = source.train.images.index_select(0, index.T.flatten()).unflatten(0, index.T.shape)
     logits = None
@@ -336,9 +342,9 @@ def random_subset(
             raise UsageError("soft labels for the random subset need the pool of networks that give them")
         logits = label(images, pool, source, factor=1, device=device)
     return DistilledDataset.from_tensors(
-        images,
+        torch.cat([images] * copies),
         source.classes,
-        logits,
+        None if logits is None else torch.cat([logits] * copies),
         mean=source.mean,
         std=source.std,
         temperature=temperature,

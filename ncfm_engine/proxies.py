@@ -1,15 +1,15 @@
 """How a candidate of an architecture search is scored: quickly by a proxy, or in full.
 
 distilled  trained on the distilled images
-random     on as many random real images, with labels of the same kind: what the distilling is worth
+random     on as many random real images, with labels of the same kind: what the distilling is worth; each
+           image is there as often as a packed one has tiles, so that batches are the same
 early      on all real images, for as many steps of as many images: what the small set is worth
 full       on all real images, to the end: the truth that the others try to tell
 
 All real images are those of the training set that were not held out; the first three, which take as many
-optimiser steps, are tested on the others. That is equal time, but for random images where a packed set has
-fewer than fill a batch, its own batches being larger then, and for early stopping, whose batches are always
-full: where the last batch of an epoch of the set is not, it sees more images in as many steps (of 400 in
-batches of 128, 28 % more). The truth alone is measured on the test set.
+optimiser steps, are tested on the others. That is equal time, but for early stopping, whose batches are
+always full: where the last batch of an epoch of the set is not, it sees more images in as many steps (of 400
+in batches of 128, 28 % more). The truth alone is measured on the test set.
 """
 
 import copy
@@ -56,7 +56,8 @@ class Proxy:
     def score(
         self, space: Space, architecture: Architecture, check: Check, stop: StopRequest | None = None
     ) -> list[float]:
-        """The accuracies of the networks in percent; `check` gets the mean of those that are trained first.
+        """The accuracies of the networks in percent; `check` gets those of the first one, whatever is trained
+        beside it.
 
         Raises `DivergenceError` for weights that are not finite, `DeviceMemoryError`, `Stopped`, and whatever
         the building of the network raises.
@@ -86,10 +87,10 @@ class Proxy:
         )
 
         def after_test(scores: list[float]) -> None:
-            for repeat, weights in zip(group, training.networks.weights, strict=True):
-                if not weights.isfinite().all():
+            for repeat, weights, score in zip(group, training.networks.weights, scores, strict=True):
+                if math.isnan(score) or not weights.isfinite().all():
                     raise DivergenceError(f"network {repeat} diverged before step {training.step}")
-            check(sum(scores) / len(scores))
+            check(scores[0])
 
         with seeded(self.seed, "training", *group, device=self.device):  # dropout, if a module has any
             training.run(f"{self.name} {dict(architecture)}", stop=stop, after_test=after_test)
@@ -114,7 +115,8 @@ def splits(real: Source, seen: Source, validation: float) -> tuple[Source, Sourc
     `validation` split, that one is held out, otherwise `VALIDATION` of the training images.
     """
     held = replace(hold_out(real, validation or VALIDATION), mean=seen.mean, std=seen.std)
-    return held, replace(held, test=real.test, split=real.split)
+    whole = Source.from_splits(real.origin, real.classes, held.train, real.test)
+    return held, replace(whole, mean=seen.mean, std=seen.std, split=real.split)
 
 
 def proxies(
@@ -144,13 +146,19 @@ def proxies(
         raise UsageError(
             f"{checks} checks of a training need as many steps; {config.epochs} epochs have {steps}"
         )
-    small = math.ceil(dataset.ipc * source.num_classes / config.batch_size)
-    random = random_images(dataset, source, labels, pool, device, options)
+    copies = dataset.info.factor**2
+    random = random_images(dataset, source, labels, pool, device, options, copies)
     protocol = {name: getattr(config, name) for name in PROTOCOL} | {"seed": seed}
     protocol |= {"images": source.fingerprint, "classes": list(source.classes)}
+    protocol |= {"mean": source.mean, "std": source.std}
     few = protocol | {"steps": steps, "networks": config.repeats, "split": source.split}
     small_set = few | {"set": dataset.content_hash, "ipc": dataset.ipc, "labels": labels}
-    small_set |= {"temperature": dataset.info.labels.get("temperature")} if labels == "soft" else {}
+    drawn = {"copies": copies}
+    if labels == "soft":
+        said = dataset.info.labels
+        small_set |= {"temperature": said.get("temperature")}
+        # Without a pool nothing is scored, but what one like the set's own has scored is found.
+        drawn |= {"teacher": pool.weights_hash if pool else said.get("teacher", {}).get("weights_sha256")}
 
     def proxy(name: str, loaders: Loaders, epochs: float, identity: Mapping[str, Any]) -> Proxy:
         return Proxy(name, loaders, epochs, config.repeats, source, config, seed, device, checks, identity)
@@ -158,10 +166,11 @@ def proxies(
     torch.optim.AdamW([torch.zeros(1)])  # the first one imports for a second, which is no candidate's
     other = seed_at(seed, FULL)  # or what was lucky with its first weights would be so again
     whole = protocol | {"epochs": config.full_epochs, "networks": config.full_repeats, "split": test.split}
+    whole |= {"test images": test.fingerprint}
     full = proxy(FULL, same_images(real), config.full_epochs, whole | {"seed": other})
     return {
         "distilled": proxy("distilled", same_images(distilled), config.epochs, small_set),
-        "random": proxy("random", random, steps / small, small_set),
+        "random": proxy("random", random, config.epochs, small_set | drawn),
         "early": proxy("early", same_images(early), steps / len(early), few | {"batch_size": batch}),
         FULL: replace(full, repeats=config.full_repeats, source=test, checks=1, seed=other),
     }

@@ -11,7 +11,7 @@ from ncfm_engine import proxies as module
 from ncfm_engine.config import EvaluateConfig, NetworkConfig
 from ncfm_engine.evaluate import random_subset, train_and_test
 from ncfm_engine.proxies import FULL, PROXIES, proxies, splits
-from ncfm_engine.sources import hold_out
+from ncfm_engine.sources import Source, hold_out
 from ncfm_engine.spaces import SPACES, Space
 from ncfm_engine.stop import Stopped
 from tests.interruptions import StopAfter
@@ -27,14 +27,15 @@ def held(digits):
 
 @pytest.fixture
 def ways(digits, held):
-    """Of a set of 120 views, three batches; its 30 packed images as random ones are one batch."""
+    """Of a set of 120 views, three batches; so are the 30 random images, each four times."""
     drawn = random_subset(held, ipc=3, seed=7, device="cpu")
     packed = dataclasses.replace(drawn.artifact.metadata, factor=2)
     dataset = DistilledDataset(dataclasses.replace(drawn.artifact, metadata=packed))
 
     def make(config=CONFIG, **options):
         test = dataclasses.replace(held, test=digits.test, split=digits.split)
-        return proxies(dataset, held, test, config, labels="hard", seed=5, device="cpu", **options)
+        fixed = {"dataset": dataset, "source": held, "test": test, "labels": "hard"} | options
+        return proxies(config=config, seed=5, device="cpu", **fixed)
 
     make.dataset = dataset
     return make
@@ -84,7 +85,7 @@ def test_all_proxies_take_the_same_steps_and_are_tested_on_held_out_images(ways,
     batches = -(-real // 50)
     assert seen == {
         "distilled": (18, rest, 120),
-        "random": (18, rest, 30),
+        "random": (18, rest, 120),
         "early": (18, rest, real),
         FULL: (batches, len(digits.test), real),
     }
@@ -130,7 +131,15 @@ def test_the_rate_is_halved_at_each_fifth_of_the_steps(ways, held, epochs):
     assert halvings == [0.5 ** (5 * step // steps) for step in range(steps)]
 
 
-def test_checks_are_heard_of_the_networks_that_are_trained_first(ways):
+def test_random_images_come_in_batches_like_those_of_the_tiles(ways, held):
+    distilled, random = (ways()[name].loaders([3])[0] for name in ("distilled", "random"))
+    assert [len(images) for images, _ in random] == [len(images) for images, _ in distilled] == [50, 50, 20]
+    images, counts = random.images.unique(dim=0, return_counts=True)
+    assert counts.tolist() == [4] * 30
+    assert torch.equal(images, random_subset(held, ipc=3, seed=3, device="cpu").images.unique(dim=0))
+
+
+def test_checks_are_heard_of_the_first_network_whatever_is_trained_beside_it(ways):
     heard = []
     scores = ways(checks=3)["distilled"].score(SPACES["convnet"], ARCHITECTURE, heard.append)
     assert len(heard) == 3
@@ -139,13 +148,24 @@ def test_checks_are_heard_of_the_networks_that_are_trained_first(ways):
     together = ways(dataclasses.replace(CONFIG, at_once=2), checks=3)["distilled"]
     scores = together.score(SPACES["convnet"], ARCHITECTURE, heard.append)
     assert len(heard) == 3
-    assert heard[-1] == pytest.approx(sum(scores) / 2, abs=1e-3)
+    assert heard[-1] == pytest.approx(scores[0], abs=1e-3)
+    assert scores[0] != scores[1]
 
 
 def test_a_network_that_diverges_says_so(ways):
     wild = dataclasses.replace(CONFIG, learning_rate=1e30, repeats=1)
     with pytest.raises(DivergenceError, match=r"network 0 diverged before step 18"):
         ways(wild)["distilled"].score(SPACES["convnet"], ARCHITECTURE | {"norm": "none"}, quiet)
+
+
+def test_a_network_whose_logits_are_no_numbers_when_it_is_tested_has_diverged(ways):
+    class Broken(torch.nn.Linear):
+        def forward(self, images):
+            return super().forward(images.flatten(1)) * (1 if self.training else float("nan"))
+
+    space = Space({"x": (1,)}, lambda channels, size, classes, x: Broken(64, classes))
+    with pytest.raises(DivergenceError, match="network 0 diverged"):
+        ways()["distilled"].score(space, {"x": 1}, quiet)
 
 
 def test_a_stop_is_answered_in_the_middle_of_a_training(ways):
@@ -164,7 +184,24 @@ def test_a_module_of_the_user_can_be_stacked_with_others(ways):
     assert at_once == pytest.approx(alone, abs=2)
 
 
-def test_everything_that_decides_a_score_is_in_its_identity(ways):
+def test_the_truth_of_another_test_set_is_another(digits):
+    rest = digits.test.where(torch.arange(len(digits.test)) > 0)
+    other = Source.from_splits(digits.origin, digits.classes, digits.train, rest)
+    found = [splits(real, hold_out(digits, 0.2), 0.2) for real in (digits, other)]
+    assert found[0][0].fingerprint == found[1][0].fingerprint  # a set made with a split has not seen it
+    assert found[0][1].fingerprint != found[1][1].fingerprint
+
+
+def test_random_images_with_labels_of_another_teacher_are_scored_anew(ways, held, pool):
+    options = {"dataset": random_subset(held, ipc=3, seed=7, device="cpu", labels="soft", pool=pool)}
+    options["labels"] = "soft"
+    other = dataclasses.replace(pool, trajectory=pool.trajectory + 0.1)
+    base, changed = (ways(pool=one, **options) for one in (pool, other))
+    found = [way for way in (*PROXIES, FULL) if base[way].identity != changed[way].identity]
+    assert found == ["random"]
+
+
+def test_everything_that_decides_a_score_is_in_its_identity(ways, held, digits):
     base = {name: way.identity for name, way in ways().items()}
     for field, value in {
         "epochs": 8,
@@ -178,5 +215,14 @@ def test_everything_that_decides_a_score_is_in_its_identity(ways):
     longer = ways(dataclasses.replace(CONFIG, full_epochs=9))
     assert longer[FULL].identity != base[FULL]
     assert [longer[name].identity for name in PROXIES] == [base[name] for name in PROXIES]
+    others = {
+        "test": dataclasses.replace(held, test=digits.test, fingerprint="another"),
+        "source": dataclasses.replace(held, mean=(0.5,)),
+    }
+    changed = {
+        name: [way for way, found in ways(**{name: other}).items() if found.identity != base[way]]
+        for name, other in others.items()
+    }
+    assert changed == {"test": [FULL], "source": [*PROXIES, FULL]}
     assert "set" not in base["early"]  # other sets of as many steps share what they are compared with
     assert not {"set", "ipc", "steps"} & set(base[FULL])
