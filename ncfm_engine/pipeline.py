@@ -57,7 +57,7 @@ def open_source(plan: Plan, **options: Any) -> Source:
 def run(plan: Plan, report: Report = silent, stop: StopRequest | None = None) -> Outcome | None:
     """Do everything but publishing. The artifact is written before it is evaluated, and again with results.
 
-    Without a `stop` it stops at the plan's time budget, or at SIGTERM. Among several processes (torchrun)
+    Without a `stop` it stops at the plan's time budget, SIGTERM or Ctrl-C. Among several processes (torchrun)
     the first one labels, writes, evaluates and returns the outcome; the others return None. Raises `Stopped`
     when it was stopped, and the errors of its stages; whatever was finished before (networks, checkpoint,
     artifact) stays.

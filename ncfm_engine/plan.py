@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import time
+import warnings
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from distilled_data import OutputError, UsageError
-from distilled_data.format import FOLDER_FILES, MANIFEST_FILE, PARQUET_FILE, PREVIEW_FILE
+from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, MANIFEST_FILE, PARQUET_FILE, PREVIEW_FILE
 
 from .checkpoint import identity_of, previous_of
 from .config import Recipe, flatten
@@ -72,14 +73,20 @@ def make_plan(
 ) -> Plan:
     """Resolve flags: defaults of the recipe, then the preset, then `changes`, then the flags with a name.
 
-    Raises `UsageError` and, for a data set, preset or field that does not exist, `UnknownNameError`.
+    A flag that takes the place of one of `changes` is told in a warning. Raises `UsageError` and, for a data
+    set, preset or field that does not exist, `UnknownNameError`.
     """
     if dataset is None and preset is None:
         raise UsageError("name a --dataset or a --preset")
     name, row = find_preset(preset, (dataset or "").partition(":")[0], ipc)
     flags = {"ipc": ipc, "distill.iterations": iterations, "distill.discrepancy": discrepancy, "seed": seed}
-    recipe = row.recipe().replace(changes or {})
-    recipe = recipe.replace({field: value for field, value in flags.items() if value is not None})
+    given = {name: value for name, value in flags.items() if value is not None}
+    changed = row.recipe().replace(changes or {})
+    recipe = changed.replace(given)
+    for setting, text in (changes or {}).items():
+        if setting in given and changed.replace({setting: given[setting]}) != changed:
+            flag = f"--{setting.rpartition('.')[2]} {given[setting]}"
+            warnings.warn(f"{flag} takes the place of --set {setting}={text}", stacklevel=2)
     spec = dataset or row.dataset
     if spec == "folder":
         raise UsageError(f"preset {name!r} needs the images: add --dataset folder:PATH")
@@ -172,7 +179,7 @@ def check_output(plan: Plan) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != plan.run_folder / COSTS_FILE  # nothing to go on from
     ]
-    if plan.overwrite or not held:
+    if not held:
         return
     checkpoint = plan.run_folder / CHECKPOINT_FILE
     begun = {METRICS_FILE, LOSS_PLOT_FILE}  # what a run that was killed before its first checkpoint leaves
@@ -181,13 +188,16 @@ def check_output(plan: Plan) -> None:
         or previous_of(checkpoint).exists()
         or all(p.parent == plan.run_folder and (p.name in begun or p.match(".*.tmp")) for p in held)
     )
-    if plan.resume and ours:
+    left = plan.output / ARTIFACT_FILE, plan.run_folder / METRICS_FILE, plan.run_folder / RESULTS_FILE
+    replaceable = ours or any(path.exists() for path in left)  # and not somebody's own folder
+    if (plan.resume and ours) or (plan.overwrite and replaceable):
         return
-    way = "continue that run with --resume, replace it with --overwrite" if ours else "use --overwrite"
+    ways = ["continue that run with --resume"] if ours else []
+    ways += ["replace it with --overwrite"] if replaceable else []
     more = f" and {len(held) - 1} more" if len(held) > 1 else ""
     raise OutputError(
         f"{plan.output} or {plan.run_folder.name} beside it is not empty: found {held[0]}{more}. Choose "
-        f"another --output, or {way}."
+        f"another --output{', or '.join(['', *ways])}."
     )
 
 

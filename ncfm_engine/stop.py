@@ -1,5 +1,6 @@
 """Stopping a run in good order: when its time is up, or when the machine is about to be taken away."""
 
+import os
 import signal
 import threading
 import time
@@ -11,16 +12,22 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run can go on
     """Raised by a stage after it saved its progress. The message says where: "distil, step 40 of 400"."""
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOPPING = b"\nstopping at the next checkpoint; Ctrl-C again stops at once\n"
+
+
 class StopRequest:
     """Asked by every loop between two steps: `if stop.requested: save; raise Stopped`.
 
-    Requested after `seconds` (None: never), or once SIGTERM arrived while this was entered as a context.
+    Requested after `seconds` (None: never), or once SIGTERM or Ctrl-C arrived while this was entered as a
+    context. A second Ctrl-C is a `KeyboardInterrupt`, as ever.
     """
 
     def __init__(self, seconds: float | None = None):
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._terminated = False
-        self._before = None
+        self._before = {}
+        self._process = os.getpid()
 
     @property
     def requested(self) -> bool:
@@ -29,13 +36,22 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
-            self._before = signal.signal(signal.SIGTERM, self._on_signal)
+            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._on_signal) for number in heard}
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self._terminated:
+                raise KeyboardInterrupt
+            self.announce()
         self._terminated = True
+
+    def announce(self) -> None:
+        """Tell whoever pressed Ctrl-C that it was heard; what is forked from this process keeps still."""
+        if os.getpid() == self._process:
+            os.write(2, STOPPING)  # whatever the main program was writing

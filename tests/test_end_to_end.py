@@ -276,6 +276,7 @@ def test_a_dry_run_prints_the_plan_and_writes_only_the_prepared_images(here, tmp
     status, output, error = here(
         "distill_and_push.py",
         *("--dataset", "digits", "--ipc", "3", "--discrepancy", "mmd", "--dry-run"),
+        *("--repo", "org/digits", "--revision", "v1"),
         settings=TINY,
     )
     assert status == 0, error
@@ -288,6 +289,7 @@ def test_a_dry_run_prints_the_plan_and_writes_only_the_prepared_images(here, tmp
         "manifest.json",
     ):
         assert words in output
+    assert "publishes    python tools/push.py distilled/digits-ipc3 org/digits --revision v1" in output
     assert {path.parts[0] for path in (p.relative_to(tmp_path) for p in tmp_path.rglob("*"))} == {"cache"}
     assert [path.name for path in (tmp_path / "cache" / "distilled-data").iterdir()] == ["stores"]
 
@@ -298,6 +300,8 @@ def test_a_dry_run_prints_the_plan_and_writes_only_the_prepared_images(here, tmp
         (["--dataset", "digit"], "Did you mean 'digits'"),
         (["--dataset", "digits", "--preset", "cpuu"], "Did you mean 'cpu'"),
         (["--dataset", "digits", "--ipc", "5000"], "smallest class"),
+        (["--dataset", "digits", "--dry-run", "--repo", "a/b/c"], "'a/b/c' is not a repository name"),
+        (["--dataset", "digits", "--dry-run", "--revision", "v1"], "needs a --repo to publish to"),
         (["--dataset", "cifar10", "--data", "nowhere"], "nowhere"),
         (["--dataset", "digits", "--set", "distill.alhpa=1"], "Did you mean 'distill.alpha'"),
         (["--dataset", "digits", "--set", "distill.alpha"], "expected field=value"),
@@ -347,6 +351,13 @@ def test_a_finished_run_is_not_replaced_unasked(finished, here):
     assert "--resume" in error
     assert "--overwrite" in error
     assert (folder / "out" / ARTIFACT_FILE).read_bytes() == before
+    words = ("--dataset", "digits", "--output", str(folder / "out"), "--dry-run")
+    status, output, error = here(
+        "distill_and_push.py", *words
+    )  # says what it would do, and what is in the way
+    assert status == 2
+    assert "1438 images of 1x8x8" in output
+    assert "--overwrite" in error
 
 
 def test_two_processes_do_not_distil_into_one_folder(here, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from ncfm_engine.checkpoint import previous_of, save_checkpoint
 from ncfm_engine.distill import CHECKPOINT_FILE, METRICS_FILE
 from ncfm_engine.plan import (
     COMPILE_FROM,
+    RESULTS_FILE,
     Plan,
     check_output,
     clear_output,
@@ -38,7 +39,8 @@ def test_a_flag_beats_set_and_set_beats_the_preset_and_the_preset_the_default(tm
     options = {"dataset": "digits", "cache": tmp_path, "device": "cpu"}
     assert make_plan(**options).recipe.distill.factor == 1  # default 2
     assert make_plan(**options, changes={"distill.iterations": "7"}).recipe.distill.iterations == 7
-    both = make_plan(**options, changes={"distill.iterations": "7", "ipc": "2"}, iterations=9, ipc=3)
+    with pytest.warns(UserWarning, match="--iterations 9 takes the place of --set distill.iterations=7"):
+        both = make_plan(**options, changes={"distill.iterations": "7", "ipc": "3"}, iterations=9, ipc=3)
     assert (both.recipe.distill.iterations, both.recipe.ipc) == (9, 3)
 
 
@@ -69,13 +71,22 @@ def test_an_empty_or_missing_output_is_free(plan):
     check_output(plan)
 
 
-@pytest.mark.parametrize("name", [ARTIFACT_FILE, "README.md", "deep/er/thesis.txt"])
-def test_an_occupied_output_needs_overwrite_and_resume_is_not_enough(plan, name):
-    path = put(plan.output / name)
+@pytest.mark.parametrize("of_run", [False, True])
+def test_a_set_needs_overwrite_and_resume_is_not_enough(plan, of_run):
+    path = put(plan.run_folder / RESULTS_FILE if of_run else plan.output / ARTIFACT_FILE)
     for occupied in (plan, dataclasses.replace(plan, resume=True)):
-        with pytest.raises(OutputError, match=str(path)):
+        with pytest.raises(OutputError, match=f"{path}.*, or replace it with --overwrite"):
             check_output(occupied)
+    put(plan.output / "thesis.txt")
     check_output(dataclasses.replace(plan, overwrite=True))
+
+
+@pytest.mark.parametrize("name", ["README.md", "deep/er/thesis.txt"])
+def test_a_folder_that_holds_no_set_is_not_overwritten(plan, name):
+    path = put(plan.output / name)
+    for occupied in (plan, dataclasses.replace(plan, overwrite=True)):
+        with pytest.raises(OutputError, match=rf"{path}\. Choose another --output\.$"):
+            check_output(occupied)
 
 
 @pytest.mark.parametrize("of", [lambda path: path, previous_of], ids=["current", "previous"])

@@ -83,6 +83,18 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path):
     for name in ("scatter.png", "regret.png"):
         assert (tmp_path / "found" / name).read_bytes().startswith(b"\x89PNG")
 
+    assert "They are the best, some in the middle and some at random by the ranking" in output
+    of_others = markdown(found | {"verified": {"best": sorted(verified)[:1]}})
+    assert "and what other searches in the same storage chose" in of_others
+    everything = [
+        row | {"full": row["full"] or {"state": "failed", "reason": "?"}} for row in found["candidates"]
+    ]
+    assert "They are" not in markdown(found | {"candidates": everything}).split("## Failed")[0]
+
+    status, _, error = here("search_architectures.py", *arguments, "--seed", "3", settings=QUICK)
+    assert status == 2
+    assert "holds the results of another search: seed 0, not 3. Choose another --output" in error
+
     before = {name: row["distilled"] for name, row in enumerate(found["candidates"])}
     (tmp_path / "found" / "search.json").unlink()
     status, _, error = here("search_architectures.py", *arguments, "--jobs", "1", settings=QUICK)
@@ -374,7 +386,9 @@ def test_a_report_says_why_nothing_is_said_of_trust_and_what_was_pruned():
     assert "| Spearman, all 3 | 1.00 | 1.00 | 1.00 |" in markdown(content)
     assert "steps with candidates that they do not prune" in markdown(content)
     assert "regret.png" not in markdown(content)
-    assert "optimiser steps. They are" in markdown(content | {"strategy": "exhaustive"})
+    assert "optimiser steps.\n" in markdown(
+        content | {"strategy": "exhaustive"}
+    )  # all are known: none chosen
     assert "regret.png" in markdown(content | {"strategy": "exhaustive"})
     tied = {way: of_way | {"tied": 2} for way, of_way in found.items()}
     assert "| 3.0 (one of 2 equals) |" in markdown(content | {"trust": tied})

@@ -26,7 +26,9 @@ from command_line import (
     table,
 )
 
-from hub import check_access, complete_folder, push_folder
+from distilled_data import UsageError
+from distilled_data.client import check_arguments
+from hub import PushOptions, check_access, complete_folder, push_folder
 from ncfm_engine.allocator import keep_freed
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.pipeline import open_source, run
@@ -80,9 +82,18 @@ def main(arguments: argparse.Namespace) -> None:
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )
-    check_output(plan)
+    if arguments.repo:
+        check_arguments(arguments.repo, None, arguments.endpoint)
+    elif push_options(arguments) != PushOptions():
+        raise UsageError(
+            "what is said of publishing (--revision, --private ...) needs a --repo to publish to"
+        )
     if arguments.dry_run:
         print(describe(plan, open_source(plan)))
+        if arguments.repo:
+            print(f"publishes    {push_command(plan.output, arguments)}")
+    check_output(plan)
+    if arguments.dry_run:
         return
     if arguments.repo and os.environ.get("RANK", "0") == "0":  # one of them publishes
         check_access(arguments.repo, push_options(arguments))

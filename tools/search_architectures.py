@@ -24,7 +24,7 @@ from command_line import add_source_flags, duration, load, reading, run_command,
 from filelock import FileLock
 
 from distilled_data import DistilledDataError, DistilledDataset, UsageError
-from distilled_data.files import make_folder
+from distilled_data.files import make_folder, read_json
 from ncfm_engine.allocator import keep_freed
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.origin import real_images, recipe_of, teacher_pool
@@ -42,6 +42,19 @@ from tools.architectures.report import REPORT_FILE, RESULTS_FILE, summary, write
 DATABASE_FILE = "search.db"
 EPOCHS = 300  # over the distilled images, where the recipe of the set has more
 RANDOM = 100  # candidates
+# What makes a search, besides its candidates and how many are verified, of which there may be more later.
+IDENTITY = (
+    "content_hash",
+    "ipc",
+    "labels",
+    "space",
+    "axes",
+    "truth_of",
+    "strategy",
+    "networks",
+    "settings",
+    "seed",
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -126,6 +139,9 @@ def main(arguments: argparse.Namespace) -> None:
                 "evaluate.epochs and --seeds"
             )
 
+        begun = head(arguments, dataset, campaign, device)
+        check_folder(output, begun)
+
         def report(stage: str, done: int, total: int, **figures: float) -> None:
             if done < total:
                 crew.mend()
@@ -137,7 +153,7 @@ def main(arguments: argparse.Namespace) -> None:
         finally:
             gc.unfreeze()
             if not is_hand():
-                write(output, summary(head(arguments, dataset, campaign, device), campaign))
+                write(output, summary(begun, campaign))
     if not is_hand():
         print((output / REPORT_FILE).read_text(encoding="utf-8"))
         if not any(result and result.state == "complete" for result in campaign.results()["distilled"]):
@@ -235,6 +251,20 @@ def head(
         **provenance(device),
         "command": command(),
     }
+
+
+def check_folder(output: Path, begun: dict[str, Any]) -> None:
+    """Raise `UsageError` where the results of another search lie, which these would replace."""
+    path = output / RESULTS_FILE
+    if not path.exists():
+        return
+    there, ours = read_json(path), json.loads(json.dumps(begun))
+    other = [f"{name} {there[name]}, not {ours[name]}" for name in IDENTITY if there.get(name) != ours[name]]
+    if other:
+        raise UsageError(
+            f"{output} holds the results of another search: {'; '.join(other)}. Choose another --output; what "
+            "they have in common is not trained again with the same --storage."
+        )
 
 
 def machine_of(device: str) -> str:

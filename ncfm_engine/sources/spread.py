@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +48,7 @@ def spread(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) ->
                 num_workers=min(workers, len(jobs)),
                 collate_fn=_as_it_is,
                 in_order=False,
+                worker_init_fn=_deaf,
             )
             results = iter(loader)  # which sees a process that has ended meanwhile
         for result in results:
@@ -84,3 +86,7 @@ class _Jobs(Dataset):
 
 def _as_it_is(result: Any) -> Any:
     return result
+
+
+def _deaf(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; this one's ends the others

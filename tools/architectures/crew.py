@@ -34,6 +34,10 @@ class Leash(StopRequest):
         orphaned = is_hand() and os.getppid() != int(os.environ[LEADER])
         return orphaned or super().requested
 
+    def announce(self) -> None:
+        if not is_hand():
+            super().announce()
+
 
 class Crew:
     """This process and `count` - 1 hands that it starts with its own arguments; they share the cores.

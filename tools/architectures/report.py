@@ -34,6 +34,11 @@ CHOSEN_BY_OTHERS = (
     " Other searches in the same storage chose them and trained them: correlations may not be those among "
     "all candidates."
 )
+CHOSEN_BY_BOTH = (
+    " They are the best, some in the middle and some at random by the ranking of the distilled images, the "
+    "picks of the others, and what other searches in the same storage chose: correlations may not be those "
+    "among all candidates."
+)
 CHOSEN_BEFORE = (
     " The search `{}` chose them and trained them: correlations may not be those among all candidates."
 )
@@ -217,7 +222,7 @@ def _trust_table(content: Content) -> list[str]:
         f"in {_seconds(rows, FULL):.1f} s each. Rank correlation with that, and intervals that hold 95 % of "
         "bootstrap samples of the candidates. All three ways take as many optimiser steps"
         + (PRUNED if content["strategy"] in EARLY_ENDING else ".")
-        + _chosen(content["verified"])
+        + _chosen(content["verified"], [row[FULL] is not None for row in rows])
         + (CHOSEN_BEFORE.format(other) if (other := content.get("truth_of")) else ""),
         "",
         *table(["", *(TITLES[way] for way in PROXIES)], [[name, *cells] for name, cells in lines.items()]),
@@ -227,8 +232,14 @@ def _trust_table(content: Content) -> list[str]:
     ]
 
 
-def _chosen(verified: Content) -> str:
-    return "" if "all" in verified else CHOSEN_BY_OTHERS if OTHERS in verified else CHOSEN
+def _chosen(verified: Content, known: Sequence[bool]) -> str:
+    """Why it is these that were trained in full."""
+    if all(known) or "all" in verified:
+        return ""
+    if OTHERS in verified:
+        return CHOSEN_BY_OTHERS
+    chosen = {index for group in verified.values() for index in group}
+    return CHOSEN if chosen >= {index for index, is_known in enumerate(known) if is_known} else CHOSEN_BY_BOTH
 
 
 def _seconds(rows: Sequence[Content], way: str) -> float:
