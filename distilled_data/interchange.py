@@ -104,7 +104,10 @@ def read_set(
         values=values or found.values,
     )
     if chosen is None:
-        warnings.warn(f"{path} names no classes; they are numbered. Give their names in order", stacklevel=2)
+        warnings.warn(
+            f"{path} names no classes; they are numbered. Give them in order: classes=, --classes",
+            stacklevel=2,
+        )
     told = ("classes", "channels", "height", "width", "mean", "std", "ipc", "factor")
     if ours is not None and all(getattr(ours, name) == getattr(artifact.metadata, name) for name in told):
         source = ours.source | ({} if license is None else {"license": license})
@@ -186,12 +189,16 @@ def _read(path: Path, experiment: int) -> Found:
     if path.suffix == ".npz":
         return _read_npz(path)
     content = _load_pt(path)
+    if experiment != -1 and not (isinstance(content, dict) and "data" in content):
+        raise UsageError(f"{path} has no experiments to choose from; experiment={experiment} has no meaning")
     match content:
         case Tensor() if "images" in path.name and (labels := labels_beside(path)).exists():
             return _pair(path, "images and labels (MTT, DATM)", [content, _load_pt(labels)])
         case Tensor():
+            beside = labels_beside(path)
+            lack = f"its labels are not in {beside.name} beside it" if beside != path else "no labels"
             raise UsageError(
-                f"{path} holds one tensor; expected a file named images_X.pt with its labels in labels_X.pt"
+                f"{path} holds one tensor, and {lack}; expected images_X.pt with its labels in labels_X.pt"
             )
         case {"data": [*pairs]} if pairs and -len(pairs) <= experiment < len(pairs):
             return _pair(path, "dict of experiments (DC, DSA, DM)", pairs[experiment])
@@ -211,6 +218,8 @@ def _pair(path: Path, form: str, content: Any) -> Found:
 
 
 def _read_npz(path: Path) -> Found:
+    if not zipfile.is_zipfile(path):  # or numpy advises to unpickle it
+        raise FormatError(f"{path} is no .npz archive, or is damaged")
     try:
         # numpy leaves a file open that it opened and cannot read
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
@@ -239,6 +248,10 @@ def _read_npz(path: Path) -> Found:
             "temperature": float(arrays.get("temperature", 1.0)),
             "metadata": parse_metadata(path, str(arrays[METADATA_KEY])) if METADATA_KEY in arrays else None,
         } | {name: arrays[name].tolist() for name in ("mean", "std") if name in arrays}
+        if labels.dtype.kind not in "buif":
+            raise ValueError(
+                f"labels are {labels.dtype}, expected class numbers or one column for each class"
+            )
         labels = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)
         return Found("npz", own("images", images), own("labels", labels), **optional)
     except (TypeError, ValueError, UsageError) as error:

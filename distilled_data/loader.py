@@ -174,7 +174,7 @@ class Loader:
             images, targets = mix_batch(images, targets, self.mix, generator_at(self.seed, "mix", *place))
         elif self.mix is not None:
             with seeded(self.seed, "mix", *place, device=self.device):
-                images, targets = self.mix(images, targets)
+                images, targets = self.pair(self.mix(images, targets))
         if self.relabel is not None:
             targets = self.relabel(images)
         return (
@@ -192,6 +192,15 @@ class Loader:
             expected = f"[{count}, {'channels' if channels == 1 else channels}, height, width]"
             raise UsageError(f"augment must return floats {expected}, got {got}")
         return images
+
+    def pair(self, made: Any) -> tuple[Tensor, Tensor]:
+        """What `mix` made. Raises `UsageError` for anything but images and as many targets."""
+        parts = list(made) if isinstance(made, tuple | list) else [made]
+        tensors = [part for part in parts if isinstance(part, Tensor) and part.ndim]
+        if len(tensors) != len(parts) or len(parts) != 2 or len({len(part) for part in parts}) > 1:
+            got = [list(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+            raise UsageError(f"mix must return images and as many targets, got {', '.join(map(str, got))}")
+        return parts[0], parts[1]
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass epoch number `epoch`, from its first batch."""

@@ -103,7 +103,8 @@ def arrange(
         raise UsageError(f"targets have {targets.shape[1]} classes, the names given are {count}")
     if numbers.min() < 0 or numbers.max() >= count:
         raise UsageError(
-            f"class numbers must be 0 to {count - 1}, got {int(numbers.min())} to {int(numbers.max())}"
+            f"class numbers must be 0 to {count - 1}, of {count} classes, got {int(numbers.min())} to "
+            f"{int(numbers.max())}"
         )
     if count > len(images):
         raise UsageError(f"{len(images)} images cannot show {count} classes; give each class as many")
@@ -144,7 +145,7 @@ def _usual_order(targets: Tensor, favoured: Tensor) -> Tensor | None:
     warnings.warn(
         f"the largest labels do not say which class every image is of; took the images for {best}, "
         f"{len(rows)} each",
-        stacklevel=4,
+        stacklevel=5,
     )
     return orders[best]
 
@@ -161,7 +162,7 @@ def as_logits(targets: Tensor, temperature: float) -> Tensor:
         warnings.warn(
             f"targets are positive and their rows add up to {sums.min():.2f} to {sums.max():.2f}: taken for "
             "logits",
-            stacklevel=4,
+            stacklevel=5,
         )
     return targets
 
@@ -216,7 +217,7 @@ def to_bytes(
         warnings.warn(
             f"the images are said to be {values!r}, and all their values lie from {pixels.min():.2f} to "
             f"{pixels.max():.2f}, as those of 'unit' do",
-            stacklevel=3,
+            stacklevel=4,
         )
     if values == "bytes":
         pixels = pixels / 255
@@ -237,7 +238,7 @@ def to_bytes(
             f"{pixels.max():.2f}, and are cut off; training on the set will differ from training on the "
             "original. If it is many, check mean and std, and whether the images were whitened (ZCA), which "
             "would have to be undone first",
-            stacklevel=3,
+            stacklevel=4,
         )
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
@@ -254,6 +255,6 @@ def _guess(pixels: Tensor) -> str:
     warnings.warn(
         f"values from {low:.2f} to {high:.2f}: taken for {guess!r}; to be sure, say which of "
         f"{', '.join(VALUES)} they are",
-        stacklevel=4,
+        stacklevel=5,
     )
     return guess

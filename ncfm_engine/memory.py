@@ -258,5 +258,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _mib(size: int) -> str:
     """Rounded up, so that a budget of what is printed is enough."""
-    unit, name = (2**20, "MiB") if size >= 2**20 else (2**10, "KiB")
+    unit, name = (2**20, "MiB") if size >= 2**20 else (2**10, "KiB") if size >= 2**10 else (1, " bytes")
     return f"{math.ceil(10 * size / unit) / 10:g}{name}"

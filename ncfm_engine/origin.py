@@ -52,9 +52,13 @@ def real_images(
     real = load_source(dataset or info.dataset, **(known | (reading or {})), **options)
     source = hold_out(real, recipe.validation) if recipe.validation else real
     if source.fingerprint != info.source["fingerprint"]:
+        asked = {name: value for name, value in (reading or {}).items() if name in CHANGES}
+        differing = [name for name, value in asked.items() if value != known.get(name)]
+        others = [f"--{name} {known[name]}" if name in known else f"no --{name}" for name in differing]
         raise SourceError(
             f"{dataset or info.dataset} is not the data that {name} was distilled from: expected "
             f"fingerprint {info.source['fingerprint']}, got {source.fingerprint}."
+            + (f" It was read with {', '.join(others)}." if others else "")
         )
     return real, source
 
@@ -76,6 +80,7 @@ def _said_to_be_of(
         raise SourceError(
             f"{dataset} is not the data that {name} was distilled from: expected classes, channels, height "
             f"and width {expected}, got {found}."
+            + (f" Resize them: --size {info.height}." if found[:2] == expected[:2] else "")
         )
     if info.classes != real.classes and set(info.classes) & set(real.classes):
         raise SourceError(

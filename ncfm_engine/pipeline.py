@@ -267,12 +267,12 @@ def evaluate_set(
     `Stopped` after saving progress in `run_folder`, from which `resume` goes on; it stays until
     `forget_progress`.
     """
+    recipe = recipe_of(chosen).replace(changes)
     for name in changes:
         if not name.startswith(("evaluate.", "network.")) and name != "seed":
             raise UsageError(
                 f"{name} does not change an evaluation; expected seed, or settings of evaluate and network"
             )
-    recipe = recipe_of(chosen).replace(changes)
     _, source = real_images(chosen, dataset, reading, stop=stop, report=report)
     pool = None
     if set(recipe.evaluate.labels) != {"hard"}:  # random images have the artifact's teacher too

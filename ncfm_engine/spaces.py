@@ -49,8 +49,8 @@ class Space:
         if not self.axes:
             raise UsageError("a space needs one axis at least; one architecture needs no search")
         for name, values in self.axes.items():
-            kinds = {type(value) for value in values}
-            ordered = not isinstance(values, str | set | frozenset)
+            ordered = isinstance(values, Sequence) and not isinstance(values, str)
+            kinds = {type(value) for value in values} if ordered else set()
             if not ordered or len(values) == 0 or not kinds <= {str, int, float, bool}:
                 raise UsageError(
                     f"axis {name}: expected texts, numbers or truth values, in an order, got {values!r}"
@@ -127,6 +127,8 @@ class Space:
         """
         with initial_weights(seed):
             network = self.build(channels=channels, size=size, classes=classes, **architecture)
+        if not isinstance(network, nn.Module):
+            raise UsageError(f"build must return a torch.nn.Module, got {type(network).__name__}")
         if any(weights.grad is not None for weights in network.parameters()):
             raise UsageError(f"build returned a network that is trained already for {dict(architecture)}")
         return network

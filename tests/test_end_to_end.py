@@ -151,6 +151,22 @@ def test_an_evaluation_ignores_no_setting(finished, here, tmp_path, change):
     assert f"{change.partition('=')[0]} does not change an evaluation" in " ".join(error.split())
 
 
+def test_a_misspelt_setting_of_an_evaluation_is_named(finished, here, tmp_path):
+    shutil.copytree(finished[0] / "out", tmp_path / "copy")
+    status, _, error = here("evaluate.py", "copy", settings=["epochs=3"])
+    assert status == 2
+    assert "unknown setting 'epochs'. Did you mean 'pretrain.epochs' or 'evaluate.epochs'" in " ".join(
+        error.split()
+    )
+
+
+def test_images_that_are_read_in_another_size_say_so(finished, here, tmp_path):
+    shutil.copytree(finished[0] / "out", tmp_path / "copy")
+    status, _, error = here("evaluate.py", "copy", "--size", "16")
+    assert status == 2
+    assert "It was read with no --size." in " ".join(error.split())
+
+
 @pytest.fixture
 def foreign(finished, here):
     """Convert the finished set into one that does not record where it is from, and say how it is read."""
@@ -312,6 +328,9 @@ def test_a_dry_run_prints_the_plan_and_writes_only_the_prepared_images(here, tmp
         (["--dataset", "digits", "--seed", str(2**64)], "seed must have 64 bits or fewer"),
         (["--dataset", "digits", "--memory", "1KiB"], "below the minimum"),
         (["--dataset", "digits", "--memory", "lots"], "not a quantity"),
+        (["--dataset", "digits", "--memory", "2"], "--memory 2 bytes is below"),
+        (["--dataset", "digits", "--workers", "-2"], "'-2' is not a number, 0 or more"),
+        (["--dataset", "/"], "/ is a folder; if it holds class folders, its dataset is folder:/"),
         (["--dataset", "digits", "--device", "cuda:99"], "cannot be used here"),
         (["--dataset", "digits", "--device", "mps"], "the engine runs on cpu and cuda"),
         ([], "--dataset"),

@@ -199,7 +199,7 @@ def test_nothing_is_unpickled(tmp_path):
         ({"weights": torch.zeros(2)}, "holds a dict of 'weights'"),
         ([torch.zeros(2, 1, 4, 4)], "holds list of 1"),
         ([torch.zeros(2, 1, 4, 4), "labels"], "holds list of 2"),
-        (torch.zeros(2, 1, 4, 4), r"one tensor; expected .* its labels in labels_X.pt"),
+        (torch.zeros(2, 1, 4, 4), r"one tensor, and its labels are not in labels\.pt beside it; expected"),
         ([torch.zeros(2, 1, 4, 4).to_sparse(), torch.zeros(2)], "holds list of 2"),
     ],
 )
@@ -207,6 +207,18 @@ def test_another_content_is_named(content, message, tmp_path):
     torch.save(content, tmp_path / "images.pt")
     with pytest.raises((FormatError, UsageError), match=message):
         read_set(tmp_path / "images.pt")
+
+
+def test_nobody_is_advised_to_unpickle(tmp_path):
+    (tmp_path / "a.npz").write_bytes(pickle.dumps([1]))
+    with pytest.raises(FormatError, match=r"a\.npz is no \.npz archive, or is damaged$"):
+        read_set(tmp_path / "a.npz")
+
+
+def test_an_experiment_of_a_file_without_any_is_refused(pixels, tmp_path):
+    torch.save([pixels, NUMBERS], tmp_path / "a.pt")
+    with pytest.raises(UsageError, match="no experiments to choose from; experiment=1"):
+        read_set(tmp_path / "a.pt", experiment=1)
 
 
 @pytest.mark.parametrize("name", ["cut.pt", "cut.npz", "text.pt", "dot.pt", "empty.npz", "npy.npz"])
@@ -230,8 +242,9 @@ def test_a_damaged_file_is_named(name, pixels, tmp_path):
     [
         ({"labels": NUMBERS[:20]}, "got \\[30, 3, 8, 8\\] and \\[20\\]"),
         ({"labels": NUMBERS.clamp(min=1)}, "equally many images, got 0 to 6"),
-        ({"labels": NUMBERS + 1}, "class numbers must be 0 to 9, got 1 to 10"),
+        ({"labels": NUMBERS + 1}, "class numbers must be 0 to 9, of 10 classes, got 1 to 10"),
         ({"labels": NUMBERS + 0.5}, "class numbers, got fractions"),
+        ({"labels": np.array(["a"] * 30)}, "labels are <U1, expected class numbers"),
         ({"labels": NUMBERS * 10**12}, "class numbers must be 0 to 9"),
         ({"images": torch.full((30, 3, 8, 8), torch.nan)}, "not finite"),
         ({"images": torch.zeros(30, 64)}, "expected images"),
@@ -242,8 +255,8 @@ def test_a_damaged_file_is_named(name, pixels, tmp_path):
 )
 def test_arrays_that_make_no_set_are_refused(change, message, pixels, tmp_path):
     arrays = {"images": pixels, "labels": NUMBERS} | change
-    np.savez(tmp_path / "a.npz", **{name: array.numpy() for name, array in arrays.items()})
-    with pytest.raises(UsageError, match=message):
+    np.savez(tmp_path / "a.npz", **{name: np.asarray(array) for name, array in arrays.items()})
+    with pytest.raises((UsageError, FormatError), match=message):
         read_set(tmp_path / "a.npz", classes=DIGITS, values="bytes")
 
 

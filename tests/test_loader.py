@@ -435,6 +435,19 @@ def test_callables_draw_the_same_when_an_epoch_is_resumed(data, augment):
     assert same(list(data.dataloader(5, **options)), expected)
 
 
+@pytest.mark.parametrize(
+    ("mix", "got"),
+    [
+        (lambda images, targets: images, r"\[5, 1, 6, 6\]$"),
+        (lambda images, targets: (images, targets[:2]), r"\[5, 1, 6, 6\], \[2, 4\]$"),
+        (lambda images, targets: None, "NoneType$"),
+    ],
+)
+def test_what_mix_returns_is_checked(data, mix, got):
+    with pytest.raises(UsageError, match="mix must return images and as many targets, got " + got):
+        next(iter(data.loader(5, mix=mix)))
+
+
 def test_transforms_of_torchvision_are_taken(data):
     v2 = pytest.importorskip("torchvision.transforms.v2")
     augment = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomErasing(p=1)])

@@ -201,6 +201,13 @@ def space():
 """
 
 
+def test_what_many_candidates_failed_by_is_said_once():
+    failed = {"state": "failed", "reason": "ValueError: no width"}
+    rows = [{"architecture": {"width": width}, "distilled": failed} for width in range(3)]
+    text = markdown(HEAD | {"trust": {}, "candidates": rows})
+    assert "\n## Failed\n\n- width=0 and 2 more, distilled images: ValueError: no width\n\n" in text
+
+
 def test_networks_that_cannot_be_trained_are_in_the_report_with_the_reason(here, set_folder, tmp_path):
     (tmp_path / "unlucky_space.py").write_text(SPACE)
     arguments = (

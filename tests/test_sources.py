@@ -616,7 +616,7 @@ def test_folders_without_any_image_are_named(tmp_path):
 
 
 def test_a_single_class_is_refused(tmp_path):
-    with pytest.raises(SourceError, match=r"holds 1 class folders \(a\); expected two or more"):
+    with pytest.raises(SourceError, match=r"holds one class folder \(a\); expected two or more"):
         load_folder(save_classes(tmp_path, classes="a"))
 
 

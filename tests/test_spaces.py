@@ -55,6 +55,11 @@ def test_weights_that_python_and_numpy_draw_are_those_of_the_seed():
     assert states == (random.getstate(), np.random.get_state()[1].tolist())
 
 
+def test_what_is_no_module_is_named():
+    with pytest.raises(UsageError, match=r"build must return a torch\.nn\.Module, got int"):
+        Space({"x": (1,)}, lambda x, **size: 3).network({"x": 1}, **SIZE, seed=0)
+
+
 def test_a_network_that_was_trained_is_not_taken_for_a_new_one():
     linear = torch.nn.Linear(2, 2)
     space = Space({"x": (1,)}, lambda x, **size: linear)
@@ -117,6 +122,7 @@ def test_an_axis_takes_other_values_of_its_type():
     [
         ((), "expected texts"),
         ("abc", "expected texts"),
+        (4, "expected texts"),
         ((None,), "expected texts"),
         ({"abc", "def"}, "in an order"),
         ((1, 1), "twice"),

@@ -104,7 +104,15 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
     add("--classes", type=Path, help="file with the names of the classes, for shards and arrays with numbers")
     add("--label-column", metavar="NAME", help="of a dataset of the Hub with several")
     add("--skip-damaged", action="store_true", help="leave out images that cannot be used, and name them")
-    add("--workers", type=int, help="processes that decode images (default: one for each core)")
+    add(
+        "--workers", type=count, help="processes that decode images (default: one for each core; 0: this one)"
+    )
+
+
+def count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 0 or more")
+    return int(text)
 
 
 def reading(arguments: argparse.Namespace) -> dict[str, Any]:

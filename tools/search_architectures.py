@@ -262,8 +262,8 @@ def check_folder(output: Path, begun: dict[str, Any]) -> None:
     other = [f"{name} {there[name]}, not {ours[name]}" for name in IDENTITY if there.get(name) != ours[name]]
     if other:
         raise UsageError(
-            f"{output} holds the results of another search: {'; '.join(other)}. Choose another --output; what "
-            "they have in common is not trained again with the same --storage."
+            f"{output} holds the results of another search: {'; '.join(other)}. Choose another --output; "
+            "what they have in common is not trained again with the same --storage."
         )
 
 

@@ -102,8 +102,8 @@ def _class_names(parts: Sequence[Path], root: Path) -> list[str]:
         )
     if len(names[0]) < 2:
         raise SourceError(
-            f"{parts[0]} holds {len(names[0])} class folders ({', '.join(names[0])}); expected two or more, "
-            "each with the images of one class"
+            f"{parts[0]} holds {f'one class folder ({min(names[0])})' if names[0] else 'no class folders'}; "
+            "expected two or more, each with the images of one class"
         )
     return sorted(names[0])
 

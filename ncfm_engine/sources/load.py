@@ -48,6 +48,8 @@ def open_reader(
     """
     name, _, place = spec.partition(":")
     if name not in SOURCES or (place and name not in PLACES):
+        if Path(spec).is_dir():
+            raise UsageError(f"{spec} is a folder; if it holds class folders, its dataset is folder:{spec}")
         raise UnknownNameError.of("dataset", spec, SOURCES)
     for flag, value, kinds in (
         ("--data", data, tuple(ARCHIVES)),

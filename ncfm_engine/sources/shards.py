@@ -59,8 +59,9 @@ class ShardReader:
         missing = [shard for shard in shards if not is_remote(shard) and not Path(shard).is_file()]
         if missing or not shards:
             raise SourceError(
-                f"wds:{pattern} names {', '.join(missing[:5]) or 'no file'}, which is not there; expected "
-                "tar files"
+                f"wds:{pattern} names {', '.join(missing[:5])}, which is not there; expected tar files"
+                if missing
+                else f"wds:{pattern} names no file; expected tar files"
             )
         kinds = _kinds(shards)
         test = next((kind for kind in ("test", "val") if kind in kinds.values()), None)

@@ -136,11 +136,11 @@ def markdown(content: Content) -> str:
     lines = [
         f"# Architectures for {content['dataset']}",
         "",
-        f"{len(rows)} candidates of the space `{content['space']}` ({counts}), strategy "
-        f"{content['strategy']}. Networks of each: {content['networks']}, trained for {content['steps']} "
-        f"steps on {content['set']} ({content['ipc']} per class, {content['labels']} labels, content hash "
-        f"`{content['content_hash'][:16]}`). Accuracy in percent on {content['tested_on']} images held out "
-        "of the training set"
+        f"{len(rows)} candidate{'' if len(rows) == 1 else 's'} of the space `{content['space']}` ({counts}), "
+        f"strategy {content['strategy']}. Networks of each: {content['networks']}, trained for "
+        f"{content['steps']} steps on {content['set']} ({content['ipc']} per class, {content['labels']} "
+        f"labels, content hash `{content['content_hash'][:16]}`). Accuracy in percent on "
+        f"{content['tested_on']} images held out of the training set"
         + (", from which the distilled images were made too." if content["seen"] else "."),
         "",
         *_best(complete[:SHOWN], FULL in (rows[0] if rows else {})),
@@ -150,14 +150,17 @@ def markdown(content: Content) -> str:
     elif any(_complete(row.get(FULL)) for row in rows):
         begun = any(row.get(way) is None for row in rows for way in PROXIES)
         lines += ["", TITLE, "", OPEN if begun else UNKNOWN]
-    failed = [
-        f"- {_name(row['architecture'])}, {TITLES[way]}: {row[way]['reason']}"
-        for row in rows
-        for way in TITLES
-        if row.get(way) and row[way]["state"] == "failed"
-    ]
+    failed: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for way in TITLES:
+            if row.get(way) and row[way]["state"] == "failed":
+                failed.setdefault((way, row[way]["reason"]), []).append(_name(row["architecture"]))
     if failed:
-        lines += ["", "## Failed", "", *failed, "", AGAIN]
+        lines += ["", "## Failed", ""]
+        for (way, reason), names in failed.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            lines.append(f"- {names[0]}{more}, {TITLES[way]}: {reason}")
+        lines += ["", AGAIN]
     lines += ["", "; ".join([*content["machines"], f"`{content['command']}`"]) + "."]
     return "\n".join(lines) + "\n"
 
