@@ -288,6 +288,32 @@ def test_the_state_of_another_loader_is_refused(data):
         data.loader(5, seed=1).load_state_dict(data.loader(5).state_dict())
 
 
+def test_ranks_augment_alike_images_differently():
+    images = torch.randint(
+        0, 256, (1, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    options = {"mean": (0.5,), "std": (0.2,), "batch_size": 6, "augment": "color_crop"}
+
+    def batch(rank, world_size):
+        loader = Loader(images.expand(12, -1, -1, -1), torch.arange(12), **options)
+        loader.rank, loader.world_size = rank, world_size
+        return next(iter(loader))[0]
+
+    ranks = [batch(rank, 2) for rank in (0, 1)]
+    assert not torch.equal(*ranks)
+    assert torch.equal(ranks[1], batch(1, 2))
+
+
+def test_the_first_epoch_is_number_0(data):
+    loader = data.loader(5, seed=2)
+    assert loader.epoch == 0
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (0, 0)
+    first = list(loader)
+    loader.set_epoch(0)
+    assert same(list(loader), first)
+    assert [int(row) for row in loader.order(0)] == [int(row) for row in data.loader(5, seed=2).order(0)]
+
+
 def test_ranks_share_an_epoch_out_evenly_and_together_see_every_image(data):
     for world_size in (2, 5):
         parts = [data.loader(4, rank=rank, world_size=world_size).order(0) for rank in range(world_size)]
@@ -433,6 +459,20 @@ def test_callables_draw_the_same_when_an_epoch_is_resumed(data, augment):
     resumed.load_state_dict(data.loader(5, **options).state_dict() | {"batch": 2})
     assert same(list(resumed), expected[2:])
     assert same(list(data.dataloader(5, **options)), expected)
+
+
+@pytest.mark.parametrize(
+    ("augment", "got"),
+    [
+        (lambda images: None, "NoneType"),
+        (lambda images: images > 0.5, r"torch\.bool \[5, 1, 6, 6\]"),
+        (lambda images: images[:2], r"torch\.float32 \[2, 1, 6, 6\]"),
+        (lambda images: images[:, 0], r"torch\.float32 \[5, 6, 6\]"),
+    ],
+)
+def test_what_augment_returns_is_checked(data, augment, got):
+    with pytest.raises(UsageError, match=r"augment must return floats \[5, \w+, height, width\], got " + got):
+        next(iter(data.loader(5, augment=augment)))
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,14 @@ def test_the_rate_is_halved_at_each_fifth_of_the_steps(ways, held, epochs):
     assert halvings == [0.5 ** (5 * step // steps) for step in range(steps)]
 
 
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_random_images_are_as_many_as_there_are_tiles(ways, factor):
+    packed = dataclasses.replace(ways.dataset.info, factor=factor)
+    dataset = DistilledDataset(dataclasses.replace(ways.dataset.artifact, metadata=packed))
+    (loader,) = ways(dataset=dataset)["random"].loaders([0])
+    assert loader.count == len(dataset) == 30 * factor**2
+
+
 def test_random_images_come_in_batches_like_those_of_the_tiles(ways, held):
     distilled, random = (ways()[name].loaders([3])[0] for name in ("distilled", "random"))
     assert [len(images) for images, _ in random] == [len(images) for images, _ in distilled] == [50, 50, 20]
@@ -199,6 +207,11 @@ def test_random_images_with_labels_of_another_teacher_are_scored_anew(ways, held
     base, changed = (ways(pool=one, **options) for one in (pool, other))
     found = [way for way in (*PROXIES, FULL) if base[way].identity != changed[way].identity]
     assert found == ["random"]
+    hotter = random_subset(held, ipc=3, seed=7, device="cpu", labels="soft", pool=pool, temperature=2.0)
+    assert hotter.content_hash == options["dataset"].content_hash
+    changed = ways(pool=pool, labels="soft", dataset=hotter)
+    found = [way for way in (*PROXIES, FULL) if base[way].identity != changed[way].identity]
+    assert found == ["distilled", "random"]
 
 
 def test_everything_that_decides_a_score_is_in_its_identity(ways, held, digits):
@@ -216,13 +229,18 @@ def test_everything_that_decides_a_score_is_in_its_identity(ways, held, digits):
     assert longer[FULL].identity != base[FULL]
     assert [longer[name].identity for name in PROXIES] == [base[name] for name in PROXIES]
     others = {
-        "test": dataclasses.replace(held, test=digits.test, fingerprint="another"),
-        "source": dataclasses.replace(held, mean=(0.5,)),
+        "images": ("source", dataclasses.replace(held, fingerprint="another")),
+        "mean": ("source", dataclasses.replace(held, mean=(0.5,))),
+        "std": ("source", dataclasses.replace(held, std=(0.5,))),
+        "truth": (
+            "test",
+            dataclasses.replace(held, test=digits.test, split=digits.split, fingerprint="another"),
+        ),
     }
     changed = {
-        name: [way for way, found in ways(**{name: other}).items() if found.identity != base[way]]
-        for name, other in others.items()
+        name: [way for way, found in ways(**{option: other}).items() if found.identity != base[way]]
+        for name, (option, other) in others.items()
     }
-    assert changed == {"test": [FULL], "source": [*PROXIES, FULL]}
+    assert changed == {name: [*PROXIES, FULL] for name in ("images", "mean", "std")} | {"truth": [FULL]}
     assert "set" not in base["early"]  # other sets of as many steps share what they are compared with
     assert not {"set", "ipc", "steps"} & set(base[FULL])
