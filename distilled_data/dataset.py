@@ -358,7 +358,7 @@ class DistilledDataset(Dataset[Any]):
         `augment="dsa"` is the strategy that the set was evaluated with, where the artifact names one:
         digits, for instance, must not be flipped. `mix`, such as "cutmix", makes class numbers probabilities;
         a callable gets the targets as they are, and may need `num_classes` for hard ones. Callables draw from
-        torch's generators, which all threads share: let one thread at a time use them.
+        the generators of torch, Python and numpy, which all threads share: let one thread at a time use them.
 
         `teacher`, a network on `device` in eval mode, gives logits [B, classes], in the order of `classes`,
         for every batch as it comes out, augmented and mixed: its targets, "soft" at the temperature of the

@@ -78,6 +78,10 @@ class Loader:
             parse(augment)  # an unknown name fails here, not at the first batch
         if isinstance(mix, str):
             parse_mix(mix)
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UsageError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
         if resident:
             images, targets = images.to(device), targets.to(device)
         self.images, self.targets, self.factor, self.label = images, targets, factor, label

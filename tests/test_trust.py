@@ -57,6 +57,7 @@ def test_a_lead_is_taken_from_the_same_samples(monkeypatch):
         np.percentile(resampled, [2.5, 97.5])
     )
     assert lead(good[:2], bad[:2], truth[:2]) == dict.fromkeys(found)
+    assert lead([1, 2, 3], [1, 3, 2], [1, 2, 3])["spearman"] == pytest.approx(0.5)
 
 
 def test_ways_are_compared_with_the_first_one():
