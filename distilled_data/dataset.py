@@ -326,6 +326,10 @@ class DistilledDataset(Dataset[Any]):
         )
         return self._derived(artifact, self.labels)
 
+    def to_folder(self, path: str | Path) -> None:
+        """See `distilled_data.export.to_folder`."""
+        export.to_folder(self, path)
+
     def to_hf(self) -> Any:
         """See `distilled_data.export.to_hf`."""
         return export.to_hf(self)

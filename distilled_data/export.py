@@ -1,6 +1,7 @@
-"""A distilled set as other libraries keep images: a Hugging Face dataset, WebDataset shards, folders of PNG.
+"""A distilled set as a folder of ours, and as other libraries keep images: a Hugging Face dataset, WebDataset
+shards, folders of PNG.
 
-What is exported are the decoded views, in their order, with class and, where there are teacher labels, the
+What others get are the decoded views, in their order, with class and, where there are teacher labels, the
 class probabilities.
 """
 
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from .errors import MissingExtraError, OutputError, UsageError
 from .files import new_folder, replacing
+from .format import ARTIFACT_FILE, write_artifact
+from .manifest import write_manifest
 
 if TYPE_CHECKING:
     from .dataset import DistilledDataset
@@ -44,6 +47,17 @@ def to_hf(data: "DistilledDataset") -> Any:
         features["soft_label"] = datasets.Sequence(datasets.Value("float32"))
         columns["soft_label"] = data.soft_targets.tolist()
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def to_folder(data: "DistilledDataset", path: str | Path) -> None:
+    """Write the artifact folder `path`, which `DistilledDataset.from_folder` loads: the set and its manifest.
+
+    The card and what else a published one has, `hub.complete_folder` adds. Raises `UsageError` unless the
+    folder is empty or not there, and `OutputError`.
+    """
+    with new_folder(path) as folder:
+        write_artifact(folder / ARTIFACT_FILE, data.artifact)
+        write_manifest(folder)
 
 
 def to_webdataset(data: "DistilledDataset", path: str | Path) -> None:

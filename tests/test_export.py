@@ -10,6 +10,8 @@ import torchvision
 from artifacts import make_artifact
 
 from distilled_data import DistilledDataset, MissingExtraError, OutputError, UsageError, export
+from distilled_data.format import FOLDER_FILES, PARQUET_FILE
+from hub import complete_folder
 
 
 @pytest.fixture(params=[1, 3], ids=["grey", "colour"])
@@ -19,6 +21,21 @@ def data(request):
 
 def pixels(image):
     return torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1)
+
+
+def test_a_folder_is_the_set_again_and_can_be_completed_for_publishing(data, tmp_path):
+    part = data.select(ipc=1, classes=data.classes[1:3])
+    part.to_folder(tmp_path / "part")
+    again = DistilledDataset.from_folder(tmp_path / "part")
+    assert (again.info, again.content_hash) == (part.info, part.content_hash)
+    assert torch.equal(again.images, part.images)
+    assert torch.equal(again.soft_targets, part.soft_targets)
+    again.verify()
+    with pytest.raises(UsageError, match="is not an empty folder"):
+        data.to_folder(tmp_path / "part")
+    complete_folder(tmp_path / "part")
+    assert {path.name for path in (tmp_path / "part").iterdir()} == {"data", *FOLDER_FILES} - {PARQUET_FILE}
+    assert DistilledDataset.from_folder(tmp_path / "part").content_hash == part.content_hash
 
 
 def test_a_hugging_face_dataset_has_images_names_and_soft_labels(data):
