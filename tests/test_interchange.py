@@ -141,6 +141,7 @@ def test_what_is_not_stated_is_guessed_and_said(pixels, tmp_path):
     assert "look like factor 1" in said
     assert "taken for 'unit'" in said
     assert "names no classes" in said
+    assert {note.filename for note in notes} == {__file__}  # that asked for it
     assert torch.equal(by_class(artifact), pixels)
 
 

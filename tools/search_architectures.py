@@ -43,18 +43,7 @@ DATABASE_FILE = "search.db"
 EPOCHS = 300  # over the distilled images, where the recipe of the set has more
 RANDOM = 100  # candidates
 # What makes a search, besides its candidates and how many are verified, of which there may be more later.
-IDENTITY = (
-    "content_hash",
-    "ipc",
-    "labels",
-    "space",
-    "axes",
-    "truth_of",
-    "strategy",
-    "networks",
-    "settings",
-    "seed",
-)
+IDENTITY = ("content_hash", "ipc", "labels", "space", "axes", "truth_of", "strategy", "settings", "seed")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -259,7 +248,8 @@ def check_folder(output: Path, begun: dict[str, Any]) -> None:
     if not path.exists():
         return
     there, ours = read_json(path), json.loads(json.dumps(begun))
-    other = [f"{name} {there[name]}, not {ours[name]}" for name in IDENTITY if there.get(name) != ours[name]]
+    differing = [name for name in IDENTITY if there.get(name) != ours[name]]
+    other = [f"{name} {there.get(name)}, not {ours[name]}" for name in differing]
     if other:
         raise UsageError(
             f"{output} holds the results of another search: {'; '.join(other)}. Choose another --output; "

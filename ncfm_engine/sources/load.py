@@ -48,7 +48,7 @@ def open_reader(
     """
     name, _, place = spec.partition(":")
     if name not in SOURCES or (place and name not in PLACES):
-        if Path(spec).is_dir():
+        if os.path.isdir(spec):
             raise UsageError(f"{spec} is a folder; if it holds class folders, its dataset is folder:{spec}")
         raise UnknownNameError.of("dataset", spec, SOURCES)
     for flag, value, kinds in (
