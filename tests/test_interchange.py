@@ -162,6 +162,9 @@ def test_normalised_images_need_their_mean_and_std(pixels, tmp_path):
     torch.save([normalised(pixels), NUMBERS], tmp_path / "a.pt")
     with pytest.raises(UsageError, match="give the mean and std"):
         read_set(tmp_path / "a.pt", values="normalised", factor=1, classes=DIGITS)
+    for half in ("mean", "std"):
+        with pytest.raises(UsageError, match="give the mean and std"):
+            read_set(tmp_path / "a.pt", values="normalised", factor=1, classes=DIGITS, **{half: [0.5] * 3})
     with (
         pytest.raises(UsageError, match="give the mean and std"),
         pytest.warns(UserWarning, match="taken for 'normalised'"),
@@ -169,9 +172,20 @@ def test_normalised_images_need_their_mean_and_std(pixels, tmp_path):
         read_set(tmp_path / "a.pt", factor=1, classes=DIGITS)
 
 
-def test_values_that_are_cut_off_are_counted(pixels, tmp_path):
+def test_a_mean_or_deviation_that_is_not_given_is_measured(pixels, tmp_path):
+    torch.save([pixels, NUMBERS], tmp_path / "a.pt")
+    options = {"values": "bytes", "factor": 1, "classes": DIGITS}
+    measured = read_set(tmp_path / "a.pt", **options).metadata
+    given = read_set(tmp_path / "a.pt", mean=[0.1, 0.2, 0.3], **options).metadata
+    assert (given.mean, given.std) == ((0.1, 0.2, 0.3), measured.std)
+    given = read_set(tmp_path / "a.pt", std=[0.1, 0.2, 0.3], **options).metadata
+    assert (given.mean, given.std) == (measured.mean, (0.1, 0.2, 0.3))
+
+
+@pytest.mark.parametrize("value", [50.0, -50.0])
+def test_values_that_are_cut_off_are_counted(pixels, tmp_path, value):
     whitened = normalised(pixels)
-    whitened[:3] = 50.0
+    whitened[:3] = value
     torch.save([whitened, NUMBERS], tmp_path / "a.pt")
     with pytest.warns(UserWarning, match=r"10 % of the values .*ZCA"):
         read_set(tmp_path / "a.pt", **STATED)
