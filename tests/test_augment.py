@@ -300,8 +300,19 @@ def test_mixup_mixes_images_and_targets_by_the_same_share():
         torch.testing.assert_close(targets.sum(1), torch.ones(count, dtype=torch.float64))
         expected = (targets @ torch.arange(count).double())[:, None, None, None].expand_as(mixed)
         torch.testing.assert_close(mixed, expected)
+        assert targets.min() >= 0
         shares.add(round(targets.diagonal().min().item(), 6))
     assert len(shares) > 15
+
+
+def test_small_alphas_leave_most_of_one_of_two():
+    images, targets = noise(2, 1, 4, 4), torch.eye(2, dtype=torch.float64)
+    larger = {
+        alpha: torch.stack([mixup(images, targets, generator(seed), alpha)[1].max() for seed in range(200)])
+        for alpha in (0.1, 1.0, 10.0)
+    }
+    mean = {alpha: float(values[values < 1].mean()) for alpha, values in larger.items()}  # 1: of itself
+    assert mean[0.1] > 0.9 > mean[1.0] > 0.65 > mean[10.0]  # of uniform shares three quarters
 
 
 def roll_instead_of_shuffling(monkeypatch):
