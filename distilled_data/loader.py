@@ -79,8 +79,8 @@ class Loader:
         if isinstance(mix, str):
             parse_mix(mix)
         try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
+            torch.empty(0, device=torch.device(device))
+        except (RuntimeError, AssertionError, ImportError, TypeError) as error:
             raise UsageError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
         if resident:
             images, targets = images.to(device), targets.to(device)
@@ -178,7 +178,8 @@ class Loader:
             images, targets = mix_batch(images, targets, self.mix, generator_at(self.seed, "mix", *place))
         elif self.mix is not None:
             with seeded(self.seed, "mix", *place, device=self.device):
-                images, targets = self.pair(self.mix(images, targets))
+                made = self.mix(images, targets)
+            images, targets = self.pair(made) if self.relabel is None else made
         if self.relabel is not None:
             targets = self.relabel(images)
         return (

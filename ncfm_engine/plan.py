@@ -188,7 +188,8 @@ def check_output(plan: Plan) -> None:
         or previous_of(checkpoint).exists()
         or all(p.parent == plan.run_folder and (p.name in begun or p.match(".*.tmp")) for p in held)
     )
-    left = plan.output / ARTIFACT_FILE, plan.run_folder / METRICS_FILE, plan.run_folder / RESULTS_FILE
+    left = [plan.output / ARTIFACT_FILE, plan.run_folder / METRICS_FILE, plan.run_folder / RESULTS_FILE]
+    left += plan.run_folder.glob(f"{PROGRESS_PREFIX}-*.safetensors")
     replaceable = ours or any(path.exists() for path in left)  # and not somebody's own folder
     if (plan.resume and ours) or (plan.overwrite and replaceable):
         return

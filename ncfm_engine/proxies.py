@@ -82,6 +82,8 @@ class Proxy:
     ) -> list[float]:
         seeds = [seed_at(self.seed, repeat) for repeat in group]
         networks = [self._network(space, architecture, seed) for seed in seeds]
+        if len(set(map(id, networks))) < len(networks):
+            raise UsageError(f"build returned the same network twice for {dict(architecture)}")
         training = start_training(
             self.loaders(seeds), networks, self.source, self.config, epochs=self.epochs, checks=self.checks
         )

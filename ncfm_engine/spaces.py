@@ -130,7 +130,10 @@ class Space:
         if not isinstance(network, nn.Module):
             raise UsageError(f"build must return a torch.nn.Module, got {type(network).__name__}")
         if any(weights.grad is not None for weights in network.parameters()):
-            raise UsageError(f"build returned a network that is trained already for {dict(architecture)}")
+            raise UsageError(
+                f"build returned a network that has gradients for {dict(architecture)}, as after a training; "
+                "expected a new one, and zero_grad() if its making left any"
+            )
         return network
 
 

@@ -1,11 +1,12 @@
 """Stopping a run in good order: when its time is up, or when the machine is about to be taken away."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run can go on
@@ -13,7 +14,7 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run can go on
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-STOPPING = b"\nstopping at the next checkpoint; Ctrl-C again stops at once\n"
+STOPPING = b"\nstopping in good order; Ctrl-C again stops at once\n"
 
 
 class StopRequest:
@@ -26,7 +27,7 @@ class StopRequest:
     def __init__(self, seconds: float | None = None):
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._terminated = False
-        self._before = {}
+        self._before: list[dict[int, Any]] = []  # the handlers that were there, each time it was entered
         self._process = os.getpid()
 
     @property
@@ -36,22 +37,25 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
-            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._on_signal) for number in heard}
+            heard = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+            self._before.append({number: signal.signal(number, self._on_signal) for number in heard})
         return self
 
     def __exit__(self, *error: object) -> None:
-        while self._before:
-            signal.signal(*self._before.popitem())
+        for number, handler in (self._before.pop() if self._before else {}).items():
+            signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        again, self._terminated = self._terminated, True
         if number == signal.SIGINT:
-            if self._terminated:
+            if again:
                 raise KeyboardInterrupt
             self.announce()
-        self._terminated = True
 
     def announce(self) -> None:
-        """Tell whoever pressed Ctrl-C that it was heard; what is forked from this process keeps still."""
-        if os.getpid() == self._process:
-            os.write(2, STOPPING)  # whatever the main program was writing
+        """Tell whoever pressed Ctrl-C that it was heard. What is forked from this process keeps still, and
+        what torchrun started, which does not hear a second one.
+        """
+        if os.getpid() == self._process and "RANK" not in os.environ:
+            with contextlib.suppress(OSError):  # `| tee log` may have ended by it
+                os.write(2, STOPPING)  # whatever the main program was writing

@@ -88,12 +88,10 @@ class Networks:
         self.weights.grad = torch.zeros_like(self.weights)
         parameters = dict(self.template.named_parameters())
         weights, gradients = self._parts(self.weights.detach()[0]), self._parts(self.weights.grad[0])
-        for name, part in weights.items():
-            parameters[name].data, parameters[name].grad = part, gradients[name]
+        self._rows = [(parameters[name], part, gradients[name]) for name, part in weights.items()]
         state = parameters | dict(self.template.named_buffers())
         self._state = {name: state[name] for name in self.buffers}
-        for name, buffer in self._state.items():
-            buffer.data = self.buffers[name][0]
+        self._keep()
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits float32 [M, B, classes] of images [M, B, channels, H, W], or [B, ...] for all networks."""
@@ -113,10 +111,22 @@ class Networks:
         """Logits of the only network."""
         logits = _logits(self.template(images), images)
         for name, value in _assigned(self._state, dict(self.template.named_buffers())).items():
-            self._state[name].copy_(value)
+            self.buffers[name] = value[None]  # not in place: the backward pass may need what was there
+            self._state[name] = self.buffers[name][0]
             module, _, buffer = name.rpartition(".")
             setattr(self.template.get_submodule(module), buffer, self._state[name])
+        self._keep()
         return logits
+
+    @torch.no_grad()
+    def _keep(self) -> None:
+        """Keep in the rows what lies elsewhere: at first, and after `weight.data = ...` or `zero_grad()`."""
+        for weight, part, gradient in self._rows:
+            if weight.grad is not gradient:
+                weight.grad = gradient
+            _move(weight, part)
+        for name, buffer in self._state.items():
+            _move(buffer, self.buffers[name][0])
 
     def _one(
         self, weights: Tensor, buffers: dict[str, Tensor], images: Tensor
@@ -156,6 +166,13 @@ def _shapes(network: nn.Module) -> dict[str, torch.Size]:
     return shapes
 
 
+def _move(tensor: Tensor, place: Tensor) -> None:
+    """Give the values of `tensor` to `place`, and that to it."""
+    if tensor.data_ptr() != place.data_ptr() and tensor.shape == place.shape:
+        place.copy_(tensor)
+        tensor.data = place
+
+
 def _logits(logits: Any, images: Tensor) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -179,8 +196,8 @@ def trained_at_once(network: nn.Module, source: Source, batch_size: int, device:
 
     A CPU is busy with one, and stacked convolutions are slower there. A GPU takes as many as half of its
     memory holds what autograd saves for; not of what is free at the moment, or a resumed run would form
-    other groups. One that would be another network beside others, as it keeps parameters where they cannot
-    be exchanged, is trained alone.
+    other groups. One that is not the same beside others is trained alone: it keeps parameters where they
+    cannot be exchanged, or draws at random in testing.
     """
     if torch.device(device).type == "cpu":
         return 1
@@ -196,8 +213,8 @@ def trained_at_once(network: nn.Module, source: Source, batch_size: int, device:
         first, second = (copy.deepcopy(network).cpu() for _ in range(2))
         images = torch.rand(2, *shape, generator=generator_at("images for a pair"))
         with torch.no_grad():
-            for weights in second.parameters():
-                weights.mul_(1.1)
+            for weights in second.parameters():  # norms would not see them scaled
+                weights.add_(torch.rand(weights.shape, generator=generator_at("other weights")), alpha=0.1)
             expected = _logits(second.eval()(images), images)
             pair = Networks([first, second], "cpu")
             pair.template.eval()
@@ -210,7 +227,7 @@ def trained_at_once(network: nn.Module, source: Source, batch_size: int, device:
             raise
         return 1  # what cannot be stacked can be trained alone
     each = few + (more - few) / 2 * (batch_size - 2)
-    return max(1, int(torch.cuda.mem_get_info(device)[1] / 2 // each))
+    return max(1, int(torch.cuda.mem_get_info(device)[1] / 2 // max(each, 1)))
 
 
 @dataclass(frozen=True)

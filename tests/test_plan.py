@@ -71,9 +71,9 @@ def test_an_empty_or_missing_output_is_free(plan):
     check_output(plan)
 
 
-@pytest.mark.parametrize("of_run", [False, True])
-def test_a_set_needs_overwrite_and_resume_is_not_enough(plan, of_run):
-    path = put(plan.run_folder / RESULTS_FILE if of_run else plan.output / ARTIFACT_FILE)
+@pytest.mark.parametrize("name", [ARTIFACT_FILE, RESULTS_FILE, "evaluation-0-1.safetensors"])
+def test_a_set_needs_overwrite_and_resume_is_not_enough(plan, name):
+    path = put((plan.output if name == ARTIFACT_FILE else plan.run_folder) / name)
     for occupied in (plan, dataclasses.replace(plan, resume=True)):
         with pytest.raises(OutputError, match=f"{path}.*, or replace it with --overwrite"):
             check_output(occupied)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from distilled_data import DistilledDataset, DivergenceError
+from distilled_data import DistilledDataset, DivergenceError, UsageError
 from distilled_data.randomness import seed_at
 from ncfm_engine import proxies as module
 from ncfm_engine.config import EvaluateConfig, NetworkConfig
@@ -129,6 +129,21 @@ def test_the_rate_is_halved_at_each_fifth_of_the_steps(ways, held, epochs):
     assert training.course.steps == steps
     halvings = [training.rate(step) / config.learning_rate for step in range(steps)]
     assert halvings == [0.5 ** (5 * step // steps) for step in range(steps)]
+
+
+def test_copies_of_random_images_have_the_labels_of_the_images(held, pool):
+    options = {"ipc": 3, "seed": 7, "device": "cpu", "labels": "soft", "pool": pool}
+    once, twice = (random_subset(held, copies=copies, **options) for copies in (1, 2))
+    assert len(once) == 30
+    assert torch.equal(twice.images, torch.cat([once.images] * 2))
+    assert torch.equal(twice.soft_targets, torch.cat([once.soft_targets] * 2))
+
+
+def test_one_network_for_two_trainings_at_once_is_refused(ways):
+    only = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    space = Space({"x": (1,)}, lambda x, **size: only)
+    with pytest.raises(UsageError, match="returned the same network twice"):
+        ways(dataclasses.replace(CONFIG, at_once=2))["distilled"].score(space, {"x": 1}, quiet)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])

@@ -95,6 +95,10 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path):
     assert status == 2
     assert "holds the results of another search: seed 0, not 3. Choose another --output" in error
 
+    more = [*QUICK, "evaluate.at_once=1"]  # as an error advises whose candidates need too much memory
+    status, _, error = here("search_architectures.py", *arguments, "--jobs", "1", settings=more)
+    assert status == 0, error
+
     before = {name: row["distilled"] for name, row in enumerate(found["candidates"])}
     (tmp_path / "found" / "search.json").unlink()
     status, _, error = here("search_architectures.py", *arguments, "--jobs", "1", settings=QUICK)

@@ -65,7 +65,7 @@ def test_a_network_that_was_trained_is_not_taken_for_a_new_one():
     space = Space({"x": (1,)}, lambda x, **size: linear)
     assert space.network({"x": 1}, **SIZE, seed=0) is linear
     linear(torch.rand(3, 2)).sum().backward()
-    with pytest.raises(UsageError, match="is trained already for"):
+    with pytest.raises(UsageError, match="has gradients for"):
         space.network({"x": 1}, **SIZE, seed=0)
 
 

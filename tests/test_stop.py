@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from ncfm_engine.sources.spread import spread
 from ncfm_engine.stop import StopRequest
 
 
@@ -22,17 +23,61 @@ def as_in_a_terminal():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize(
-    ("number", "said"), [(signal.SIGTERM, ""), (signal.SIGINT, "Ctrl-C again stops at once")]
-)
+SAID = "\nstopping in good order; Ctrl-C again stops at once\n"
+
+
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGTERM, ""), (signal.SIGINT, SAID)])
 def test_a_signal_requests_a_stop_instead_of_ending_the_process(number, said, capfd):
     before = signal.getsignal(number)
     with StopRequest() as stop:
         assert not stop.requested
         os.kill(os.getpid(), number)
         assert stop.requested
-        assert said in capfd.readouterr().err
+        assert capfd.readouterr().err == said
     assert signal.getsignal(number) == before
+
+
+def test_a_request_may_be_entered_twice():
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest() as stop:
+        with stop:
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_nobody_who_hears_it_is_no_error(monkeypatch):
+    def broken(file, text):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("ncfm_engine.stop.os.write", broken)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+
+
+@pytest.mark.filterwarnings("ignore:This process .* use of fork")
+def test_one_of_several_processes_says_it(capfd, monkeypatch):
+    with StopRequest():
+        child = os.fork()
+        if not child:
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(0)
+        os.waitpid(child, 0)
+    monkeypatch.setenv("RANK", "0")
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+    assert capfd.readouterr().err == ""
+
+
+def handler(job):
+    return signal.getsignal(signal.SIGINT)
+
+
+def test_processes_that_decode_leave_ctrl_c_to_the_one_that_started_them():
+    assert set(spread(handler, range(4), 2)) == {signal.SIG_IGN}
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])

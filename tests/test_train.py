@@ -64,13 +64,13 @@ def images_to_test(loader):
 class Kept(torch.nn.Module):
     """Has parameters where `torch.func.functional_call` does not look for them."""
 
-    def __init__(self):
+    def __init__(self, bias=True):
         super().__init__()
-        self.linear = torch.nn.Linear(64, 10)
+        self.linear = torch.nn.Linear(64, 10, bias=bias)
         self.weights = [self.linear.weight]
 
     def forward(self, images):
-        return images.flatten(1) @ self.weights[0].T + self.linear.bias
+        return F.linear(images.flatten(1), self.weights[0], self.linear.bias)
 
 
 class Recomputed(torch.nn.Module):
@@ -86,16 +86,59 @@ class Recomputed(torch.nn.Module):
         return self.last(checkpoint(self.between, hidden, use_reentrant=self.reentrant))
 
 
-@pytest.mark.parametrize("build", [Kept, partial(Recomputed, True), partial(Recomputed, False)])
-def test_a_network_alone_gets_the_gradients_of_a_plain_module(loader, build):
-    images, targets = loader.batch(torch.arange(8), 0, 0)
+class Renormed(torch.nn.Linear):
+    """Gives its weights other memory in each pass, as those of EEGNet are kept short, and its gradients."""
+
+    def __init__(self):
+        super().__init__(64, 10)
+
+    def forward(self, images):
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.5)
+        self.zero_grad()
+        return super().forward(images.flatten(1))
+
+
+class Scaled(torch.nn.Module):
+    """Assigns a buffer that the backward pass needs as it was, and lets a copy of its weights follow them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(64, 16), torch.nn.Linear(16, 10)
+        self.slow = torch.nn.Linear(64, 16).requires_grad_(False)
+        self.register_buffer("scale", torch.ones(16))
+
+    def forward(self, images):
+        hidden = self.first(images.flatten(1)) + self.slow(images.flatten(1))
+        logits = self.last(hidden * self.scale)
+        self.scale = 0.9 * self.scale + 0.1 * hidden.detach().std(0)
+        self.slow.weight.data = 0.9 * self.slow.weight.data + 0.1 * self.first.weight.data
+        return logits
+
+
+@pytest.mark.parametrize(
+    "build", [Kept, partial(Recomputed, True), partial(Recomputed, False), Renormed, Scaled]
+)
+def test_whatever_a_network_alone_does_it_is_trained_as_in_a_plain_loop(loader, build):
     torch.manual_seed(0)
     plain = build()
     alone = Networks([copy.deepcopy(plain)], "cpu")
-    F.cross_entropy(plain(images), targets).backward()
-    F.cross_entropy(alone(images)[0], targets).backward()
-    expected = parameters_to_vector([weights.grad for weights in plain.parameters()])
-    assert torch.equal(alone.weights.grad[0], expected)
+    descents = [OPTIMISERS["sgd"](weights) for weights in (plain.parameters(), [alone.weights])]
+    initial = alone.weights.detach().clone()
+    for step in range(4):
+        images, targets = loader.batch(torch.arange(8) + 8 * step, 0, 0)
+        for descent, logits in zip(descents, (plain(images), alone(images)[0]), strict=True):
+            descent.zero_grad(set_to_none=descent is descents[0])
+            F.cross_entropy(logits, targets).backward()
+            descent.step()
+    assert torch.equal(alone.weights[0], parameters_to_vector(list(trained_of(plain))))
+    assert (alone.weights != initial).float().mean() > 0.5
+    state = dict(plain.named_buffers()) | dict(plain.named_parameters())
+    for name, buffer in alone.buffers.items():
+        assert torch.equal(buffer[0], state[name])
+
+
+def trained_of(module):
+    return (weights for weights in module.parameters() if weights.requires_grad)
 
 
 @pytest.mark.parametrize(
@@ -345,6 +388,8 @@ def test_a_cpu_trains_one_network_at_a_time_and_a_gpu_what_half_of_its_memory_ho
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 2**30))
     assert trained_at_once(Returns(lambda logits: logits), digits, batch, "cuda:1") > 1
     assert trained_at_once(Kept(), digits, batch, "cuda:1") == 1
+    normed = torch.nn.Sequential(Kept(bias=False), torch.nn.LayerNorm(10))  # which sees no scale
+    assert trained_at_once(normed, digits, batch, "cuda:1") == 1
 
 
 class Averaged(torch.nn.Module):

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add("--memory", type=size, metavar="2GiB", help="what matching may take on the device")
     add("--seed", type=int, help="of everything random (default: 0)")
     add("--resume", action="store_true", help="go on from the last checkpoint of the same recipe")
-    add("--overwrite", action="store_true", help="replace what the output folder holds")
+    add("--overwrite", action="store_true", help="replace the set in the output folder, or its run")
     add(
         "--dry-run",
         action="store_true",

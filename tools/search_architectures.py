@@ -30,7 +30,7 @@ from ncfm_engine.cache import cache_folder
 from ncfm_engine.origin import real_images, recipe_of, teacher_pool
 from ncfm_engine.plan import resolve_device
 from ncfm_engine.provenance import command, provenance
-from ncfm_engine.proxies import FULL, Proxy, proxies, splits
+from ncfm_engine.proxies import FULL, PROTOCOL, Proxy, proxies, splits
 from ncfm_engine.report import Bars, Report, silent
 from ncfm_engine.search import CHECKS, EARLY_ENDING, STRATEGIES
 from ncfm_engine.spaces import SPACES, Architecture, Space, load_space
@@ -43,7 +43,7 @@ DATABASE_FILE = "search.db"
 EPOCHS = 300  # over the distilled images, where the recipe of the set has more
 RANDOM = 100  # candidates
 # What makes a search, besides its candidates and how many are verified, of which there may be more later.
-IDENTITY = ("content_hash", "ipc", "labels", "space", "axes", "truth_of", "strategy", "settings", "seed")
+IDENTITY = ("content_hash", "ipc", "labels", "space", "axes", "truth_of", "strategy", "seed")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -247,9 +247,12 @@ def check_folder(output: Path, begun: dict[str, Any]) -> None:
     path = output / RESULTS_FILE
     if not path.exists():
         return
-    there, ours = read_json(path), json.loads(json.dumps(begun))
-    differing = [name for name in IDENTITY if there.get(name) != ours[name]]
-    other = [f"{name} {there.get(name)}, not {ours[name]}" for name in differing]
+    there, ours = (
+        {name: content.get(name) for name in IDENTITY}
+        | {name: content.get("settings", {}).get(name) for name in (*PROTOCOL, "epochs", "repeats")}
+        for content in (read_json(path), json.loads(json.dumps(begun)))
+    )
+    other = [f"{name} {there[name]}, not {ours[name]}" for name in ours if there[name] != ours[name]]
     if other:
         raise UsageError(
             f"{output} holds the results of another search: {'; '.join(other)}. Choose another --output; "
