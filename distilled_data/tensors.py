@@ -37,6 +37,8 @@ def artifact_of(
     Raises `UsageError` for unequal classes, wrong shapes and values that are not finite, and `FormatError`
     for what no artifact may have, such as logits of other shapes, or a size that is no multiple of `factor`.
     """
+    if isinstance(classes, str):
+        raise UsageError(f"classes must be several names, in an order, got {classes!r}")
     images = own("images", images)
     classes, temperature = None if classes is None else tuple(classes), as_temperature(temperature)
     logits = None if logits is None else own("logits", logits)

@@ -758,6 +758,10 @@ def test_numbers_may_be_those_of_numpy(whole):
         (lambda data: data.loader(8).set_epoch(-1), "epoch must be a whole number, 0 or more"),
         (lambda data: data.loader(8).load_state_dict(None), "state is of another loader"),
         (lambda data: data.loader(8, device="cud"), "device 'cud' cannot be used: "),
+        (
+            lambda data: DistilledDataset.from_tensors(data.artifact.images, "abcd"),
+            "classes must be several names, in an order, got 'abcd'",
+        ),
         (lambda data: resumed_at(data.loader(8), 99), "the state's batch must be 0 to 5, got 99"),
         (lambda data: resumed_at(data.loader(8), -1), "the state's batch must be a whole number"),
         (lambda data: data.select(classes=3), "classes must be several names or indices, in an order, got 3"),
