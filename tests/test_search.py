@@ -69,12 +69,16 @@ def test_every_candidate_is_scored_once_and_in_their_order(database):
     assert types == {int, bool}
 
 
-def test_a_study_that_nobody_has_any_more_leaves_no_connection_open(database):
-    study = open_study(database, "x")
+def test_studies_share_the_connections_to_their_database_and_the_last_one_leaves_none_open(database):
+    study, other = open_study(database, "x"), open_study(database, "y")
     search(study, SMALL, SMALL.draw(), by_width)
     engine = study._storage._backend.engine
-    assert engine.pool.checkedin() > 0
+    assert engine is other._storage._backend.engine
     del study
+    gc.collect()
+    assert engine.pool.checkedin() > 0
+    assert results_of(other, SMALL.draw()) == [None] * 6
+    del other
     gc.collect()
     assert engine.pool.checkedin() == 0
 

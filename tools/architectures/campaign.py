@@ -33,7 +33,7 @@ class Campaign:
     verify: int | None = None  # so many best, middle and random candidates; None: nothing is verified
     seed: int = 0
     machine: str = ""
-    _studies: dict[str, Any] = field(default_factory=dict, init=False)  # to open one takes 0.3 s
+    _studies: dict[str, Any] = field(default_factory=dict, init=False)
 
     def run(self, stop: StopRequest, report: Report) -> None:
         """Do all of it, or what is left, together with all processes that do the same. Raises `Stopped`."""
