@@ -68,10 +68,13 @@ def write_json(path: Path, content: Any) -> None:
     write_file(path, json.dumps(content, indent=1).encode() + b"\n")
 
 
-def read_json(path: Path) -> Any:
-    """What `write_json` wrote. Raises `CheckpointError` for a file that is damaged, and `OSError`."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that `write_json` wrote. Raises `CheckpointError` for a damaged file, and `OSError`."""
     try:
-        return json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, got {content!r:.40}")
+        return content
     except ValueError as error:  # of JSON or UTF-8
         raise CheckpointError(f"{path} is damaged: {error}. Remove it and run again.") from error
 
