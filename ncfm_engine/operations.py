@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from .config import NetworkConfig, Recipe
 from .evaluate import CHECKS
@@ -77,6 +76,8 @@ def operations(recipe: Recipe, source: Source) -> dict[str, float]:
 
 def _of_one_image(network: NetworkConfig, source: Source) -> list[float]:
     """Of a forward pass, one that goes back to the pixels, and one that goes back to the weights."""
+    from torch.utils.flop_counter import FlopCounterMode  # which imports triton, for a third of a second
+
     counted = []
     for pixels, weights in ((False, False), (True, False), (False, True)):
         model = build(network, source, 0).requires_grad_(weights)

@@ -143,6 +143,7 @@ UNNEEDED = (
     "distilled_data.remote",
     "distilled_data.lock",
 )
+SLOW = ("optuna", "torch._dynamo", "triton")  # to import
 MISSING = ("datasets", "webdataset", "sklearn", "matplotlib", "tqdm", "pyarrow", "huggingface_hub")
 PROBE = f"""
 import json, sys, traceback
@@ -154,6 +155,7 @@ try:
     found["error"] = None
 except ImportError:
     found["error"] = traceback.format_exc()
+found["slow"] = [name for name in {SLOW} if name in sys.modules]
 print(json.dumps(found))
 """
 
@@ -172,6 +174,10 @@ def test_importing_the_consumer_loads_nothing_that_it_does_not_need(found):
 
 def test_the_engine_imports_without_the_packages_of_single_sources_and_reports(found):
     assert found["error"] is None, found["error"]
+
+
+def test_the_engine_imports_what_takes_long_where_it_is_used(found):
+    assert found["slow"] == []
 
 
 def test_every_package_folder_is_installed():
