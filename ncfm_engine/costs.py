@@ -34,7 +34,8 @@ class Costs:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count what is done inside as a piece of this stage, however it ends."""
-        _reset_peak()
+        give_back()
+        forget_peak()
         if self._gpu:
             torch.cuda.reset_peak_memory_stats(self._gpu)
         start = time.monotonic()
@@ -42,7 +43,7 @@ class Costs:
             yield
         finally:
             gpu = torch.cuda.max_memory_allocated(self._gpu) // 2**20 if self._gpu else None
-            self._add(name, time.monotonic() - start, peak_memory_mib(), gpu)
+            self._add(name, time.monotonic() - start, held("VmHWM") // 2**20, gpu)
 
     def _add(self, name: str, seconds: float, memory: int, gpu: int | None) -> None:
         before = self.stages.get(name, {"seconds": 0.0, "peak_memory_mib": 0, "peak_gpu_mib": None})
@@ -55,13 +56,19 @@ class Costs:
             write_json(self.path, self.stages)
 
 
-def peak_memory_mib() -> int:
-    """The most main memory that this process has held: since a stage began on Linux, elsewhere so far."""
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
-
-
-def _reset_peak() -> None:
-    give_back()
+def forget_peak() -> None:
+    """Let "VmHWM" be what is held now, where that can be done."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
+
+
+def held(name: str) -> int:
+    """Bytes of main memory that Linux counts under this name for this process: "VmRSS" now, "VmHWM" at most.
+
+    Elsewhere the most it has ever held. On Linux that is no measure: it counts the process that started it.
+    """
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(name + ":"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

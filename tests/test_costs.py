@@ -1,11 +1,13 @@
 """What a run took, over all its pieces."""
 
 import json
+import subprocess
 import sys
 import time
 
 import pytest
 import torch
+from commands import ROOT
 
 from ncfm_engine.costs import Costs
 
@@ -25,6 +27,18 @@ def test_pieces_of_a_stage_add_up_and_peaks_are_the_largest(tmp_path):
     assert 0.6 <= stages["small"]["seconds"] < 2
     assert stages["big"]["peak_memory_mib"] >= stages["small"]["peak_memory_mib"] + 150
     assert stages["big"]["peak_gpu_mib"] is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the two apart")
+def test_a_process_does_not_count_what_the_one_that_started_it_holds():
+    large = torch.ones(1200 * 2**20, dtype=torch.uint8)
+    code = """from ncfm_engine.costs import Costs
+with (costs := Costs(None, "cpu", False)).stage("small"):
+    pass
+print(costs.stages["small"]["peak_memory_mib"])"""
+    words = [sys.executable, "-c", code]
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 50 < int(result.stdout) < 1000 < large.nbytes / 2**20
 
 
 def test_a_stage_that_fails_is_counted(tmp_path):

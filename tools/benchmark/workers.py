@@ -1,20 +1,17 @@
 """Contenders in processes of their own: so that memory is one contender's, and turns can alternate."""
 
-import contextlib
 import multiprocessing
-import resource
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 
 from distilled_data import DistilledDataError, UsageError
+from ncfm_engine.costs import forget_peak, held
 
 from .setup import Setup
 
@@ -149,19 +146,9 @@ def _begin_peak(device: str) -> int:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    with contextlib.suppress(OSError):  # without it, building the contender counts too
-        Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+    forget_peak()  # without it, building the contender counts too
+    return held("VmRSS")
 
 
 def _peak(device: str) -> int:
-    return torch.cuda.max_memory_allocated() if device.startswith("cuda") else _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    """Bytes of this process that Linux counts under `name`; elsewhere the most it has ever held."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(name + ":"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return torch.cuda.max_memory_allocated() if device.startswith("cuda") else held("VmHWM")
