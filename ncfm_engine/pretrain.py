@@ -38,7 +38,6 @@ class FeaturePool:
 
     template: nn.Module
     trajectory: Tensor
-    accuracies: tuple[float, ...]  # percent on the source's test images
 
     def __len__(self) -> int:
         return len(self.trajectory)
@@ -121,14 +120,6 @@ def real_test_loader(source: Source, networks: int, device: str) -> Loader:
     return real_loader(source, source.test, max(64, 512 // networks), device, shuffle=False)
 
 
-@dataclass(frozen=True)
-class Member:
-    """One network of a pool: `trajectory` float32 [S + 2, P] on the CPU, `accuracy` in percent."""
-
-    trajectory: Tensor
-    accuracy: float
-
-
 def pretrain(
     config: PretrainConfig, network: NetworkConfig, source: Source, *, seed: int, device: str, **options: Any
 ) -> FeaturePool:
@@ -136,12 +127,8 @@ def pretrain(
 
     Memory: M x (snapshots + 2) networks of float32 on `device`.
     """
-    members = train_pool(config, network, source, seed=seed, device=device, **options)
-    return FeaturePool(
-        build(network, source, seed),
-        torch.stack([member.trajectory for member in members]).to(device),
-        tuple(member.accuracy for member in members),
-    )
+    trajectories = train_pool(config, network, source, seed=seed, device=device, **options)
+    return FeaturePool(build(network, source, seed), torch.stack(trajectories).to(device))
 
 
 def train_pool(
@@ -156,8 +143,10 @@ def train_pool(
     stop: StopRequest | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     report: Report = silent,
-) -> list[Member]:
-    """The networks rank, rank + ranks, ... of the pool, where `share` is (rank, ranks), in this order.
+) -> list[Tensor]:
+    """Trajectories float32 [S + 2, P] of the networks rank, rank + ranks, ... of the pool, on the CPU.
+
+    `share` is (rank, ranks).
 
     A network is cached under a key of everything that decides its weights; one that is missing, damaged or
     altered is trained again. A training that was interrupted goes on from the checkpoint that lies there too.
@@ -168,12 +157,13 @@ def train_pool(
     check_blendable(template, network)
     key = pool_key(config, network, source, seed, device)
     folder, mine = cache / "pool" / key, range(share[0], config.networks, share[1])
-    members = {index: member for index in mine if (member := _cached(folder, index))}
-    missing = [index for index in mine if index not in members]
+    cached = {index: _cached(folder, index) for index in mine}
+    found = {index: trajectory for index, trajectory in cached.items() if trajectory is not None}
+    missing = [index for index in mine if index not in found]
     size = config.at_once or trained_at_once(template, source, config.batch_size, device)
     for group in grouped(missing, size):
-        done, total = len(members) * config.epochs, len(mine) * config.epochs
-        members |= _trained(
+        done, total = len(found) * config.epochs, len(mine) * config.epochs
+        found |= _trained(
             _training(config, network, source, [seed_at(seed, "pool", i) for i in group], device),
             folder,
             group,
@@ -187,7 +177,7 @@ def train_pool(
             if int(last) < config.networks:  # the others are of a larger pool
                 path.unlink(missing_ok=True)
     report("pretrain", len(mine) * config.epochs, len(mine) * config.epochs)
-    return [members[index] for index in mine]
+    return [found[index] for index in mine]
 
 
 def check_blendable(template: nn.Module, network: NetworkConfig) -> None:
@@ -230,10 +220,9 @@ def _training(
         ),
         milestones=_milestones(config.epochs, len(batches)),
         decay=0.2,
-        tested={config.epochs * len(batches)},
         kept={config.epochs * k // parts * len(batches) for k in range(1, parts)},
     )
-    return Training(networks, batches, course, real_test_loader(source, len(seeds), device))
+    return Training(networks, batches, course)
 
 
 def pool_schedule(config: PretrainConfig) -> dict[str, str]:
@@ -248,7 +237,7 @@ def _milestones(epochs: int, steps: int) -> list[int]:
     return [epochs * 2 // 3 * steps, epochs * 5 // 6 * steps]
 
 
-def _trained(training: Training, folder: Path, group: list[int], **options: Any) -> dict[int, Member]:
+def _trained(training: Training, folder: Path, group: list[int], **options: Any) -> dict[int, Tensor]:
     """Run the training of these networks, from its checkpoint if there is one, and cache each of them."""
     initial = training.networks.weights.detach().cpu().clone()
     path = folder / f"training-{group[0]:03d}-{group[-1]:03d}.safetensors"
@@ -261,34 +250,34 @@ def _trained(training: Training, folder: Path, group: list[int], **options: Any)
 
     training.run(f"pretrain, {named(group)}", save=save, **options)
     weights = [initial, *training.snapshots, training.networks.weights.detach().cpu()]
-    members = {}
-    for index, trajectory, accuracy in zip(group, torch.stack(weights, 1), training.scores[-1], strict=True):
+    trajectories = {}
+    for index, trajectory in zip(group, torch.stack(weights, 1), strict=True):
         if trajectory.isfinite().all():
-            members[index] = Member(trajectory, accuracy)
+            trajectories[index] = trajectory
             discard(_path(folder, index))  # what is damaged
             save_checkpoint(
                 _path(folder, index),
                 {"trajectory": trajectory},
                 identity={"pool": folder.name, "network": index},
-                progress={"accuracy": accuracy},
+                progress={},
             )
     discard(path)
     for index in group:
-        if index not in members:
+        if index not in trajectories:
             raise DivergenceError(
                 f"feature network {index} has weights that are not finite after {training.course.steps} "
                 "steps. Try a smaller --set pretrain.learning_rate."
             )
-    return members
+    return trajectories
 
 
 def _path(folder: Path, index: int) -> Path:
     return folder / f"network-{index:03d}.safetensors"
 
 
-def _cached(folder: Path, index: int) -> Member | None:
+def _cached(folder: Path, index: int) -> Tensor | None:
     found = _load_if_valid(_path(folder, index), {"pool": folder.name, "network": index})
-    return found and Member(found.tensors["trajectory"], found.progress["accuracy"])
+    return found and found.tensors["trajectory"]
 
 
 def _load_if_valid(path: Path, identity: dict[str, Any]) -> Checkpoint | None:

@@ -238,7 +238,7 @@ class Course:
     optimiser: Callable[[list[Tensor]], torch.optim.Optimizer]  # with the first learning rate
     milestones: Sequence[int]  # steps after which the learning rate is multiplied by `decay`
     decay: float
-    tested: Iterable[int]  # steps after which the accuracy is measured
+    tested: Iterable[int] = ()  # steps after which the accuracy is measured
     kept: Iterable[int] = ()  # steps after which the weights are kept as a snapshot
 
 
@@ -247,7 +247,7 @@ class Training:
     [M, P] on the CPU per kept step, `step` the number of optimiser steps taken.
     """
 
-    def __init__(self, networks: Networks, batches: Batches, course: Course, test: Loader):
+    def __init__(self, networks: Networks, batches: Batches, course: Course, test: Loader | None = None):
         self.networks, self.batches, self.course, self.test = networks, batches, course, test
         self.optimiser = course.optimiser([networks.weights])
         self._first_rate = self.optimiser.param_groups[0]["lr"]
@@ -293,7 +293,7 @@ class Training:
                 self.step += 1
                 if self.step in self.course.kept:
                     self.snapshots.append(self.networks.weights.detach().cpu().clone())
-                if self.step in self.course.tested:
+                if self.test is not None and self.step in self.course.tested:
                     self.scores.append(self.networks.accuracies(self.test))
                     after_test(self.scores[-1])
                 if batch + 1 == steps:

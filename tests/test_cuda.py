@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from distilled_data import DistilledDataset
-from ncfm_engine.config import DistillConfig, EvaluateConfig, NetworkConfig, PretrainConfig
+from ncfm_engine.config import DistillConfig, EvaluateConfig, LabelConfig, NetworkConfig, PretrainConfig
 from ncfm_engine.distill import distill
 from ncfm_engine.evaluate import evaluate, random_subset
 from ncfm_engine.initial import initial_images
+from ncfm_engine.label import teacher
 from ncfm_engine.matching import MatchingStep
 from ncfm_engine.memory import Footprint, Layout
 from ncfm_engine.pretrain import FeaturePool, pretrain
@@ -126,7 +127,7 @@ def test_networks_trained_together_learn_and_their_set_is_evaluated(digits, tmp_
     network = NetworkConfig(width=16, depth=2)
     config = PretrainConfig(networks=3, epochs=6, learning_rate=0.1, cutmix=0, precision=precision)
     pool = pretrain(config, network, digits, seed=0, device="cuda", cache=tmp_path)
-    assert min(pool.accuracies) > 60
+    assert teacher(LabelConfig(), network, pool, digits, "cuda")["teacher"]["accuracy"] > 60
     dataset = random_subset(digits, ipc=5, seed=0, pool=pool, labels="soft", device="cuda")
     how = EvaluateConfig(epochs=20, repeats=3, full_repeats=0, precision=precision)
     rows = evaluate(dataset, digits, how, network, seed=0, device="cuda", pool=pool)

@@ -45,7 +45,8 @@ def test_a_pool_is_taken_from_the_cache_and_only_what_is_damaged_is_trained_agai
     assert first.stat().st_mtime_ns == before
     assert torch.equal(again.trajectory, pool.trajectory)
     assert sorted(first.parent.iterdir()) == files
-    assert pretrain(TINY, NARROW, digits, **options, stop=StopAfter(0)).accuracies == pool.accuracies
+    unasked = pretrain(TINY, NARROW, digits, **options, stop=StopAfter(0))
+    assert torch.equal(unasked.trajectory, pool.trajectory)
 
 
 def test_how_many_networks_train_at_once_changes_nothing_but_rounding(digits, tmp_path):
@@ -54,7 +55,6 @@ def test_how_many_networks_train_at_once_changes_nothing_but_rounding(digits, tm
     assert pool_key(together, NARROW, digits, 0) == pool_key(TINY, NARROW, digits, 0)
     pool = pretrain(together, NARROW, digits, **ON_CPU, cache=tmp_path / "together")
     assert torch.allclose(pool.trajectory, alone.trajectory, atol=1e-5)
-    assert pool.accuracies == pytest.approx(alone.accuracies, abs=0.5)
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -70,7 +70,6 @@ def test_a_pool_stopped_again_and_again_ends_with_the_same_bits(digits, tmp_path
             messages.append(str(stopped))
     assert messages[1] == f"pretrain, network{'s 0-1' if size == 2 else ' 0'}, epoch 1 of 2"
     assert torch.equal(pool.trajectory, whole.trajectory)
-    assert pool.accuracies == whole.accuracies
     assert not list(tmp_path.rglob("training-*"))  # checkpoints go with the training they are of
 
 
@@ -91,7 +90,6 @@ def test_a_killed_pretraining_goes_on_from_its_checkpoint_to_the_same_bits(digit
     assert stop.asked == 3 + 1  # steps: an epoch of one network, and the one that was not saved yet
     whole = pretrain(TINY, NARROW, digits, **ON_CPU, cache=tmp_path / "whole")
     assert torch.equal(pool.trajectory, whole.trajectory)
-    assert pool.accuracies == whole.accuracies
     assert not list(tmp_path.rglob("training-*"))
 
 
@@ -120,7 +118,7 @@ def test_ranks_train_shares_that_together_are_the_pool_of_one_rank(digits, tmp_p
     whole = pretrain(config, NARROW, digits, **ON_CPU, cache=tmp_path / "one")
     for rank, indices in ((0, [0, 2]), (1, [1])):
         share = train_pool(config, NARROW, digits, **ON_CPU, cache=tmp_path / "two", share=(rank, 2))
-        assert torch.equal(torch.stack([member.trajectory for member in share]), whole.trajectory[indices])
+        assert torch.equal(torch.stack(share), whole.trajectory[indices])
     pool = pretrain(config, NARROW, digits, **ON_CPU, cache=tmp_path / "two", stop=StopAfter(0))
     assert torch.equal(pool.trajectory, whole.trajectory)
 

@@ -33,7 +33,7 @@ def distil_together(folder: Path, dies: int | None = None, stops: int | None = N
     digits = load_source("digits")
     networks = [build(NetworkConfig(width=8, depth=2), digits, seed) for seed in range(4)]
     weights = torch.stack([torch.nn.utils.parameters_to_vector(n.parameters()).detach() for n in networks])
-    pool = FeaturePool(networks[0], weights.unflatten(0, (2, 2)), (0.0, 0.0))
+    pool = FeaturePool(networks[0], weights.unflatten(0, (2, 2)))
     config = DistillConfig(iterations=12, real_batch=20, frequencies=32, factor=1, checkpoint_every=4)
     backward = MatchingStep.backward
 

@@ -188,7 +188,7 @@ def contenders(arguments: argparse.Namespace, setup: Setup) -> dict[str, Entry]:
 
 
 def pretraining(setup: Setup, networks: int, epochs: int) -> dict[str, float]:
-    """Seconds for `networks` feature networks of `epochs` epochs, test of their accuracy included."""
+    """Seconds for `networks` feature networks of `epochs` epochs."""
     source, _ = setup.open()
     config = dataclasses.replace(setup.recipe.pretrain, networks=networks, epochs=epochs)
     with tempfile.TemporaryDirectory() as cache:

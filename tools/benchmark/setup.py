@@ -79,4 +79,4 @@ class Setup:
         trajectory = torch.stack(
             [torch.stack([weights("initial", index), weights("trained", index)]) for index in range(NETWORKS)]
         )
-        return FeaturePool(template, trajectory.to(self.device), (0.0,) * NETWORKS)
+        return FeaturePool(template, trajectory.to(self.device))
