@@ -1,4 +1,5 @@
-"""Batches for several networks at once: each draws for itself, and all are gathered and augmented together.
+"""Batches of real images; and those for several networks at once: each draws for itself, and all are gathered
+and augmented together.
 
 The draws are those of `distilled_data.loader.Loader` and `distilled_data.augment.cutmix`, so a network sees
 the same images whether it is trained alone or beside others. The numbers are drawn on the CPU and uploaded
@@ -17,6 +18,30 @@ from distilled_data.decode import take
 from distilled_data.loader import Loader
 from distilled_data.randomness import generator_at
 from distilled_data.transfer import upload
+
+from .memory import free_memory
+from .sources import LabelledImages, Source
+
+
+def real_loader(source: Source, part: LabelledImages, batch_size: int, device: str, **options) -> Loader:
+    """Batches of real images, normalised; on a GPU they stay where it has room for twice as many."""
+    where = torch.device(device)
+    fits = where.type != "cuda" or part.images.nbytes <= free_memory(where) // 2
+    return Loader(
+        part.images,  # type: ignore[arg-type] - `Images` are read like a tensor
+        part.targets,
+        mean=source.mean,
+        std=source.std,
+        batch_size=batch_size,
+        device=device,
+        resident=fits,
+        **options,
+    )
+
+
+def real_test_loader(source: Source, networks: int, device: str) -> Loader:
+    """The test images, in batches that fill a device once for all `networks`."""
+    return real_loader(source, source.test, max(64, 512 // networks), device, shuffle=False)
 
 
 def reseeded(loader: Loader, seed: int) -> Loader:

@@ -22,7 +22,7 @@ from .initial import initial_images
 from .kernels import rounded_products, tuned_convolutions
 from .matching import MatchingStep
 from .memory import Layout, is_out_of_memory
-from .pretrain import FeaturePool
+from .pool import FeaturePool
 from .ranks import Ranks
 from .report import Report, silent
 from .sources import Source

@@ -20,11 +20,11 @@ from distilled_data import DistilledDataset, DivergenceError, UsageError
 from distilled_data.loader import Loader
 from distilled_data.randomness import generator_at, seed_at
 
-from .batches import Batches, reseeded
+from .batches import Batches, real_loader, real_test_loader, reseeded
 from .checkpoint import discard, load_checkpoint, save_checkpoint
 from .config import EvaluateConfig, NetworkConfig
 from .label import Ensemble, label
-from .pretrain import FeaturePool, build, real_loader, real_test_loader
+from .pool import FeaturePool, build
 from .report import Report, silent
 from .sampling import ClassSampler
 from .sources import Source

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .pretrain import FeaturePool, FlatNetwork
+from .pool import FeaturePool, FlatNetwork
 
 
 class FrozenNetwork:

@@ -8,7 +8,7 @@ from distilled_data.randomness import generator_at, seed_at
 
 from .config import DistillConfig
 from .features import FrozenNetwork
-from .pretrain import FeaturePool
+from .pool import FeaturePool
 from .sampling import ClassSampler
 from .selection import clusters, herding
 from .sources import Source

@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from distilled_data.decode import decode
 
+from .batches import real_test_loader
 from .config import LabelConfig, NetworkConfig
-from .pretrain import FeaturePool, FlatNetwork, real_loader
+from .pool import FeaturePool, FlatNetwork
 from .sources import Source
 from .train import accuracy, logits_of
 
@@ -45,8 +46,7 @@ def teacher(
     config: LabelConfig, network: NetworkConfig, pool: FeaturePool, source: Source, device: str
 ) -> dict:
     """The `labels` entry of an artifact's metadata, with the accuracy of the ensemble on the test images."""
-    loader = real_loader(source, source.test, 512, device, shuffle=False)
-    logits = logits_of(Ensemble(pool, device), loader)
+    logits = logits_of(Ensemble(pool, device), real_test_loader(source, 1, device))
     return {
         "kind": "logits",
         "temperature": config.temperature,

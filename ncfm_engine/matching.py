@@ -16,7 +16,7 @@ from .features import FrozenNetwork
 from .frequencies import GaussianFrequencies, SamplingNetwork
 from .kernels import rounded_products
 from .memory import Footprint, Layout, layout_for
-from .pretrain import FeaturePool
+from .pool import FeaturePool
 from .real import RealFeatures, RealImages
 from .sources import Source
 

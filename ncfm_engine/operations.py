@@ -7,7 +7,7 @@ import torch
 
 from .config import NetworkConfig, Recipe
 from .evaluate import CHECKS
-from .pretrain import build
+from .pool import build
 from .sources import Source
 
 

@@ -6,8 +6,9 @@ from typing import Any
 from distilled_data import DistilledDataset, SourceError, UsageError
 
 from .config import Recipe
+from .pool import FeaturePool
 from .presets import find_preset
-from .pretrain import FeaturePool, pretrain
+from .pretrain import pretrain
 from .sources import CHANGES, PLACES, SOURCES, Source, hold_out, load_source
 
 

@@ -29,7 +29,8 @@ from .plan import (
     remove_leftovers,
     run_folder_of,
 )
-from .pretrain import FeaturePool, build, check_blendable, pretrain, train_pool
+from .pool import FeaturePool, build
+from .pretrain import check_blendable, pretrain, train_pool
 from .provenance import command, provenance
 from .ranks import Ranks, join
 from .report import Report, plot_losses, silent

@@ -24,8 +24,9 @@ from .evaluate import PROGRESS_PREFIX
 from .initial import check_packing
 from .memory import Footprint, Layout, layout_for
 from .operations import operations, passes
+from .pool import build
 from .presets import find_preset
-from .pretrain import build, check_blendable, pool_schedule
+from .pretrain import check_blendable, pool_schedule
 from .ranks import Ranks
 from .sources import Source
 

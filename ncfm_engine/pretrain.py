@@ -1,11 +1,9 @@
-"""The pool of feature networks: M networks, each at initialisation and after training on the real data."""
+"""Training of the pool of feature networks on the real data, and the cache of what was trained."""
 
-import copy
 import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,111 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from distilled_data import CheckpointError, DivergenceError, UsageError
-from distilled_data.loader import Loader
 from distilled_data.randomness import seed_at
 
-from .batches import Batches, reseeded
+from .batches import Batches, real_loader, reseeded
 from .checkpoint import Checkpoint, discard, load_checkpoint, save_checkpoint
 from .config import NetworkConfig, PretrainConfig
-from .memory import free_memory
-from .networks import build_network
+from .pool import FeaturePool, build
 from .report import Report, silent
-from .sources import LabelledImages, Source
+from .sources import Source
 from .stop import StopRequest
 from .train import CHECKPOINT_SECONDS, Course, Networks, Training, counting, grouped, named, trained_at_once
 
 FEW_EPOCHS = 6  # in fewer the rate falls in the middle of an epoch
-
-
-@dataclass(frozen=True)
-class FeaturePool:
-    """Weights of M networks of one architecture on their way from initialisation to the end of training.
-
-    `trajectory` is float32 [M, S + 2, P]: initial, S snapshots evenly spaced in epochs, trained.
-    """
-
-    template: nn.Module
-    trajectory: Tensor
-
-    def __len__(self) -> int:
-        return len(self.trajectory)
-
-    @property
-    def initial(self) -> Tensor:
-        return self.trajectory[:, 0]
-
-    @property
-    def trained(self) -> Tensor:
-        return self.trajectory[:, -1]
-
-    def blend(self, index: int, beta: Tensor | float, out: "FlatNetwork") -> nn.Module:
-        """Fill `out` with the weights at `beta` (0 initial, 1 trained) of network `index`.
-
-        The way is piecewise linear through the points of its trajectory, which are evenly spaced in `beta`.
-        """
-        path = self.trajectory[index]
-        segments, first = len(path) - 1, 0
-        if segments > 1:
-            position = round(float(beta) * segments, 12)  # k / segments * segments is not always k
-            first = min(int(position), segments - 1)
-            beta = position - first
-        torch.lerp(path[first], path[first + 1], beta, out=out.weights)
-        return out.network
-
-    @property
-    def weights_hash(self) -> str:
-        """sha256 over the trained weights."""
-        return hashlib.sha256(self.trained.cpu().numpy().tobytes()).hexdigest()
-
-
-class FlatNetwork:
-    """A frozen copy of a network; its parameters are views of one flat vector, changed by one write."""
-
-    def __init__(self, network: nn.Module, device: torch.device | str):
-        self.network = copy.deepcopy(network).to(device).eval().requires_grad_(False)
-        parameters = list(self.network.parameters())
-        self.weights = torch.cat([p.detach().flatten() for p in parameters])
-        for parameter, part in zip(
-            parameters, self.weights.split([p.numel() for p in parameters]), strict=True
-        ):
-            parameter.data = part.view_as(parameter)
-
-
-def build(config: NetworkConfig, source: Source, seed: int) -> nn.Module:
-    """A fresh network of `config` for the images and classes of `source`."""
-    return build_network(
-        config.name,
-        channels=source.channels,
-        size=(source.height, source.width),
-        classes=source.num_classes,
-        width=config.width,
-        depth=config.depth,
-        norm=config.norm,
-        activation=config.activation,
-        pooling=config.pooling,
-        seed=seed,
-    )
-
-
-def real_loader(source: Source, part: LabelledImages, batch_size: int, device: str, **options) -> Loader:
-    """Batches of real images, normalised; on a GPU they stay where it has room for twice as many."""
-    where = torch.device(device)
-    fits = where.type != "cuda" or part.images.nbytes <= free_memory(where) // 2
-    return Loader(
-        part.images,  # type: ignore[arg-type] - `Images` are read like a tensor
-        part.targets,
-        mean=source.mean,
-        std=source.std,
-        batch_size=batch_size,
-        device=device,
-        resident=fits,
-        **options,
-    )
-
-
-def real_test_loader(source: Source, networks: int, device: str) -> Loader:
-    """The test images, in batches that fill a device once for all `networks`."""
-    return real_loader(source, source.test, max(64, 512 // networks), device, shuffle=False)
 
 
 def pretrain(

@@ -24,9 +24,10 @@ from torch import nn
 from distilled_data import DistilledDataset, DivergenceError, UsageError
 from distilled_data.randomness import seed_at, seeded
 
+from .batches import real_loader
 from .config import EvaluateConfig
 from .evaluate import Loaders, normalised_as, random_images, same_images, start_training
-from .pretrain import FeaturePool, real_loader
+from .pool import FeaturePool
 from .search import Check
 from .sources import Source, hold_out
 from .spaces import Architecture, Space

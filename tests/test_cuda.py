@@ -18,7 +18,8 @@ from ncfm_engine.initial import initial_images
 from ncfm_engine.label import teacher
 from ncfm_engine.matching import MatchingStep
 from ncfm_engine.memory import Footprint, Layout
-from ncfm_engine.pretrain import FeaturePool, pretrain
+from ncfm_engine.pool import FeaturePool
+from ncfm_engine.pretrain import pretrain
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 SMALL = DistillConfig(iterations=12, real_batch=100, frequencies=256, factor=1, checkpoint_every=4)

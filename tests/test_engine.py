@@ -10,11 +10,13 @@ from interruptions import StopAfter
 
 from distilled_data import CheckpointError, DistilledDataset, UsageError
 from distilled_data.randomness import seed_at
+from ncfm_engine.batches import real_loader
 from ncfm_engine.config import EvaluateConfig, LabelConfig, NetworkConfig, PretrainConfig
 from ncfm_engine.evaluate import evaluate, forget_progress, random_subset, train_and_test
 from ncfm_engine.label import Ensemble, label, teacher
 from ncfm_engine.pipeline import write_results
-from ncfm_engine.pretrain import FlatNetwork, build, pretrain, real_loader
+from ncfm_engine.pool import FlatNetwork, build
+from ncfm_engine.pretrain import pretrain
 from ncfm_engine.stop import Stopped
 from ncfm_engine.train import Training, accuracy, logits_of
 
@@ -46,7 +48,7 @@ def test_pretraining_learns_the_digits(digits, pool):
 
 
 def test_networks_of_a_pool_differ_in_their_start(pool):
-    assert not torch.equal(pool.initial[0], pool.initial[1])
+    assert not torch.equal(pool.trajectory[:, 0][0], pool.trajectory[:, 0][1])
 
 
 def test_labels_are_the_mean_logits_of_the_trained_networks_for_every_view(digits, pool):

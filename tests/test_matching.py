@@ -11,7 +11,7 @@ from ncfm_engine.features import FrozenNetwork
 from ncfm_engine.initial import initial_images
 from ncfm_engine.matching import MatchingStep
 from ncfm_engine.memory import Layout
-from ncfm_engine.pretrain import FlatNetwork
+from ncfm_engine.pool import FlatNetwork
 
 SMALL = DistillConfig(real_batch=30, real_features="fresh", frequencies=64, factor=1)
 
@@ -232,7 +232,7 @@ def test_a_blend_is_the_straight_line_between_initial_and_trained_weights(digits
     network = FlatNetwork(pool.template, "cpu")
     model = pool.blend(1, 0.25, network)
     flat = torch.nn.utils.parameters_to_vector(model.parameters())
-    assert torch.allclose(flat, 0.75 * pool.initial[1] + 0.25 * pool.trained[1])
+    assert torch.allclose(flat, 0.75 * pool.trajectory[:, 0][1] + 0.25 * pool.trained[1])
     again = pool.blend(0, 1.0, network)
     assert torch.equal(torch.nn.utils.parameters_to_vector(again.parameters()), pool.trained[0])
 

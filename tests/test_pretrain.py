@@ -12,7 +12,8 @@ from interruptions import StopAfter
 
 from distilled_data import DivergenceError, UsageError
 from ncfm_engine.config import NetworkConfig, PretrainConfig
-from ncfm_engine.pretrain import FlatNetwork, _milestones, pool_key, pool_schedule, pretrain, train_pool
+from ncfm_engine.pool import FlatNetwork
+from ncfm_engine.pretrain import _milestones, pool_key, pool_schedule, pretrain, train_pool
 from ncfm_engine.sources import load_source
 from ncfm_engine.stop import Stopped
 from ncfm_engine.train import Training
@@ -152,7 +153,7 @@ def test_a_blend_passes_exactly_through_every_snapshot(pool, snapshots):
 def test_without_snapshots_a_blend_is_the_straight_line_bit_for_bit(pool, beta):
     network = FlatNetwork(pool.template, "cpu")
     pool.blend(1, beta, network)
-    assert torch.equal(network.weights, torch.lerp(pool.initial[1], pool.trained[1], beta))
+    assert torch.equal(network.weights, torch.lerp(pool.trajectory[:, 0][1], pool.trained[1], beta))
 
 
 def test_a_larger_pool_begins_with_the_networks_of_a_smaller_one(digits):

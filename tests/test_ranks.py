@@ -22,7 +22,7 @@ from ncfm_engine import ranks as module
 from ncfm_engine.config import DistillConfig, NetworkConfig
 from ncfm_engine.distill import distill
 from ncfm_engine.matching import MatchingStep
-from ncfm_engine.pretrain import FeaturePool, build
+from ncfm_engine.pool import FeaturePool, build
 from ncfm_engine.ranks import Ranks, join
 from ncfm_engine.sources import load_source
 from ncfm_engine.stop import Stopped, StopRequest

@@ -17,7 +17,7 @@ from ncfm_engine.config import DistillConfig
 from ncfm_engine.discrepancy import ncfd
 from ncfm_engine.frequencies import GaussianFrequencies, SamplingNetwork
 from ncfm_engine.initial import initial_images
-from ncfm_engine.pretrain import FlatNetwork
+from ncfm_engine.pool import FlatNetwork
 from ncfm_engine.sampling import ClassSampler
 
 from .engine import Engine, images_per_step, plain

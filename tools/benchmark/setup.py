@@ -9,7 +9,7 @@ from torch.nn.utils import parameters_to_vector
 
 from distilled_data.randomness import generator_at, seed_at
 from ncfm_engine.config import Recipe
-from ncfm_engine.pretrain import FeaturePool, build
+from ncfm_engine.pool import FeaturePool, build
 from ncfm_engine.sources import LabelledImages, Source, load_source
 from ncfm_engine.sources.reader import Origin
 

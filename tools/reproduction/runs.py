@@ -18,7 +18,8 @@ from ncfm_engine.distill import METRICS_FILE, Distilled, distill
 from ncfm_engine.evaluate import epochs_of_as_many_steps, random_subset, train_and_test
 from ncfm_engine.label import label
 from ncfm_engine.plan import Plan, compiles, identity
-from ncfm_engine.pretrain import FeaturePool, pool_key, pretrain
+from ncfm_engine.pool import FeaturePool
+from ncfm_engine.pretrain import pool_key, pretrain
 from ncfm_engine.report import Report
 from ncfm_engine.sources import Source
 from ncfm_engine.stop import Stopped, StopRequest
