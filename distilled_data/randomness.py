@@ -25,33 +25,31 @@ def generator_at(*address: int | str, device: torch.device | str = "cpu") -> tor
     return torch.Generator(device).manual_seed(seed_at(*address))
 
 
-@contextlib.contextmanager
-def seeded(*address: int | str, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Within it torch's own generators, of the CPU and of `device`, and Python's and numpy's start at the
-    address.
+def seeded(
+    *address: int | str, device: torch.device | str = "cpu"
+) -> contextlib.AbstractContextManager[None]:
+    """`seeded_with` the seed at an address, for code that takes no generator: others' augmentation."""
+    return seeded_with(seed_at(*address), device)
 
-    For code that takes no generator: others' augmentation. Afterwards they are as they were before.
+
+@contextlib.contextmanager
+def seeded_with(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Within it torch's own generators, of the CPU and of `device`, and those of Python and, if it is
+    imported, numpy start at `seed`. Afterwards they are as they were before.
     """
-    device, seed = torch.device(device), seed_at(*address)
+    device, numpy, before = torch.device(device), sys.modules.get("numpy"), random.getstate()
     gpus = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(gpus), python_seeded(seed):
-        torch.default_generator.manual_seed(seed)
-        for gpu in gpus:
-            with torch.cuda.device(gpu):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
-@contextlib.contextmanager
-def python_seeded(seed: int) -> Iterator[None]:
-    """Within it the generators of Python and, if it is imported, numpy start at `seed`."""
-    numpy, before = sys.modules.get("numpy"), random.getstate()
     theirs = numpy and numpy.random.get_state()
-    random.seed(seed)
-    if numpy:
-        numpy.random.seed(seed % 2**32)
     try:
-        yield
+        with torch.random.fork_rng(gpus):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach all GPUs
+            for gpu in gpus:
+                with torch.cuda.device(gpu):
+                    torch.cuda.manual_seed(seed)
+            random.seed(seed)
+            if numpy:
+                numpy.random.seed(seed % 2**32)
+            yield
     finally:
         random.setstate(before)
         if numpy:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from distilled_data.augment import apply, draw
 from distilled_data.decode import decode
-from distilled_data.randomness import generator_at, seed_at
+from distilled_data.randomness import generator_at, seeded
 
 from .config import DistillConfig
 from .discrepancy import amplitude_and_phase, characteristic_function, dm, mmd, mse, weigh
@@ -82,8 +82,7 @@ class MatchingStep:
             layout=self.layout,
         )
         player = SamplingNetwork if config.discrepancy == "ncfd" else GaussianFrequencies
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed_at(seed, "sampler"))  # torch.manual_seed reaches GPUs
+        with seeded(seed, "sampler"):
             self.sampler: nn.Module = player(footprint.dim, config.frequencies).to(device)
 
     def backward(self, images: Tensor, step: int) -> StepLosses:

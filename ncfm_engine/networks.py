@@ -8,8 +8,7 @@ arXiv 2006.05929): ConvNet is its standard network, the others are the known one
 With "_x0_25" at the end of their names they have a quarter of the channels, for CPUs.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distilled_data.errors import UnknownNameError, UsageError
-from distilled_data.randomness import python_seeded
+from distilled_data.randomness import seeded_with
 
 __all__ = ["NETWORKS", "build_network"]
 
@@ -153,7 +152,7 @@ def build_network(
     if min(width, depth) < 1:
         raise UsageError(f"width and depth must be 1 or more, got {width} and {depth}")
     size = (size, size) if isinstance(size, int) else size
-    with initial_weights(seed):
+    with seeded_with(seed):
         if name == "vit":
             return vit(channels, size, classes)
         known = name.removesuffix(QUARTER)
@@ -173,16 +172,6 @@ def build_network(
         return convnet(
             blocks, channels, size, classes, NORMS[norm], ACTIVATIONS[activation], POOLINGS[pooling]
         )
-
-
-@contextlib.contextmanager
-def initial_weights(seed: int) -> Iterator[None]:
-    """Modules that are made inside have the weights that `seed` gives, whether by torch's generator, Python's
-    or numpy's; these are left as they were.
-    """
-    with torch.random.fork_rng(devices=[]), python_seeded(seed):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs too
-        yield
 
 
 def convnet(

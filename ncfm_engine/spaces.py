@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from distilled_data import UnknownNameError, UsageError
-from distilled_data.randomness import generator_at
+from distilled_data.randomness import generator_at, seeded_with
 
-from .networks import ACTIVATIONS, NORMS, POOLINGS, build_network, initial_weights, resnet
+from .networks import ACTIVATIONS, NORMS, POOLINGS, build_network, resnet
 
 __all__ = ["SPACES", "Architecture", "Space", "load_space"]
 
@@ -125,7 +125,7 @@ class Space:
         """A network on the CPU, with the initial weights that `seed` gives. Raises `UsageError` for one that
         has been trained.
         """
-        with initial_weights(seed):
+        with seeded_with(seed):
             network = self.build(channels=channels, size=size, classes=classes, **architecture)
         if not isinstance(network, nn.Module):
             raise UsageError(f"build must return a torch.nn.Module, got {type(network).__name__}")
@@ -243,7 +243,7 @@ def load_space(name: str) -> Space:
     sys.path.insert(0, "")  # the folder in which the command was called
     try:
         make = getattr(importlib.import_module(module), function)
-        with initial_weights(0):  # a network that it makes to be copied has the same weights everywhere
+        with seeded_with(0):  # a network that it makes to be copied has the same weights everywhere
             space = make()
     except Exception as error:  # whatever a user's code raises
         reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
