@@ -121,11 +121,7 @@ class Metadata:
         if not isinstance(content, dict):
             raise FormatError("artifact metadata is not a JSON object")
         version = content.pop("format_version", None)
-        if type(version) is int and version > FORMAT_VERSION:
-            raise NewerFormatError(
-                f"the artifact has format version {version}, this package reads up to {FORMAT_VERSION}. "
-                "Upgrade it: pip install -U distilled-data"
-            )
+        refuse_newer(version, "the artifact")
         if type(version) is not int or version != FORMAT_VERSION:
             raise FormatError(f"artifact metadata: expected format_version {FORMAT_VERSION}, got {version!r}")
         decode, value_range = content.pop("decode", None), content.pop("value_range", None)
@@ -138,6 +134,15 @@ class Metadata:
                 f"unknown {sorted(set(content) - expected)}"
             )
         return cls(**content)
+
+
+def refuse_newer(version: Any, where: str | Path) -> None:
+    """Raises `NewerFormatError` for the format of a later version of this package."""
+    if type(version) is int and version > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{where} has format version {version}, this package reads up to {FORMAT_VERSION}. "
+            "Upgrade it: pip install -U distilled-data"
+        )
 
 
 @dataclass(frozen=True, eq=False)

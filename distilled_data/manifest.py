@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import FormatError, IntegrityError, NewerFormatError, UsageError
+from .errors import FormatError, IntegrityError, UsageError
 from .files import write_file
 from .format import (
     ARTIFACT_FILE,
@@ -39,6 +39,7 @@ from .format import (
     MANIFEST_FILE,
     Artifact,
     read_artifact,
+    refuse_newer,
     unique_keys,
 )
 from .indexing import as_int
@@ -139,11 +140,7 @@ def parse_manifest(content: bytes, where: str | Path) -> Manifest | Index:
             raise ValueError(f"more than {MAX_BYTES} bytes")
         manifest = json.loads(content, object_pairs_hook=unique_keys)
         version = manifest["format_version"]
-        if type(version) is int and version > FORMAT_VERSION:
-            raise NewerFormatError(
-                f"{where} has format version {version}, this package reads up to {FORMAT_VERSION}. "
-                "Upgrade it: pip install -U distilled-data"
-            )
+        refuse_newer(version, where)
         if type(version) is not int or version != FORMAT_VERSION:
             raise ValueError(f"format version {version!r}")
         if "configurations" in manifest:

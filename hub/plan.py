@@ -150,14 +150,7 @@ def plan_push(folder: str | Path, repo_id: str, options: PushOptions | None = No
 
 def contents_for(api: HfApi, repo_id: str, options: PushOptions) -> Contents:
     """What lies at `repo_id`; raises where nothing can be published by these options, whatever the set."""
-    remote = look(
-        api,
-        repo_id,
-        tag=options.revision,
-        force=options.force,
-        token=options.token,
-        endpoint=options.endpoint,
-    )
+    remote = look(api, repo_id, tag=options.revision, force=options.force)
     if remote.head is None and options.create_pr:
         raise AccessError(f"{repo_id} does not exist, so there is nothing to open a pull request for")
     if ".gitignore" in remote.files:

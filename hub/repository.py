@@ -36,9 +36,7 @@ class Contents:
     card: str | None = None
 
 
-def look(
-    api: HfApi, repo_id: str, *, tag: str | None, force: bool, token: str | None, endpoint: str | None
-) -> Contents:
+def look(api: HfApi, repo_id: str, *, tag: str | None, force: bool) -> Contents:
     """Read the head of `repo_id`. With `force`, sets that are damaged are noted and not refused.
 
     Raises `AccessError`, `HubError`, `IntegrityError`, and `UsageError` where `tag` is a branch.
@@ -59,7 +57,7 @@ def look(
         repo_id, lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=head, repo_type="dataset"))
     )
     files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-    source = Repository(repo_id, head, token, endpoint)
+    source = Repository(repo_id, head, api.token, api.endpoint)
     held = [re.fullmatch(rf"(ipc[1-9]\d{{0,5}})/{MANIFEST_FILE}", path) for path in files]
     folders = [place[1] for place in held if place and f"{place[1]}/{ARTIFACT_FILE}" in files]
     folders.sort(key=lambda name: (len(name), name))

@@ -10,11 +10,11 @@ import copy
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distilled_data.augment import augment_each, draw_cutmix
 from distilled_data.decode import take
+from distilled_data.labels import one_hot
 from distilled_data.loader import Loader
 from distilled_data.randomness import generator_at
 from distilled_data.transfer import upload
@@ -94,6 +94,8 @@ class Batches:
         return images, targets
 
     def _mix(self, images: Tensor, targets: Tensor, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
+        if not self.cutmix:
+            return images, targets
         count, (height, width), device = images.shape[1], images.shape[-2:], images.device
         partners = torch.arange(images.shape[:2].numel()).view(-1, count)  # at first everyone is its own
         boxes = torch.zeros(len(images), 4, dtype=torch.int64)  # top, bottom, left, right
@@ -104,10 +106,10 @@ class Batches:
                 boxes[network] = torch.tensor([rows.start, rows.stop, columns.start, columns.stop])
                 partners[network] = drawn + network * count
         areas = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2])
-        if self.cutmix == 0 or (len(images) == 1 and not areas.any()):
+        if len(images) == 1 and not areas.any():
             return images, targets
         if targets.ndim == 2:
-            targets = F.one_hot(targets, self.classes).float()
+            targets = one_hot(targets, self.classes)
         partner = upload(partners.flatten(), device)
         box = upload(boxes, device).view(-1, 4, 1, 1, 1, 1).unbind(1)  # each [M, 1, 1, 1, 1]
         rows, columns = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)

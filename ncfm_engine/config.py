@@ -241,6 +241,12 @@ def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def differences(default: dict[str, Any], chosen: dict[str, Any]) -> list[str]:
+    """Settings that differ, as "distill.alpha = 0.3"; both are recipes as dicts."""
+    usual = flatten(default)
+    return [f"{name} = {value}" for name, value in flatten(chosen).items() if value != usual[name]]
+
+
 def _change(path: str, value: Any) -> tuple[str, str, Any]:
     """Section, "" for the recipe itself, and name of a setting, and its value by its type."""
     known = _kinds()

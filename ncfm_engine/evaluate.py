@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import math
 import statistics
 import time
@@ -21,6 +19,7 @@ from distilled_data.loader import Loader
 from distilled_data.randomness import generator_at, seed_at
 
 from .batches import Batches, real_loader, real_test_loader, reseeded
+from .cache import sha256_of
 from .checkpoint import discard, load_checkpoint, save_checkpoint
 from .config import EvaluateConfig, NetworkConfig
 from .label import Ensemble, label
@@ -367,7 +366,7 @@ def _identity(
     pool: FeaturePool | None,
 ) -> dict[str, Any]:
     """Everything that decides a score; which repeats are made, and how many at once, does not."""
-    identity = {f"evaluate.{name}": value for name, value in _deciding(config).items()}
+    identity = {f"evaluate.{name}": value for name, value in deciding(config).items()}
     identity |= {f"network.{name}": value for name, value in dataclasses.asdict(network).items()}
     return identity | {
         "content_hash": dataset.content_hash,
@@ -384,11 +383,12 @@ def _identity(
 
 def settings_hash(config: EvaluateConfig, network: NetworkConfig, seed: int) -> str:
     """Tells rows of different settings apart; how many networks were trained is not one of them."""
-    content = _deciding(config) | {"network": dataclasses.asdict(network), "seed": seed}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    content = deciding(config) | {"network": dataclasses.asdict(network), "seed": seed}
+    return sha256_of(content)[:12]
 
 
-def _deciding(config: EvaluateConfig) -> dict[str, Any]:
+def deciding(config: EvaluateConfig) -> dict[str, Any]:
+    """The settings that decide what a training comes to."""
     content = dataclasses.asdict(config)
     for name in ("repeats", "full_repeats", "labels", "at_once"):
         del content[name]

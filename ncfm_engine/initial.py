@@ -5,6 +5,7 @@ from torch import Tensor
 
 from distilled_data import UsageError
 from distilled_data.randomness import generator_at, seed_at
+from distilled_data.tensors import per_channel
 
 from .config import DistillConfig
 from .features import FrozenNetwork
@@ -49,8 +50,7 @@ def _typical(
     """Rows of the training images, int64 [C, count]."""
     network = FrozenNetwork(pool, device, precision=config.precision)
     network.load(seed_at(seed, "choosing network") % len(pool), 1.0)
-    mean = torch.tensor(source.mean, device=device).view(-1, 1, 1)
-    std = torch.tensor(source.std, device=device).view(-1, 1, 1)
+    mean, std = per_channel(source.mean).to(device), per_channel(source.std).to(device)
     counts, rows, first = source.train.counts.tolist(), [], 0
     for label, size in enumerate(counts):
         with torch.no_grad():

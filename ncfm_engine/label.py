@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from distilled_data.decode import decode
+from distilled_data.tensors import per_channel
 
 from .batches import real_test_loader
 from .config import LabelConfig, NetworkConfig
@@ -33,8 +34,7 @@ def label(images: Tensor, pool: FeaturePool, source: Source, *, factor: int, dev
     Raw logits averaged over the trained networks of the pool. Every view keeps what the teacher says of
     it, also where the teacher is wrong: a corrected one-hot would be used as logits downstream.
     """
-    mean = torch.tensor(source.mean, device=device).view(-1, 1, 1)
-    std = torch.tensor(source.std, device=device).view(-1, 1, 1)
+    mean, std = per_channel(source.mean).to(device), per_channel(source.std).to(device)
     network, logits = Ensemble(pool, device), []
     for part in images.flatten(0, 1).split(256):
         views = (decode(part.to(device).float() / 255, factor) - mean) / std

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from distilled_data.augment import apply, draw
 from distilled_data.decode import decode
 from distilled_data.randomness import generator_at, seeded
+from distilled_data.tensors import per_channel
 
 from .config import DistillConfig
 from .discrepancy import amplitude_and_phase, characteristic_function, dm, mmd, mse, weigh
@@ -67,8 +68,7 @@ class MatchingStep:
             num_classes=len(self.part),
         )
         self.layout = layout or layout_for(footprint, device)
-        self.mean = torch.tensor(source.mean, device=device).view(-1, 1, 1)
-        self.std = torch.tensor(source.std, device=device).view(-1, 1, 1)
+        self.mean, self.std = per_channel(source.mean).to(device), per_channel(source.std).to(device)
         self.blended, self.trained = (
             FrozenNetwork(pool, device, precision=config.precision, compile=compile) for _ in range(2)
         )

@@ -17,7 +17,7 @@ from distilled_data import OutputError, UsageError
 from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, MANIFEST_FILE, PARQUET_FILE, PREVIEW_FILE
 
 from .checkpoint import identity_of, previous_of
-from .config import Recipe, flatten
+from .config import Recipe, differences, flatten
 from .costs import COSTS_FILE
 from .distill import CHECKPOINT_FILE, METRICS_FILE
 from .evaluate import PROGRESS_PREFIX
@@ -309,17 +309,6 @@ def _probe(plan: Plan, source: Source, images: int = 256) -> tuple[float, float]
         return (time.perf_counter() - start) / images
 
     return tuple(min(seconds(backward) for _ in range(3)) for backward in (False, True))  # type: ignore[return-value]
-
-
-def differences(default: dict, chosen: dict, prefix: str = "") -> list[str]:
-    """Settings that differ, as "distill.alpha = 0.3"; both are recipes as dicts."""
-    rows = []
-    for name, value in chosen.items():
-        if isinstance(value, dict):
-            rows += differences(default[name], value, f"{prefix}{name}.")
-        elif value != default[name]:
-            rows.append(f"{prefix}{name} = {value}")
-    return rows
 
 
 def _duration(seconds: float) -> str:

@@ -1,8 +1,6 @@
 """Training of the pool of feature networks on the real data, and the cache of what was trained."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from distilled_data import CheckpointError, DivergenceError, UsageError
 from distilled_data.randomness import seed_at
 
 from .batches import Batches, real_loader, reseeded
+from .cache import sha256_of
 from .checkpoint import Checkpoint, discard, load_checkpoint, save_checkpoint
 from .config import NetworkConfig, PretrainConfig
 from .pool import FeaturePool, build
@@ -105,8 +104,7 @@ def pool_key(
     content |= {"fingerprint": source.fingerprint, "torch": torch.__version__}
     content["device"] = torch.device(device).type
     content |= pool_schedule(config)
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+    return sha256_of(content)[:20]
 
 
 def _training(

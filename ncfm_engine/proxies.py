@@ -26,7 +26,7 @@ from distilled_data.randomness import seed_at, seeded
 
 from .batches import real_loader
 from .config import EvaluateConfig
-from .evaluate import Loaders, normalised_as, random_images, same_images, start_training
+from .evaluate import Loaders, deciding, normalised_as, random_images, same_images, start_training
 from .pool import FeaturePool
 from .search import Check
 from .sources import Source, hold_out
@@ -36,7 +36,7 @@ from .train import grouped, trained_at_once
 
 PROXIES, FULL = ("distilled", "random", "early"), "full"
 VALIDATION = 0.1  # share of the training images, where a set was made without a split
-PROTOCOL = ("learning_rate", "weight_decay", "batch_size", "augment", "cutmix", "precision")
+PROTOCOL = tuple(name for name in deciding(EvaluateConfig()) if name not in ("epochs", "full_epochs"))
 
 
 @dataclass(frozen=True)

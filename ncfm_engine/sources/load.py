@@ -6,7 +6,7 @@ from typing import Any
 
 from distilled_data.errors import UnknownNameError, UsageError
 
-from ..cache import cache_folder
+from ..cache import cache_folder, sha256_of
 from ..ranks import Ranks
 from .archives import ARCHIVES, ArchiveReader
 from .decode import FITS, Decoder
@@ -15,7 +15,7 @@ from .folder import FolderReader
 from .hub import HubReader
 from .npz import NpzReader
 from .prepare import prepare
-from .reader import Reader, class_names, sha256_of
+from .reader import Reader, class_names
 from .shards import ShardReader, is_remote
 from .source import Source
 from .store import open_store

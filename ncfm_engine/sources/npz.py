@@ -11,7 +11,8 @@ from numpy.lib import format as npy
 
 from distilled_data.errors import SourceError
 
-from .reader import Damage, Origin, Record, Unit, sha256_of, stamp
+from ..cache import sha256_of
+from .reader import Damage, Origin, Record, Unit, stamp
 
 _NAMES = {  # of MedMNIST, of Keras, of tools/convert.py; the first pair that is there counts
     "train": (("train_images", "train_labels"), ("x_train", "y_train"), ("images", "labels"), ("x", "y")),

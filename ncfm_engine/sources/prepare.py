@@ -22,11 +22,12 @@ from filelock import FileLock, Timeout
 
 from distilled_data.errors import DistilledDataError, OutputError, SourceError, UsageError
 
+from ..cache import sha256_of
 from ..ranks import Ranks
 from ..report import Report, silent
 from ..stop import Stopped, StopRequest
 from .decode import Decoder
-from .reader import PARTS, Reader, sha256_of
+from .reader import PARTS, Reader
 from .sorting import Sorted, check_damaged, damage_list
 from .source import Source
 from .spool import Spool, decode_unit, is_decoded, spool_path

@@ -1,8 +1,6 @@
 """What every source of real data gives: its origin, and its images in units that are read independently."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,8 +118,3 @@ def stamp(path: Path) -> list[int]:
     except OSError:
         return []
     return [status.st_size, status.st_mtime_ns]
-
-
-def sha256_of(content: Any) -> str:
-    """Of anything that is plain JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

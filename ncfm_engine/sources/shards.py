@@ -13,7 +13,8 @@ from urllib.parse import urlparse
 
 from distilled_data.errors import MissingExtraError, SourceError, UsageError
 
-from .reader import CLASSES_FILE, Damage, Origin, Record, Unit, class_names, sha256_of, stamp
+from ..cache import sha256_of
+from .reader import CLASSES_FILE, Damage, Origin, Record, Unit, class_names, stamp
 
 MAX_BYTES = 2**28  # of one file in a shard; what is larger is no image
 MAX_EXTENSION = 2**20  # bytes of a header's extension: a long name, other attributes

@@ -19,8 +19,9 @@ from safetensors.numpy import save
 from distilled_data.errors import OutputError, SourceError
 from distilled_data.files import replacing, write_file
 
+from ..cache import sha256_of
 from .decode import Decoder, Refused
-from .reader import Damage, Reader, Record, Unit, sha256_of
+from .reader import Damage, Reader, Record, Unit
 from .source import digest, pixel_sums
 
 BLOCK = 2**18  # bytes of images that are written at once, and no image less

@@ -1,12 +1,11 @@
 """A search, the same by random images and by early stopping, and the truth about some of the candidates."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from ncfm_engine.cache import sha256_of
 from ncfm_engine.proxies import FULL, PROXIES, Proxy
 from ncfm_engine.report import Report
 from ncfm_engine.search import EARLY_ENDING, Result, open_study, results_of, search
@@ -90,5 +89,5 @@ class Campaign:
         identity = {"axes": axes, "strategy": strategy, **self.ways[way].identity}
         if self.space.build not in [space.build for space in SPACES.values()]:
             identity["code"] = self.space.code
-        name = f"{way} {hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]}"
+        name = f"{way} {sha256_of(identity)[:12]}"
         return open_study(self.storage, name, strategy)

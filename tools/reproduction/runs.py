@@ -1,7 +1,6 @@
 """One run of a variant: distil with one seed, train one network on the result, test it."""
 
 import dataclasses
-import hashlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from filelock import FileLock
 from distilled_data import DistilledDataset
 from distilled_data.loader import Loader
 from distilled_data.randomness import seed_at
+from ncfm_engine.cache import sha256_of
 from ncfm_engine.config import Recipe, flatten
 from ncfm_engine.distill import METRICS_FILE, Distilled, distill
 from ncfm_engine.evaluate import epochs_of_as_many_steps, random_subset, train_and_test
@@ -62,7 +62,7 @@ class Laboratory:
         # A run may be prolonged, so its identity leaves the steps out; the pool is that of another seed.
         key = identity(plan, self.source) | {"distill.iterations": recipe.distill.iterations}
         key["pool"] = self._pool_key(recipe)
-        folder = self.folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        folder = self.folder / sha256_of(key)[:16]
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):  # another study may want the same set at the same time
             distilled = distill(
@@ -152,7 +152,7 @@ class Laboratory:
             "run": seed,
             "epochs": epochs,
         }
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        name = sha256_of(key)[:16]
         lock = self.plan.cache / "locks" / name
         lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):  # another study may have the same training to do at the same time

@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from distilled_data import Metadata
-from ncfm_engine.config import Recipe
+from ncfm_engine.config import Recipe, differences
 from ncfm_engine.networks import QUARTER
-from ncfm_engine.plan import differences
 from ncfm_engine.presets import PRESETS
 from tools.markdown import score, table
 
