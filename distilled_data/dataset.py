@@ -19,7 +19,7 @@ from .errors import FormatError, UsageError
 from .format import ARTIFACT_FILE, Artifact, Metadata
 from .indexing import as_int, rows_of, stacked
 from .labels import as_float, as_temperature, as_they_are, one_hot, refuse_training, relabelled, soften
-from .loader import Batches, Indices, Loader, Mix, as_it_is
+from .loader import Batches, Indices, Loader, Mix
 from .manifest import Index, read_manifest, read_verified, verify_folder
 from .randomness import generator_at
 from .tensors import artifact_of, per_channel
@@ -443,7 +443,7 @@ class DistilledDataset(Dataset[Any]):
             batch_size=loader.batch_size,
             sampler=Indices(loader),
             drop_last=drop_last,
-            collate_fn=as_it_is,
+            collate_fn=as_they_are,
             **options,
         )
 

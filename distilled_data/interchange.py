@@ -11,7 +11,6 @@ The content of a path tells what it is:
 Nothing is unpickled but tensors and numbers.
 """
 
-import hashlib
 import io
 import pickle
 import re
@@ -29,6 +28,7 @@ from torch import Tensor
 from .errors import FormatError, MissingExtraError, OutputError, UsageError
 from .files import replacing, write_file
 from .format import ARTIFACT_FILE, METADATA_KEY, Artifact, Metadata, parse_metadata
+from .manifest import Fingerprint
 from .pictures import check_depth, check_opaque
 from .tensors import artifact_of, own, per_channel
 
@@ -117,7 +117,7 @@ def read_set(
         "license": license,
         "file": path.name,
         "form": found.form,
-        "sha256": _digest(path),
+        "sha256": Fingerprint.of(path).sha256 if path.is_file() else None,
     }
     metadata = replace(
         artifact.metadata,
@@ -362,10 +362,6 @@ def _write_pt(path: Path, content: Any) -> None:
 
 def labels_beside(path: Path) -> Path:
     return path.with_name(path.name.replace("images", "labels", 1))
-
-
-def _digest(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _shape(content: Any) -> str:

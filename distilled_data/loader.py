@@ -335,8 +335,3 @@ class Pass:
             raise UsageError(f"the state's position must be 0 to {self.loader.share}, got {position}")
         self.epoch, self.position = as_int("the state's epoch", state.get("epoch")), position
         self.loader.set_epoch(self.epoch + 1)
-
-
-def as_it_is(batch: Any) -> Any:
-    """What a `DataLoader` makes of what `Batches` returns."""
-    return batch

@@ -307,7 +307,7 @@ class _Match:
     def load(self, checkpoint: Checkpoint) -> None:
         """Take over the state of a checkpoint, whatever the number of processes that wrote it."""
         tensors, progress = checkpoint.tensors, checkpoint.progress
-        part = self.game.classes
+        part = self.game.part
         self.step, self._start = progress["step"], time.monotonic() - progress["seconds"]
         self.images.copy_(tensors["images"][:, part])
         if self.average is not None:

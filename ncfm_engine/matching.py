@@ -56,8 +56,8 @@ class MatchingStep:
     ):
         self.config, self.seed, self.device = config, seed, device
         self.num_classes = source.num_classes  # of all processes
-        self.classes, self.part = part, range(source.num_classes)[part]
-        self._labels = torch.tensor(self.part, device=device)
+        self.part, self._numbers = part, range(source.num_classes)[part]
+        self._labels = torch.tensor(self._numbers, device=device)
         footprint = Footprint.of(
             config,
             pool.template,
@@ -65,7 +65,7 @@ class MatchingStep:
             ipc=ipc,
             kept_networks=pool.trajectory[..., 0].numel(),
             device=device,
-            num_classes=len(self.part),
+            num_classes=len(self._numbers),
         )
         self.layout = layout or layout_for(footprint, device)
         self.mean, self.std = per_channel(source.mean).to(device), per_channel(source.std).to(device)
@@ -99,7 +99,7 @@ class MatchingStep:
             entry = self.real.prepare(step)
             frequencies = self.sampler(generator_at(self.seed, "frequencies", step, turn, device=self.device))
             leaf = frequencies.detach().requires_grad_()
-            for first in range(0, len(self.part), self.layout.classes):
+            for first in range(0, len(self._numbers), self.layout.classes):
                 classes = slice(first, first + self.layout.classes)
                 with torch.no_grad():
                     views = self._views(images[:, classes], step, entry.number, classes)
@@ -118,7 +118,7 @@ class MatchingStep:
         gradient = torch.empty_like(images)
         images.grad = gradient
         rows = []
-        for first in range(0, len(self.part), self.layout.classes):
+        for first in range(0, len(self._numbers), self.layout.classes):
             classes = slice(first, first + self.layout.classes)
             part = images.detach()[:, classes].requires_grad_()
             rows.append(
@@ -200,8 +200,8 @@ class MatchingStep:
         if self.config.augment_shared:
             operations, numbers = draw(self.config.augment, 1, generator_at(self.seed, "augment", entry))
             return apply(views, operations, numbers)
-        each = len(views) // len(self.part[classes])
+        each = len(views) // len(self._numbers[classes])
         generator = generator_at(self.seed, "augment synthetic", step)
         operations, numbers = draw(self.config.augment, self.num_classes * each, generator)
-        chosen = numbers.unflatten(0, (-1, each))[list(self.part[classes])]
+        chosen = numbers.unflatten(0, (-1, each))[list(self._numbers[classes])]
         return apply(views, operations, chosen.flatten(0, 1))

@@ -29,6 +29,7 @@ from ncfm_engine.proxies import proxies
 from ncfm_engine.spaces import SPACES, Architecture
 from tools.architectures.crew import default_jobs
 from tools.benchmark.workers import Worker
+from tools.markdown import table
 
 DIGITS = Path(__file__).parent / "results" / "digits" / "digits-ipc10"
 
@@ -107,11 +108,9 @@ def main(arguments: argparse.Namespace) -> None:
         for name, values in seconds.items()
     ]
     slow = rows[0]["networks_per_minute"]
-    print(f"| {len(candidates)} architectures, {networks} networks each | networks per minute | ratio |")
-    print("|---|---|---|")
-    for row in rows:
-        rate = row["networks_per_minute"]
-        print(f"| {row['contender']} | {rate:.0f} | {rate / slow:.2f} |")
+    head = f"{len(candidates)} architectures, {networks} networks each", "networks per minute", "ratio"
+    rates = [(row["contender"], row["networks_per_minute"]) for row in rows]
+    print("\n".join(table(head, [(name, f"{rate:.0f}", f"{rate / slow:.2f}") for name, rate in rates])))
     if arguments.output:
         content = {"rows": rows, "epochs": arguments.epochs, "candidates": candidates} | provenance(device)
         write_json(arguments.output, content)

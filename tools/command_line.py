@@ -84,12 +84,6 @@ def paragraph(text: str) -> str:
     return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
-SOURCES = (
-    "digits, cifar10, cifar100, mnist, fashion_mnist, svhn, folder:PATH, hf:REPO[:CONFIG[:TRAIN[,TEST]]], "
-    "wds:URL-or-glob, npz:PATH or store:PATH"
-)
-
-
 def add_source_flags(parser: argparse.ArgumentParser) -> None:
     """How the real images are read; `reading` makes keywords of `load_source` of them."""
     add = parser.add_argument_group("the real images").add_argument

@@ -12,7 +12,6 @@ import os
 from pathlib import Path
 
 from command_line import (
-    SOURCES,
     add_push_flags,
     add_run_flags,
     add_source_flags,
@@ -34,6 +33,7 @@ from ncfm_engine.cache import cache_folder
 from ncfm_engine.pipeline import open_source, run
 from ncfm_engine.plan import check_output, describe, make_plan
 from ncfm_engine.report import Bars
+from ncfm_engine.sources import SPECS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--dataset", help=f"the real images: {SOURCES}")
+    add("--dataset", help=f"the real images: {SPECS}")
     add("--ipc", type=int, help="packed images per class (default: as the preset says, or 10)")
     add("--repo", help="publish to this dataset repository of the Hub, org/name; without it, nothing is sent")
     add("--output", type=Path, help="artifact folder (default: distilled/DATASET-ipcN)")

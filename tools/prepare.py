@@ -15,12 +15,12 @@ import argparse
 import time
 from pathlib import Path
 
-from command_line import SOURCES, add_source_flags, duration, reading, run_command
+from command_line import add_source_flags, duration, reading, run_command
 
 from distilled_data import UsageError
 from ncfm_engine.ranks import join
 from ncfm_engine.report import Bars, silent
-from ncfm_engine.sources import load_source
+from ncfm_engine.sources import SPECS, load_source
 from ncfm_engine.sources.export import to_webdataset
 from ncfm_engine.sources.store import describe_store, verify_store
 from ncfm_engine.stop import StopRequest
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("source", help=SOURCES)
+    add("source", help=SPECS)
     add("store", type=Path, nargs="?", help="folder to write; none for a source that is a store")
     add("--seed", type=int, default=0, help="draws the test images of a source without any (default: 0)")
     add("--overwrite", action="store_true", help="replace a store of other data")

@@ -28,6 +28,7 @@ PLACES = {  # kinds of sources that are found at a place
     "store": "PATH",
 }
 SOURCES = ("digits", *ARCHIVES, *PLACES)
+SPECS = ", ".join(f"{name}:{PLACES[name]}" if name in PLACES else name for name in SOURCES)  # in words
 CHANGES = ("size", "fit", "channels", "label_column")  # keywords of `load_source` that decide its images
 
 
