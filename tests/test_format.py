@@ -110,6 +110,24 @@ def test_fewer_than_two_different_classes_are_refused(path, classes):
         f.read_artifact(path, classes=classes)
 
 
+@pytest.mark.parametrize("classes", [5, "ant", {"ant", "bee"}])
+def test_what_is_no_list_of_classes_is_refused(path, classes):
+    with pytest.raises(UsageError, match="several names or indices"):
+        f.read_artifact(path, classes=classes)
+
+
+def test_the_tensors_of_a_whole_artifact_are_the_memory_that_was_hashed(path):
+    content = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+    for tensor in f.read_artifact(path, content=content).tensors.values():
+        assert tensor.untyped_storage().data_ptr() == content.data_ptr()
+
+
+def test_tensors_that_lie_otherwise_in_memory_are_written(artifact, tmp_path):
+    turned = dataclasses.replace(artifact, images=artifact.images.transpose(3, 4))
+    f.write_artifact(tmp_path / "turned", turned)
+    assert torch.equal(f.read_artifact(tmp_path / "turned").images, artifact.images.transpose(3, 4))
+
+
 @pytest.mark.parametrize("keep", [0, 7, 300, -1])
 def test_a_truncated_file_is_refused(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
@@ -273,6 +291,31 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, artifact, monkey
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+def test_a_file_is_on_the_disk_before_it_takes_the_place_of_another(tmp_path, monkeypatch):
+    steps, sync, replace = [], os.fsync, os.replace
+
+    def synced(file):
+        status = os.fstat(file)
+        steps.append("folder" if stat.S_ISDIR(status.st_mode) else status.st_size)
+        sync(file)
+
+    def renamed(source, target):
+        steps.append("rename")
+        assert Path(source).parent == tmp_path  # a rename to another disk would be a copy
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    f.write_file(tmp_path / "a", b"xyz")
+    assert steps == [3, "rename", "folder"]
+
+
+def test_a_new_folder_may_lie_in_others_that_are_not_there_yet(tmp_path):
+    with new_folder(tmp_path / "deep" / "er") as folder:
+        (folder / "a").write_bytes(b"x")
+    assert (tmp_path / "deep" / "er" / "a").read_bytes() == b"x"
+
+
 def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="could not write"):
@@ -312,6 +355,33 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
         content = path.read_bytes()
         assert len(content) == 3_000_000
         assert len(set(content)) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": {"temperature": 0}},
+        {"labels": {"temperature": -1.0}},
+        {"labels": {"temperature": 1e30}},
+        {"labels": {"temperature": "1"}},
+        {"source": []},
+        {"recipe": []},
+        {"dataset": 3},
+        {"classes": ["", "b", "c", "d"]},
+        {"classes": [1, "b", "c", "d"]},
+        {"height": 0},
+    ],
+)
+def test_a_value_of_the_metadata_that_makes_no_sense_is_named(artifact, changes):
+    fields = "labels.temperature|source|recipe|dataset|classes|height"
+    with pytest.raises(FormatError, match=f"artifact metadata: ({fields}) must be"):
+        Metadata.from_json(metadata_json(artifact, **changes))
+
+
+def test_a_field_of_the_metadata_that_is_there_twice_is_refused(artifact):
+    text = artifact.metadata.to_json()
+    with pytest.raises(FormatError, match="twice"):
+        Metadata.from_json(text.replace('"std"', '"mean":[0.1],"std"'))
 
 
 @pytest.mark.parametrize("changes", [{"mean": [10**400]}, {"format_version": True}])

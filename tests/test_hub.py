@@ -169,6 +169,11 @@ def test_the_card_says_what_labels_by_the_teacher_are_where_there_are_any():
     assert told not in render_card(make_artifact(results=(RESULTS,)))
 
 
+def test_the_card_has_the_citation_of_the_source():
+    card = render_card(make_artifact(1, source={"citation": "@misc{digits}"}))
+    assert "Please cite the source:\n\n    @misc{digits}" in card
+
+
 def test_the_card_answers_what_users_of_distilled_sets_ask():
     card = render_card(make_artifact(labels={"temperature": 4.0, "teacher": {"architecture": "convnet"}}))
     for answer in (

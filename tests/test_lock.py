@@ -88,6 +88,21 @@ def test_what_is_no_lock_file_is_refused_and_a_merge_conflict_too(tmp_path, text
         read_lock(tmp_path / "lock")
 
 
+def test_the_bytes_of_a_lock_do_not_depend_on_an_order_and_hold_any_text(tmp_path):
+    files = {"b": Fingerprint("0" * 64, 1), "a": Fingerprint("1" * 64, 2)}
+    for name, order in (("one", "ab"), ("two", "ba")):
+        chosen = {path: files[path] for path in order}
+        entry = LockedRepository("a/b", "v\N{GRINNING FACE}", "b" * 40, chosen, {})
+        write_lock(tmp_path / name, [entry])
+        assert read_lock(tmp_path / name) == {"a/b": entry}
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_folder_in_the_place_of_a_lock_file_is_named(tmp_path):
+    with pytest.raises(LockError, match="cannot be read"):
+        read_lock(tmp_path)
+
+
 def test_a_missing_lock_file_names_the_command_that_writes_it(tmp_path):
     with pytest.raises(LockError, match="python -m distilled_data lock"):
         read_lock(tmp_path / "lock")
@@ -138,6 +153,15 @@ def test_a_set_that_agrees_with_its_manifest_and_not_with_the_lock_is_refused(lo
     assert load(loopback, tmp_path).artifact.logits is None
     with pytest.raises(IntegrityError, match="its manifest and the lock file must agree"):
         load(loopback, tmp_path, lock=tmp_path / "distilled.lock")
+
+
+def test_a_file_that_the_lock_does_not_hold_is_not_loaded(loopback, push, run, tmp_path):
+    run("lock", REPO)
+    path = tmp_path / "distilled.lock"
+    [entry] = read_lock(path).values()
+    write_lock(path, [dataclasses.replace(entry, files={MANIFEST_FILE: entry.files[MANIFEST_FILE]})])
+    with pytest.raises(LockError, match=r"does not hold distilled\.safetensors\. Lock it again"):
+        load(loopback, tmp_path, lock=path)
 
 
 def test_a_repository_or_revision_that_is_not_locked_is_refused(loopback, push, run, tmp_path):

@@ -91,6 +91,27 @@ def test_a_manifest_with_a_key_that_is_there_twice_is_refused(folder):
         parse_manifest(twice.encode(), "here")
 
 
+@pytest.mark.parametrize(
+    ("default", "name"),
+    [(name, name) for name in ("../x", "ipc01", "ipc0", "ipc1/../..", "ipc1234567")] + [("ipc2", "ipc1")],
+)
+def test_an_index_of_other_folders_is_refused_though_its_checksum_is_right(default, name):
+    with pytest.raises(FormatError, match="not ipc1, ipc2"):
+        parse_manifest(Index(default, {name: Fingerprint(SHA, 1)}).to_bytes(), "here")
+
+
+def test_the_checksum_of_an_index_is_that_of_published_ones():
+    content = json.loads(Index("ipc1", {"ipc1": Fingerprint(SHA, 1)}).to_bytes())
+    assert content["checksum"] == "08562effe82f072f6e7f484535f0eac52dd16b35c6a78d43d11bef59c4fa4670"
+
+
+def test_a_manifest_larger_than_any_is_not_parsed(folder):
+    content = write_manifest(folder).to_bytes()
+    parse_manifest(content.ljust(MAX_BYTES), "here")
+    with pytest.raises(FormatError, match="more than 1000000 bytes"):
+        parse_manifest(content.ljust(MAX_BYTES + 1), "here")
+
+
 def test_a_missing_manifest_and_a_folder_in_its_place_are_refused(tmp_path):
     with pytest.raises(FormatError, match="missing"):
         read_manifest(tmp_path)

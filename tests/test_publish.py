@@ -5,9 +5,10 @@ import threading
 from pathlib import Path
 
 import pytest
+import yaml
 from artifacts import make_artifact, make_folder
 from hub_server import LARGE, Commit, Repository
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 
 from distilled_data import (
     AccessError,
@@ -143,6 +144,24 @@ def test_a_repository_is_created_private_and_gated_before_anything_is_in_it(loop
     ]
 
 
+@pytest.mark.parametrize(("wish", "sent"), [(False, None), (True, True)])
+def test_a_dataset_is_created_private_if_asked_for_and_else_as_the_account_has_it(
+    loopback, options, folders, monkeypatch, wish, sent
+):
+    asked, create = [], HfApi.create_repo
+    monkeypatch.setattr(HfApi, "create_repo", lambda *a, **k: asked.append(k) or create(*a, **k))
+    push_folder(folders[1], "org/digits", options(private=wish))
+    assert [(call["repo_type"], call["private"]) for call in asked] == [("dataset", sent)]
+
+
+def test_a_repository_that_is_private_and_gated_already_is_left_so(loopback, options, folders):
+    wish = options(private=True, gated="auto")
+    push_folder(folders[2], "org/digits", wish)
+    push_folder(folders[1], "org/digits", wish)
+    assert len(commits(loopback)) == 2
+    assert sum("/settings" in entry for entry in writes(loopback)) == 1
+
+
 def test_a_pull_request_leaves_the_branch_alone_and_needs_no_right_to_write(loopback, options, folders):
     push_folder(folders[2], "org/digits", options())
     head = loopback.head("org/digits").oid
@@ -189,6 +208,25 @@ def test_a_second_size_moves_the_first_into_a_folder_and_both_load(loopback, opt
     assert {ipc: data.content_hash for ipc, data in loaded.items()} == {None: hashes[2]} | hashes
     old = DistilledDataset.from_hub("org/digits@v1", endpoint=loopback.url, cache_dir=tmp_path)
     assert old.content_hash == hashes[2]
+
+
+def test_the_card_marks_the_default_and_has_the_others_in_the_order_of_their_sizes(
+    loopback, options, folders
+):
+    for ipc in (2, 3, 1):
+        push_folder(folders[ipc], "org/digits", options())
+    front = yaml.safe_load(loopback.files("org/digits")[CARD_FILE].decode().split("---\n")[1])
+    found = [(config["config_name"], config.get("default")) for config in front["configs"]]
+    assert found == [("ipc2", True), ("ipc1", None), ("ipc3", None)]
+
+
+def test_what_a_person_wrote_in_the_folder_is_published_with_its_first_set(loopback, options, tmp_path):
+    folder = make_folder(tmp_path, make_artifact(1))
+    card = (folder / CARD_FILE).read_text() + "\n## Thanks\n\nTo all.\n"
+    for text in (card, card + "More.\n"):  # from then on, what is on the Hub counts
+        (folder / CARD_FILE).write_text(text)
+        push_folder(folder, "org/digits", options())
+        assert loopback.files("org/digits")[CARD_FILE].decode().endswith("\n## Thanks\n\nTo all.\n")
 
 
 def test_a_set_of_a_size_that_is_there_replaces_it_and_leaves_the_others(
@@ -297,6 +335,30 @@ def test_a_hub_that_keeps_failing_is_said_to_and_nothing_is_published(loopback, 
     with pytest.raises(HubError, match=r"the Hub failed for org/digits: .*503.*Try again later"):
         push_folder(folders[1], "org/digits", options())
     assert len(commits(loopback)) == 1
+
+
+def test_who_is_overtaken_ten_times_gives_up_and_says_so(loopback, options, folders, monkeypatch):
+    monkeypatch.setattr("hub.publish.time.sleep", lambda seconds: None)
+    push_folder(folders[2], "org/digits", options())
+    loopback.fault("POST .*/commit/", "status", 412, times=99)
+    told = []
+    with pytest.raises(ConflictError, match="somebody else changed org/digits"):
+        push_folder(folders[1], "org/digits", options(), report=told.append)
+    assert len(told) == 9
+    assert len(commits(loopback)) == 1
+
+
+def test_a_new_tag_that_was_refused_is_not_set_by_going_back(loopback, options, folders):
+    loopback.fault("POST .*/tag/", "status", 403)
+    with pytest.raises(AccessError, match="its tag 'v1' is not set"):
+        push_folder(folders[1], "org/digits", options(revision="v1"))
+    assert list(loopback.repositories["org/digits"].refs) == ["refs/heads/main"]
+
+
+def test_a_repository_that_may_not_be_seen_is_not_planned_as_a_new_one(loopback, options, folders):
+    loopback.fault("GET /api/datasets/org/digits$", "status", 403, times=99)
+    with pytest.raises(AccessError, match="may not do this with org/digits"):
+        plan_push(folders[1], "org/digits", options())
 
 
 def test_a_refusal_is_not_tried_again(loopback, options, folders):
@@ -425,7 +487,15 @@ def test_a_public_repository_does_not_become_private_by_a_push_and_the_push_is_r
     for wish in ({"private": True}, {"gated": "manual"}):
         with pytest.raises(UsageError, match="exists and is not"):
             push_folder(folders[2], "org/digits", options(**wish))
+        with pytest.raises(UsageError, match="exists and is not"):
+            check_access("org/digits", options(**wish))  # before hours of work
     assert len(commits(loopback)) == 1
+
+
+def test_a_pull_request_changes_no_settings_even_where_nothing_is_published_yet(loopback, options, folders):
+    loopback.repositories["org/digits"] = Repository("org/digits", refs=empty())
+    with pytest.raises(UsageError, match="exists and is not private"):
+        plan_push(folders[1], "org/digits", options(create_pr=True, private=True))
 
 
 def test_another_dataset_of_the_same_size_takes_the_place_only_by_force(loopback, options, folders, tmp_path):
@@ -456,6 +526,31 @@ def test_force_replaces_what_is_broken_and_keeps_what_is_sound(loopback, options
     for ipc in (2, 3):
         data = DistilledDataset.from_hub("org/digits", ipc=ipc, endpoint=loopback.url, cache_dir=tmp_path)
         assert data.content_hash == DistilledDataset.from_folder(folders[ipc]).content_hash
+
+
+def test_a_set_that_replaces_the_sound_one_beside_a_broken_one_stays_in_its_folder(
+    loopback, options, folders, tmp_path
+):
+    for ipc in (2, 1):
+        push_folder(folders[ipc], "org/digits", options())
+    loopback.put("org/digits", f"ipc1/{ARTIFACT_FILE}", b"broken")
+    other = make_folder(tmp_path / "other", make_artifact(2, logits=False))
+    push_folder(other, "org/digits", options(force=True))
+    inside = {f"ipc2/{name}" for name in FOLDER_FILES if name != CARD_FILE}
+    assert set(loopback.files("org/digits")) == {".gitattributes", CARD_FILE, MANIFEST_FILE} | inside
+    data = DistilledDataset.from_hub("org/digits", ipc=2, endpoint=loopback.url, cache_dir=tmp_path / "hub")
+    assert data.content_hash == DistilledDataset.from_folder(other).content_hash
+
+
+def test_force_where_the_default_is_broken_makes_the_smallest_sound_set_the_default(
+    loopback, options, folders
+):
+    for ipc in (2, 1):
+        push_folder(folders[ipc], "org/digits", options())
+    loopback.put("org/digits", f"ipc2/{ARTIFACT_FILE}", b"broken")
+    push_folder(folders[3], "org/digits", options(force=True))
+    index = json.loads(loopback.files("org/digits")[MANIFEST_FILE])
+    assert (index["default"], set(index["configurations"])) == ("ipc1", {"ipc1", "ipc3"})
 
 
 @pytest.mark.parametrize("harm", ["altered", "gone"])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from artifacts import make_artifact, make_folder
 from hub_server import LoopbackHub
 from huggingface_hub import HfApi, constants, get_session
 
@@ -31,6 +32,7 @@ from distilled_data import (
 )
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE
 from distilled_data.manifest import Fingerprint, Index
+from distilled_data.remote import Repository
 from hub import PushOptions, push_folder
 from hub.plan import hub_api
 
@@ -249,6 +251,33 @@ def test_a_damaged_file_in_a_cache_without_links_is_fetched_again(hub, load, tmp
     forcing.start()
     read()
     assert failed == []
+
+
+def test_a_set_that_is_swapped_with_its_manifest_is_not_the_one_of_the_index(hub, load, folders, tmp_path):
+    push_folder(folders[1], REPO, PushOptions(endpoint=hub.url, token="hf_alice"))
+    other = make_folder(tmp_path / "other", make_artifact(1, logits=False))
+    for name in (ARTIFACT_FILE, MANIFEST_FILE):
+        hub.put(REPO, f"ipc1/{name}", (other / name).read_bytes())
+    with pytest.raises(IntegrityError, match=r"It is ipc1/manifest\.json of org/digits"):
+        load(ipc=1)
+
+
+def test_a_branch_that_is_fetched_again_leaves_older_commits_as_they_are(hub, load, folders, tmp_path):
+    old, copied = load(), tmp_path / "copied"
+    shutil.copytree(tmp_path / "hub", copied)  # as from a file system that has no links
+    push_folder(folders[3], REPO, PushOptions(endpoint=hub.url, token="hf_alice", default=True))
+    assert load(cache_dir=copied, force_download=True).ipc == 3
+    assert equal(load(revision=old.revision, cache_dir=copied, local_files_only=True), old)
+
+
+def test_after_a_repair_nothing_else_is_downloaded_again(hub, load, tmp_path):
+    load()
+    damage(cached(MANIFEST_FILE, tmp_path))
+    repository = Repository(REPO, endpoint=hub.url, cache_dir=tmp_path / "hub")
+    assert repository.names() == [""]
+    hub.requests.clear()
+    repository.fetch_whole("")
+    assert hub.requests == []
 
 
 def test_damage_in_a_cache_that_cannot_be_written_is_named(load, tmp_path):
