@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from distilled_data import Artifact, Metadata, UsageError
-from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, PARQUET_FILE, PREVIEW_FILE
+from distilled_data.format import ARTIFACT_FILE, CARD_FILE, MANIFEST_FILE, PARQUET_FILE, PREVIEW_FILE
 from distilled_data.manifest import inside
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -79,6 +79,17 @@ def render_card(
     header += "".join(text for name, text in written.items() if name not in ours)
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(_fields(sets, repo_id))
     return f"---\n{header}---\n\n{_merge(body, text)}"
+
+
+def read_card(folder: Path) -> str | None:
+    """The card in a folder, if there is one. Raises `UsageError` for what cannot be read as a text."""
+    path = folder / CARD_FILE
+    try:
+        return text_of(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def text_of(content: bytes, where: str) -> str:

@@ -25,7 +25,7 @@ from distilled_data.manifest import (
     verify_folder,
 )
 
-from .card import images_per_class, render_card, text_of
+from .card import images_per_class, read_card, render_card
 from .repository import Contents, git_hash, hub_hash, look
 
 _TAG = re.compile(r"(?!.*(\.\.|//|@\{))[\w.][\w./+@-]*(?<!\.lock)(?<![./])")
@@ -164,9 +164,7 @@ def contents_for(api: HfApi, repo_id: str, options: PushOptions) -> Contents:
 
 def _words(folder: Path, remote: Contents) -> str | None:
     """The card that is brought up to date."""
-    if remote.card is not None or not (folder / CARD_FILE).exists():
-        return remote.card
-    return text_of((folder / CARD_FILE).read_bytes(), str(folder / CARD_FILE))
+    return read_card(folder) if remote.card is None else remote.card
 
 
 def _settings(repo_id: str, remote: Contents, options: PushOptions) -> dict[str, Any]:
@@ -236,8 +234,7 @@ def _planned_files(
         for name, found in remote.sets.items()
         for file, fingerprint in found.manifest.files.items()
     }
-    ours = {CARD_FILE, *published, *(inside(name, MANIFEST_FILE) for name in remote.sets)}
-    ours |= {MANIFEST_FILE} if remote.sets else set()
+    ours = {CARD_FILE, MANIFEST_FILE, *published, *(inside(name, MANIFEST_FILE) for name in remote.sets)}
     planned = []
     for path, content in wanted.items():
         there = remote.files.get(path)

@@ -73,7 +73,7 @@ def look(api: HfApi, repo_id: str, *, tag: str | None, force: bool) -> Contents:
     broken: list[str] = []
     known, fetch = _sound(names, repo_id, force), source.fetch_whole
     if known is None:  # each folder of a set has a manifest of its own to go by
-        known, fetch, broken = folders, source.fetch_alone, [] if folders else [""]
+        known, fetch = folders, source.fetch_alone
     for name in known:
         if found := _sound(lambda name=name: fetch(name), repo_id, force):
             sets[name] = found

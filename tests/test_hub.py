@@ -227,6 +227,10 @@ def test_a_card_that_is_not_utf_8_is_refused_and_left(tmp_path):
     with pytest.raises(UsageError, match=r"README\.md is not UTF-8 text"):
         complete_folder(folder)
     assert (folder / "README.md").read_bytes() == b"caf\xe9"
+    (folder / "README.md").unlink()
+    (folder / "README.md").mkdir()
+    with pytest.raises(UsageError, match=r"README\.md cannot be read: Is a directory"):
+        complete_folder(folder)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
