@@ -47,6 +47,12 @@ def _private_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _little_work(monkeypatch):
+    """Small sources are prepared without other processes, which take 0.1 s to start from one this large."""
+    monkeypatch.setattr("ncfm_engine.sources.spread.START", {"fork": 0.1})
+
+
 @pytest.fixture
 def loopback(monkeypatch):
     """A Hub of its own; who waits before he calls it again, waits a moment."""

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from distilled_data.errors import DistilledDataError, SourceError
 
-START = {"fork": 0.1}  # seconds that it takes to start processes, about, by method
+START = {"fork": 0.0}  # seconds that it takes to start processes, about, by method
 ELSE = 5.0  # by any other method
 
 
