@@ -68,7 +68,7 @@ def held(name: str) -> int:
     Elsewhere the most it has ever held. On Linux that is no measure: it counts the process that started it.
     """
     with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(errors="replace").splitlines():
             if line.startswith(name + ":"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

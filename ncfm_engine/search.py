@@ -24,7 +24,7 @@ import time
 import warnings
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
@@ -74,30 +74,48 @@ class Result:
 
 
 def open_study(storage: str, name: str, strategy: str = "exhaustive") -> Study:
-    """The study of this name in a database, both made if they do not exist.
+    """The study of this name in a database, see `open_studies`."""
+    return open_studies(storage, {name: strategy})[name]
 
-    `storage` is a URL as Optuna takes it, e.g. "sqlite:///search.db". Raises `UsageError` if it cannot be
-    opened, `UnknownNameError` for a strategy that does not exist.
+
+def open_studies(storage: str, strategies: Mapping[str, str]) -> dict[str, Study]:
+    """Studies of one database, and their strategies, by name; made, as the database is, if they do not exist.
+
+    `storage` is a URL as Optuna takes it, e.g. "sqlite:///search.db". To open it takes 0.1 s, a study 0.01.
+    Raises `UsageError` if it cannot be opened, `UnknownNameError` for a strategy that does not exist.
     """
-    if strategy not in STRATEGIES:
-        raise UnknownNameError.of("strategy", strategy, STRATEGIES)
+    for strategy in strategies.values():
+        if strategy not in STRATEGIES:
+            raise UnknownNameError.of("strategy", strategy, STRATEGIES)
     try:
         import optuna
         from sqlalchemy.exc import SQLAlchemyError
     except ImportError as error:
         raise MissingExtraError.of("optuna", "search", "architecture search") from error
 
-    def opened() -> Study:
-        return optuna.create_study(
-            storage=_database(storage),
-            study_name=name,
-            direction="maximize",
-            sampler=optuna.samplers.RandomSampler(),  # never asked
-            pruner=_pruner(strategy),
-            load_if_exists=True,
-        )
+    def opened() -> dict[str, Study]:
+        with _calm():
+            database = optuna.storages.RDBStorage(
+                storage,
+                engine_kwargs=patient,
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+            )
+        weakref.finalize(database, database.engine.dispose)  # or its connections are left open
+        return {
+            name: optuna.create_study(
+                storage=database,
+                study_name=name,
+                direction="maximize",
+                sampler=optuna.samplers.RandomSampler(),  # never asked
+                pruner=_pruner(strategy),
+                load_if_exists=True,
+            )
+            for name, strategy in strategies.items()
+        }
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is in the results
+    patient = {"connect_args": {"timeout": BUSY_SECONDS}} if storage.startswith("sqlite") else {}
     try:
         with contextlib.suppress(SQLAlchemyError, optuna.exceptions.OptunaError):
             return opened()
@@ -108,28 +126,6 @@ def open_study(storage: str, name: str, strategy: str = "exhaustive") -> Study:
         place = re.sub(r"//\S*@", "//", storage)  # without user and password
         text = f"the storage {place} cannot be opened: {str(error).splitlines()[0]}"
         raise UsageError(text) from error
-
-
-def _database(storage: str) -> Any:
-    """What is behind this URL, for all studies that are open there: to open it takes 0.1 s, a study 0.01."""
-    from optuna.storages import RDBStorage
-
-    if database := _databases.get(storage):
-        return database
-    patient = {"connect_args": {"timeout": BUSY_SECONDS}} if storage.startswith("sqlite") else {}
-    with _calm():
-        database = RDBStorage(
-            storage,
-            engine_kwargs=patient,
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=GRACE_SECONDS,
-        )
-    weakref.finalize(database, database.engine.dispose)  # or its connections are left open
-    _databases[storage] = database
-    return database
-
-
-_databases: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
 
 def search(

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from commands import ROOT
 
-from ncfm_engine.costs import Costs
+from ncfm_engine.costs import Costs, held
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
@@ -39,6 +40,17 @@ print(costs.stages["small"]["peak_memory_mib"])"""
     words = [sys.executable, "-c", code]
     result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     assert 50 < int(result.stdout) < 1000 < large.nbytes / 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux cuts names")
+def test_a_name_that_was_cut_within_a_character_keeps_nobody_from_counting():
+    comm = Path("/proc/self/comm")
+    before = comm.read_bytes()
+    comm.write_bytes("entra\N{LATIN SMALL LETTER I WITH CIRCUMFLEX}nement".encode()[:6])
+    try:
+        assert held("VmHWM") > 50 * 2**20
+    finally:
+        comm.write_bytes(before)
 
 
 def test_a_stage_that_fails_is_counted(tmp_path):

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from distilled_data.randomness import generator_at
+from distilled_data.randomness import generator_at, seed_at
 from ncfm_engine.config import DISCREPANCIES, DistillConfig
 from ncfm_engine.features import FrozenNetwork
+from ncfm_engine.frequencies import SamplingNetwork
 from ncfm_engine.initial import initial_images
 from ncfm_engine.matching import MatchingStep
 from ncfm_engine.memory import Layout
@@ -35,6 +36,15 @@ def test_one_step_of_the_sampling_network_raises_the_discrepancy(digits, pool):
     ascent = torch.optim.SGD(step.sampler.parameters(), 1e-3, maximize=True)
     ascent.step()
     assert step.backward(images, 0).discrepancy.mean() > before
+
+
+def test_the_sampling_network_starts_as_the_seed_says(digits, pool):
+    step, _ = game(digits, pool)
+    dim = step.sampler(torch.Generator()).shape[1]
+    torch.manual_seed(seed_at(0, "sampler"))
+    expected = SamplingNetwork(dim, SMALL.frequencies)
+    for weights, other in zip(step.sampler.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(weights, other)
 
 
 def test_an_image_step_lowers_the_calibration_loss(digits, pool):
@@ -232,7 +242,7 @@ def test_a_blend_is_the_straight_line_between_initial_and_trained_weights(digits
     network = FlatNetwork(pool.template, "cpu")
     model = pool.blend(1, 0.25, network)
     flat = torch.nn.utils.parameters_to_vector(model.parameters())
-    assert torch.allclose(flat, 0.75 * pool.trajectory[:, 0][1] + 0.25 * pool.trained[1])
+    assert torch.allclose(flat, 0.75 * pool.trajectory[1, 0] + 0.25 * pool.trained[1])
     again = pool.blend(0, 1.0, network)
     assert torch.equal(torch.nn.utils.parameters_to_vector(again.parameters()), pool.trained[0])
 

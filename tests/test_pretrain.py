@@ -153,7 +153,7 @@ def test_a_blend_passes_exactly_through_every_snapshot(pool, snapshots):
 def test_without_snapshots_a_blend_is_the_straight_line_bit_for_bit(pool, beta):
     network = FlatNetwork(pool.template, "cpu")
     pool.blend(1, beta, network)
-    assert torch.equal(network.weights, torch.lerp(pool.trajectory[:, 0][1], pool.trained[1], beta))
+    assert torch.equal(network.weights, torch.lerp(pool.trajectory[1, 0], pool.trained[1], beta))
 
 
 def test_a_larger_pool_begins_with_the_networks_of_a_smaller_one(digits):

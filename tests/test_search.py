@@ -23,7 +23,7 @@ from sqlalchemy.exc import IntegrityError
 
 from distilled_data import DeviceMemoryError, UnknownNameError, UsageError
 from ncfm_engine import search as module
-from ncfm_engine.search import CHECKS, Result, open_study, results_of, search
+from ncfm_engine.search import CHECKS, Result, open_studies, open_study, results_of, search
 from ncfm_engine.spaces import Space
 from ncfm_engine.stop import Stopped
 
@@ -70,7 +70,7 @@ def test_every_candidate_is_scored_once_and_in_their_order(database):
 
 
 def test_studies_share_the_connections_to_their_database_and_the_last_one_leaves_none_open(database):
-    study, other = open_study(database, "x"), open_study(database, "y")
+    study, other = open_studies(database, {"x": "exhaustive", "y": "halving"}).values()
     search(study, SMALL, SMALL.draw(), by_width)
     engine = study._storage._backend.engine
     assert engine is other._storage._backend.engine

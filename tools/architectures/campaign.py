@@ -1,14 +1,14 @@
 """A search, the same by random images and by early stopping, and the truth about some of the candidates."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 from ncfm_engine.cache import sha256_of
 from ncfm_engine.proxies import FULL, PROXIES, Proxy
 from ncfm_engine.report import Report
-from ncfm_engine.search import EARLY_ENDING, Result, open_study, results_of, search
+from ncfm_engine.search import EARLY_ENDING, Result, open_studies, results_of, search
 from ncfm_engine.spaces import SPACES, Architecture, Space
 from ncfm_engine.stop import StopRequest
 from ncfm_engine.trust import select
@@ -32,7 +32,6 @@ class Campaign:
     verify: int | None = None  # so many best, middle and random candidates; None: nothing is verified
     seed: int = 0
     machine: str = ""
-    _studies: dict[str, Any] = field(default_factory=dict, init=False)
 
     def run(self, stop: StopRequest, report: Report) -> None:
         """Do all of it, or what is left, together with all processes that do the same. Raises `Stopped`."""
@@ -46,7 +45,7 @@ class Campaign:
         """What is known by now, by way, in the order of the candidates; where nothing is verified here, of
         the other ways what searches in the same storage did that verified some.
         """
-        found = {way: results_of(self._study(way), self.candidates) for way in [*PROXIES, FULL]}
+        found = {way: results_of(self._studies[way], self.candidates) for way in [*PROXIES, FULL]}
         if self.verify is None and not all(any(found[way]) for way in found):
             return {way: found[way] for way in PROXIES[:1]}
         return found
@@ -56,11 +55,11 @@ class Campaign:
         if self.verify == ALL:
             return {"all": list(range(len(self.candidates)))}
         if self.verify is None:
-            known = results_of(self._study(FULL), self.candidates)
+            known = results_of(self._studies[FULL], self.candidates)
             return {OTHERS: [index for index, result in enumerate(known) if result]}
         groups: dict[str, list[int]] = {}
         for way in PROXIES:
-            results = results_of(self._study(way), self.candidates)
+            results = results_of(self._studies[way], self.candidates)
             scored = {
                 index: result.value or 0.0
                 for index, result in enumerate(results)
@@ -76,18 +75,20 @@ class Campaign:
     def _score(self, way: str, candidates: Sequence[Architecture], stop: StopRequest, report: Report) -> None:
         score = partial(self.ways[way].score, self.space, stop=stop)
         options: dict[str, Any] = {"machine": self.machine, "stop": stop, "report": report}
-        search(self._study(way), self.space, candidates, score, **options)
+        search(self._studies[way], self.space, candidates, score, **options)
 
-    def _study(self, way: str) -> Any:
-        if way not in self._studies:
-            self._studies[way] = self._opened(way)
-        return self._studies[way]
+    @cached_property
+    def _studies(self) -> dict[str, Any]:
+        names = {way: self._name(way) for way in (*PROXIES, FULL)}
+        studies = open_studies(self.storage, {name: self._strategy(way) for way, name in names.items()})
+        return {way: studies[name] for way, name in names.items()}
 
-    def _opened(self, way: str) -> Any:
-        strategy = self.strategy if way != FULL and self.strategy in EARLY_ENDING else "exhaustive"
+    def _strategy(self, way: str) -> str:
+        return self.strategy if way != FULL and self.strategy in EARLY_ENDING else "exhaustive"
+
+    def _name(self, way: str) -> str:
         axes = {name: list(values) for name, values in self.space.axes.items()}
-        identity = {"axes": axes, "strategy": strategy, **self.ways[way].identity}
+        identity = {"axes": axes, "strategy": self._strategy(way), **self.ways[way].identity}
         if self.space.build not in [space.build for space in SPACES.values()]:
             identity["code"] = self.space.code
-        name = f"{way} {sha256_of(identity)[:12]}"
-        return open_study(self.storage, name, strategy)
+        return f"{way} {sha256_of(identity)[:12]}"
