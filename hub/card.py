@@ -46,6 +46,7 @@ _BY_TEACHER = (
 )
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 _KEY = re.compile(r"^(?=[\w.-]+[ \t]*:)", re.MULTILINE)  # where the text of a key of the front matter starts
+_COMMENT = re.compile(r"^#.*\n", re.MULTILINE)
 _SECTION = (
     re.compile(  # never over another marker: one that lost its end must not take the text up to the next
         r"^<!-- distilled-data:begin (\w+)(?:(?!^<!-- distilled-data:).)*^<!-- distilled-data:end \1 -->$",
@@ -65,7 +66,7 @@ def render_card(
     current folder. Raises `UsageError` when the YAML of `existing` cannot be read.
     """
     sets = {"": artifacts} if isinstance(artifacts, Artifact) else artifacts
-    theirs, written, body = _split((existing or "").replace("\r\n", "\n"))
+    theirs, written, comments, body = _split((existing or "").replace("\r\n", "\n"))
     tags = theirs.get("tags") or []
     tags = [tags] if isinstance(tags, str) else tags
     if not isinstance(tags, list) or not all(isinstance(tag, (str, int, float)) for tag in tags):
@@ -76,7 +77,8 @@ def render_card(
     ours["tags"] = list(dict.fromkeys([TAGS[0], *method, TAGS[1], *tags]))
     header = yaml.safe_dump(ours, sort_keys=False, allow_unicode=True)
     # As they are written: YAML would make another value of `language: no` or `version: 1.10`.
-    header += "".join(text for name, text in written.items() if name not in ours)
+    kept = "".join(text for name, text in written.items() if name not in ours)
+    header += "".join(comment for comment in comments if comment not in kept) + kept
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(_fields(sets, repo_id))
     return f"---\n{header}---\n\n{_merge(body, text)}"
 
@@ -100,11 +102,11 @@ def text_of(content: bytes, where: str) -> str:
         raise UsageError(f"{where} is not UTF-8 text ({error}); save it as that") from error
 
 
-def _split(card: str) -> tuple[dict[str, Any], dict[str, str], str]:
-    """The front matter of a card as values and as the text of every key, and what follows it."""
+def _split(card: str) -> tuple[dict[str, Any], dict[str, str], list[str], str]:
+    """The front matter of a card as values, as the text of every key, its comments, and what follows it."""
     match = _FRONT_MATTER.match(card)
     if match is None:
-        return {}, {}, card
+        return {}, {}, [], card
     try:
         front = yaml.safe_load(match[1]) or {}
     except yaml.YAMLError as error:
@@ -120,7 +122,7 @@ def _split(card: str) -> tuple[dict[str, Any], dict[str, str], str]:
             name: yaml.safe_dump({name: value}, sort_keys=False, allow_unicode=True)
             for name, value in front.items()
         }
-    return front, written, card[match.end() :]
+    return front, written, _COMMENT.findall(match[1]), card[match.end() :]
 
 
 def _merge(body: str, text: str) -> str:

@@ -80,7 +80,7 @@ def _keep(path: Path) -> None:
 
 def _is_whole(path: Path) -> bool:
     try:
-        return path.exists() and bool(_read(path))
+        return bool(_read(path))
     except (_DamagedError, CheckpointError):
         return False
 
@@ -117,9 +117,8 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
 def identity_of(path: Path) -> dict[str, Any] | None:
     """What the newest whole checkpoint was made under, or None where there is none."""
     for candidate in (path, previous_of(path)):
-        if candidate.exists():
-            with contextlib.suppress(_DamagedError, CheckpointError):
-                return _read(candidate)[1]
+        with contextlib.suppress(_DamagedError, CheckpointError):
+            return _read(candidate)[1]
     return None
 
 

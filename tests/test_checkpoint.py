@@ -2,17 +2,19 @@
 
 import itertools
 import json
+import os
 import resource
 import signal
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from children import context, received, start
 
 from distilled_data import CheckpointError, OutputError
 from ncfm_engine import checkpoint as module
-from ncfm_engine.checkpoint import load_checkpoint, previous_of, save_checkpoint
+from ncfm_engine.checkpoint import identity_of, load_checkpoint, previous_of, save_checkpoint
 
 IDENTITY = {"distill.alpha": 0.5, "dataset": "digits", "evaluate.labels": ("hard",)}
 
@@ -160,3 +162,40 @@ def test_nothing_is_unpickled(path):
     path.write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR.")
     with pytest.warns(UserWarning, match="not a whole checkpoint"):
         assert load_checkpoint(path, head).progress == {"step": 1}
+
+
+def test_the_identity_is_that_of_the_newest_whole_checkpoint(path):
+    previous = json.loads(json.dumps(IDENTITY))
+    save_checkpoint(path, {}, identity={"seed": 1}, progress={})
+    assert identity_of(path) == {"seed": 1}
+    path.write_bytes(path.read_bytes()[:-5])
+    assert identity_of(path) == previous
+    previous_of(path).write_bytes(b"")
+    assert identity_of(path) is None
+
+
+def test_what_a_killed_save_of_a_process_with_this_id_left_is_removed(path):
+    path.with_name(f".{path.name}.{os.getpid()}.tmp").write_bytes(b"half")  # in a container it is often 1
+    save(path, 3)
+    assert [load_checkpoint(p, IDENTITY).progress["step"] for p in (path, previous_of(path))] == [3, 2]
+    assert sorted(path.parent.iterdir()) == sorted([path, previous_of(path)])
+
+
+@pytest.mark.parametrize("change", [(b"[3,2]", b"[2,3]"), (b'"images"', b'"imagep"'), (b"F32", b"I32")])
+def test_a_header_that_does_not_fit_its_tensors_any_more_is_damage(path, change):
+    path.write_bytes(path.read_bytes().replace(*change))
+    with pytest.warns(UserWarning, match="its content differs from its checksum"):
+        assert load_checkpoint(path, IDENTITY).progress == {"step": 1}
+
+
+def test_a_later_format_of_another_build_is_refused_and_not_taken_for_damage(path):
+    path.write_bytes(safetensors.torch.save({}, {"checkpoint": json.dumps({"format": 2})}))
+    with pytest.raises(CheckpointError, match="has checkpoint format 2; this version reads format 1"):
+        load_checkpoint(path, IDENTITY)
+
+
+def test_tensors_come_back_whatever_their_order_strides_and_gradients(path):
+    tensors = {"z": torch.arange(6).view(2, 3).t(), "a": torch.ones(2, requires_grad=True)}
+    save_checkpoint(path, tensors, identity={}, progress={})
+    found = load_checkpoint(path, {}).tensors
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())

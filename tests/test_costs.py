@@ -73,3 +73,20 @@ def test_nothing_is_written_where_no_run_has_begun(tmp_path):
     with Costs(tmp_path / "absent" / "costs.json", "cpu", resume=False).stage("loading"):
         pass
     assert not any(tmp_path.iterdir())
+
+
+def test_the_peak_of_a_gpu_is_that_of_the_largest_piece(monkeypatch):
+    forgotten, peaks = [], iter([5 * 2**20, 3 * 2**20])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", forgotten.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: next(peaks))
+    costs = Costs(None, "cuda:0", resume=False)
+    for _ in range(2):
+        with costs.stage("distilling"):
+            pass
+    assert costs.stages["distilling"]["peak_gpu_mib"] == 5
+    assert forgotten == [torch.device("cuda:0")] * 2
+
+
+def test_a_run_that_has_no_costs_yet_can_be_resumed(tmp_path):
+    assert Costs(tmp_path / "costs.json", "cpu", resume=True).stages == {}
+    assert Costs(None, "cpu", resume=True).stages == {}

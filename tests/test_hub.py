@@ -1,5 +1,6 @@
 """`hub`: folder, card, parquet mirror and preview, on real digits and without a network."""
 
+import dataclasses
 import io
 import re
 
@@ -10,7 +11,7 @@ from artifacts import DIGITS, make_artifact, make_folder
 from huggingface_hub import DatasetCard
 from PIL import Image
 
-from distilled_data import DistilledDataset, UsageError
+from distilled_data import Artifact, DistilledDataset, UsageError
 from distilled_data.decode import decode
 from distilled_data.format import (
     ARTIFACT_FILE,
@@ -203,6 +204,15 @@ def test_what_people_wrote_in_a_card_survives_and_generated_sections_are_renewed
     }
 
 
+def test_comments_in_the_front_matter_are_kept():
+    card = "---\n# see the spec\nlanguage: en\nlicense: mit\n# our note\nextra: 1\n# of extra\n---\nHello.\n"
+    for _ in range(2):
+        card = render_card(make_artifact(), card)
+        front, _, _ = card[4:].partition("\n---\n")
+        assert front.endswith("\n# see the spec\n# our note\nlanguage: en\nextra: 1\n# of extra")
+        assert front.count("#") == 3
+
+
 def test_a_card_without_our_sections_keeps_its_text_and_gets_them_below():
     card = render_card(make_artifact(), "---\nlicense: mit\n---\n# My data\n\nCollected with care.\n")
     assert front_matter(card)["license"] == "mit"
@@ -351,3 +361,76 @@ def test_a_preview_that_leaves_classes_out_says_so_below():
     )
     assert cut.height > whole.height
     assert np.asarray(cut.convert("L"))[whole.height :].min() < 128
+
+
+def test_the_card_of_a_converted_set_claims_neither_our_method_nor_what_its_makers_know():
+    made, converted = (render_card(make_artifact(recipe=r)) for r in ({}, {"converted": "from npz"}))
+    assert "No ZCA whitening." in made
+    assert "Whether it was whitened (ZCA), its makers know." in converted
+    assert [("ncfm" in front_matter(card)["tags"]) for card in (made, converted)] == [True, False]
+
+
+def test_the_card_shows_the_characters_of_names_and_settings_as_they_are():
+    fields = {"classes": [*DIGITS[:9], "größe"], "dataset": "Größen", "recipe": {"who": "Müller"}}
+    card = render_card(make_artifact(**fields))
+    assert "\npretty_name: Größen, distilled to" in card
+    assert '"9": "größe"' in card
+    assert '"who": "Müller"' in card
+
+
+@pytest.mark.parametrize(("ipc", "size"), [(24, "n<1K"), (25, "1K<n<10K")])
+def test_the_card_counts_every_view_of_the_largest_set(ipc, size):
+    card = render_card({"ipc1": make_artifact(1), f"ipc{ipc}": make_artifact(ipc)})
+    assert front_matter(card)["size_categories"] == [size]
+
+
+def test_a_section_that_its_card_lacks_comes_before_the_next_one_it_has():
+    fresh = render_card(make_artifact())
+    start, end = (fresh.index(f"<!-- distilled-data:begin {name}") for name in ("summary", "use"))
+    assert render_card(make_artifact(), fresh[:start] + fresh[end:]) == fresh
+
+
+def test_front_matter_that_is_no_table_is_refused():
+    with pytest.raises(UsageError, match="must be keys and values, got 'word'"):
+        render_card(make_artifact(), "---\nword\n---\n")
+
+
+def test_one_tag_that_is_a_word_is_kept_and_none_twice():
+    tags = front_matter(render_card(make_artifact(), "---\ntags: ours\n---\n"))["tags"]
+    assert tags == ["dataset-distillation", "ncfm", "distilled-data", "ours"]
+    assert front_matter(render_card(make_artifact(), "---\ntags: [ncfm]\n---\n"))["tags"] == tags[:3]
+
+
+def test_a_section_that_its_card_lacks_comes_right_after_the_one_before_it():
+    fresh = render_card(make_artifact())
+    start, end = (fresh.index(f"<!-- distilled-data:begin {name}") for name in ("use", "results"))
+    card = f"{fresh[:start]}Our words.\n\n{fresh[end:]}"
+    assert render_card(make_artifact(), card) == f"{fresh[:end]}Our words.\n\n{fresh[end:]}"
+
+
+def test_the_recipe_is_listed_but_for_its_settings_and_addresses_are_links():
+    recipe = {"steps": 40, "settings": {"alpha": 0.5}}
+    card = render_card(make_artifact(recipe=recipe, source={"page": "https://a.org/b_c?d=1", "id": "a_b"}))
+    assert "\n- **steps**: 40\n" in card
+    assert "**settings**" not in card
+    assert '\n  "settings": {\n   "alpha": 0.5\n' in card
+    assert "\n- **id**: a\\_b\n- **page**: <https://a.org/b_c?d=1>\n" in card
+    assert "The recipe was not recorded." in render_card(make_artifact(recipe={"settings": {}}))
+
+
+def test_the_card_says_only_what_is_so_of_factor_and_citation():
+    packed = make_artifact(1, logits=False, dataset="it's")
+    card = render_card(Artifact(packed.images, dataclasses.replace(packed.metadata, factor=1)))
+    assert "Factor 1: every stored image is one training image." in card
+    assert "Factor 1" not in render_card(packed)
+    assert "Please cite" not in card
+    assert "\n# it's, distilled to 1 image per class\n" in card
+
+
+def test_the_sections_have_the_names_by_which_cards_that_are_published_are_renewed():
+    card = render_card(make_artifact(source={"license": "CC BY 4.0"}))
+    names = re.findall(r"^<!-- distilled-data:begin (\w+) ", card, re.MULTILINE)
+    assert names == ["summary", "use", "results", "contents", "recipe", "source", "limits"]
+    assert "\n## What is in it\n" in card
+    assert "Its licence: CC BY 4.0." in card
+    assert "Its licence: not recorded." in render_card(make_artifact())

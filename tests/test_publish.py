@@ -755,3 +755,60 @@ def test_a_card_that_is_no_text_is_not_published_over(loopback, options, folders
     loopback.put("org/digits", CARD_FILE, "Schöne Bilder".encode("latin-1"))
     with pytest.raises(UsageError, match=r"README\.md of org/digits is not UTF-8"):
         push_folder(folders[1], "org/digits", options())
+
+
+def test_a_tag_whose_answer_was_lost_counts_as_set(loopback, options, folders):
+    loopback.fault("POST .*/tag/", "status-after", 503)
+    told = []
+    done = push_folder(folders[1], "org/digits", options(revision="v1"), report=told.append)
+    assert (done.changed, told) == (True, [])
+    assert loopback.head("org/digits", "v1").oid == done.commit
+
+
+def test_a_repository_that_somebody_creates_after_planning_is_a_conflict(loopback, options, folders):
+    plan = plan_push(folders[1], "org/digits", options())
+    push_folder(folders[2], "org/digits", options())
+    with pytest.raises(ConflictError, match="somebody else changed org/digits"):
+        push(plan)
+    assert len(commits(loopback)) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"token": "hf_secret\n"}, {"endpoint": "huggingface.co"}, {"repo": "a b"}])
+def test_arguments_that_can_never_work_are_refused_before_anything_is_sent(loopback, folders, wrong):
+    arguments = {"repo": "org/digits", "endpoint": loopback.url, "token": "hf_alice"} | wrong
+    repo = arguments.pop("repo")
+    for refuse in (check_access, lambda *where: plan_push(folders[1], *where)):
+        with pytest.raises(UsageError, match=r"token holds|is no address|not a repository name") as caught:
+            refuse(repo, PushOptions(**arguments))
+        assert "hf_secret" not in str(caught.value)
+    assert loopback.requests == []
+
+
+@pytest.mark.parametrize("call", ["/create", "/settings", "/preupload/", "/commit/", "/tag/"])
+def test_a_hub_that_takes_no_more_requests_is_asked_again(loopback, options, folders, call):
+    loopback.fault(f"POST .*{call}|PUT .*{call}", "status", 429)
+    assert push_folder(folders[1], "org/digits", options(revision="v1", gated="auto")).changed
+
+
+def test_a_refusal_is_told_in_the_words_of_the_hub(loopback, options, folders):
+    loopback.fault("POST .*/preupload/", "status", 400)
+    with pytest.raises(HubError, match="HTTP 400: a fault of the test"):
+        push_folder(folders[2], "org/digits", options())
+
+
+def test_another_tag_on_the_commit_is_not_taken_for_the_one_asked_for(loopback, options, folders):
+    push_folder(folders[2], "org/digits", options())
+    old = loopback.head("org/digits")
+    push_folder(folders[1], "org/digits", options(revision="v0"))
+    refs = loopback.repositories["org/digits"].refs
+    loopback.fault("POST .*/tag/", "do", lambda: refs.update({"refs/tags/v1": old}))
+    with pytest.raises(ConflictError, match="is published; its tag is not, somebody else has set 'v1'"):
+        push(plan_push(folders[1], "org/digits", options(revision="v1")))
+    assert refs["refs/tags/v1"] is old
+
+
+def test_without_options_the_hub_and_the_login_of_the_environment_are_used(loopback, folders):
+    with pytest.raises(AccessError, match="nobody is logged in"):
+        check_access("org/digits")
+    with pytest.raises(HubError, match="the Hub failed for org/digits"):  # where nobody listens
+        push_folder(folders[1], "org/digits")

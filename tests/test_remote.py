@@ -611,3 +611,93 @@ def test_a_hub_that_never_answers_is_given_up(hub, load, monkeypatch):
     with pytest.raises(HubError, match="gave no answer for 1 seconds"):
         load()
     assert time.monotonic() - start < 4
+
+
+def test_the_tensors_of_a_whole_set_are_the_memory_that_was_hashed(load, monkeypatch):
+    data = load()
+    read = manifest.read_artifact
+
+    def damaged(path, **arguments):
+        before = path.stat()
+        damage(path)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # nothing shows it but the bytes
+        return read(path, **arguments)
+
+    monkeypatch.setattr(manifest, "read_artifact", damaged)
+    assert equal(load(revision=data.revision, local_files_only=True), data)
+
+
+def test_a_file_of_another_size_is_refused_before_it_is_read(load, tmp_path):
+    data = load()
+    os.truncate(cached(ARTIFACT_FILE, tmp_path), 2**40)  # more than there is memory
+    with pytest.raises(IntegrityError, match="got 1099511627776 bytes"):
+        load(revision=data.revision, local_files_only=True)
+
+
+@pytest.mark.parametrize("part", [{"ipc": 1}, {"classes": ["one", "two"]}])
+def test_a_part_of_a_set_is_not_read_into_memory_whole(load, monkeypatch, part):
+    monkeypatch.setattr(manifest, "read_hashed", None)
+    assert load(**part).artifact.images.shape[:2] in [(1, 10), (2, 2)]
+
+
+def test_an_answer_that_asks_to_wait_does_not_renew_the_patience(hub, load, monkeypatch):
+    monkeypatch.setattr(client, "PATIENCE", 0.02)
+    hub.fault("GET /cdn/", "status", 429, times=99)
+    with pytest.raises(HubError, match="gave no answer"):
+        load()
+
+
+def test_a_file_that_arrives_too_short_is_fetched_again(hub, load):
+    hub.fault("GET /cdn/", "truncate", 100)
+    assert load().ipc == 2
+
+
+def test_a_shorter_time_limit_than_ours_stays(hub):
+    limits = []
+
+    def look(request):
+        limits.append(request.extensions["timeout"]["read"])
+
+    api, session = HfApi(endpoint=hub.url, library_name=client.LIBRARY), get_session()
+    client.call(REPO, api.dataset_info, REPO)  # our own hook is there from now on
+    session.event_hooks["request"].append(look)
+    try:
+        client.call(REPO, api.dataset_info, REPO, timeout=3)
+    finally:
+        session.event_hooks["request"].remove(look)
+    assert limits == [3]
+
+
+def test_an_error_without_words_is_told_by_its_name():
+    def fails():
+        raise ValueError
+
+    with pytest.raises(HubError, match="client failed for org/digits: ValueError: ValueError"):
+        client.once(REPO, fails)
+
+
+def test_without_an_endpoint_it_is_the_one_of_the_environment(load):
+    with pytest.raises(HubError, match="the Hub failed for org/digits"):  # where nobody listens
+        load(endpoint=None)
+
+
+def test_a_hub_that_asks_for_a_short_pause_gets_it(hub, load):
+    hub.fault("GET /cdn/", "pause", 1)
+    assert load().ipc == 2
+
+
+def test_calls_leave_one_hook_on_the_session_however_many_they_are(load):
+    load()
+    load()
+    hooks = get_session().event_hooks
+    assert hooks["request"].count(client._watch.sent) == 1
+    assert hooks["response"].count(client._watch.answered) == 1
+
+
+@pytest.mark.parametrize("bug", [TypeError, AssertionError])
+def test_a_mistake_in_a_program_is_not_told_as_a_failure_of_the_hub(bug):
+    def fails():
+        raise bug("ours")
+
+    with pytest.raises(bug, match="ours"):
+        client.once(REPO, fails)

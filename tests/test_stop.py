@@ -2,6 +2,7 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -96,3 +97,12 @@ def test_ctrl_c_that_is_ignored_stays_so():
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert not stop.requested
+
+
+def test_in_another_thread_which_hears_no_signals_its_time_still_stops_it():
+    def work():
+        with StopRequest(0) as stop:
+            return stop.requested
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result()

@@ -11,6 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from distilled_data.errors import DistilledDataError, SourceError
+from distilled_data.labels import as_they_are
 
 START = {"fork": 0.0}  # seconds that it takes to start processes, about, by method
 ELSE = 5.0  # by any other method
@@ -46,7 +47,7 @@ def spread(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) ->
                 _Jobs(function, jobs),
                 batch_size=None,
                 num_workers=min(workers, len(jobs)),
-                collate_fn=_as_it_is,
+                collate_fn=as_they_are,
                 in_order=False,
                 worker_init_fn=_deaf,
             )
@@ -82,10 +83,6 @@ class _Jobs(Dataset):
             MemoryError,
         ) as error:  # a loader would raise another in its place
             return error
-
-
-def _as_it_is(result: Any) -> Any:
-    return result
 
 
 def _deaf(worker: int) -> None:
