@@ -78,7 +78,8 @@ def render_card(
     header = yaml.safe_dump(ours, sort_keys=False, allow_unicode=True)
     # As they are written: YAML would make another value of `language: no` or `version: 1.10`.
     kept = "".join(text for name, text in written.items() if name not in ours)
-    header += "".join(comment for comment in comments if comment not in kept) + kept
+    lines = kept.splitlines(keepends=True)
+    header += "".join(comment for comment in comments if comment not in lines) + kept
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(_fields(sets, repo_id))
     return f"---\n{header}---\n\n{_merge(body, text)}"
 

@@ -205,12 +205,12 @@ def test_what_people_wrote_in_a_card_survives_and_generated_sections_are_renewed
 
 
 def test_comments_in_the_front_matter_are_kept():
-    card = "---\n# see the spec\nlanguage: en\nlicense: mit\n# our note\nextra: 1\n# of extra\n---\nHello.\n"
+    card = "---\n# see the spec\nlanguage: en\nlicense: mit\n# our note\nextra: 1\n## our note\n---\nHello.\n"
     for _ in range(2):
         card = render_card(make_artifact(), card)
         front, _, _ = card[4:].partition("\n---\n")
-        assert front.endswith("\n# see the spec\n# our note\nlanguage: en\nextra: 1\n# of extra")
-        assert front.count("#") == 3
+        assert front.endswith("\n# see the spec\n# our note\nlanguage: en\nextra: 1\n## our note")
+        assert front.count("#") == 4
 
 
 def test_a_card_without_our_sections_keeps_its_text_and_gets_them_below():
