@@ -91,7 +91,8 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path):
     ]
     assert "They are" not in markdown(found | {"candidates": everything}).split("## Failed")[0]
 
-    status, _, error = here("search_architectures.py", *arguments, "--seed", "3", settings=QUICK)
+    unread = ("--dataset", "npz:missing.npz")  # the folder is looked at before the images are
+    status, _, error = here("search_architectures.py", *arguments, "--seed", "3", *unread, settings=QUICK)
     assert status == 2
     assert "holds the results of another search: seed 0, not 3. Choose another --output" in error
 

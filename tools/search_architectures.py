@@ -27,6 +27,7 @@ from distilled_data import DistilledDataError, DistilledDataset, UsageError
 from distilled_data.files import make_folder, read_json
 from ncfm_engine.allocator import keep_freed
 from ncfm_engine.cache import cache_folder
+from ncfm_engine.config import EvaluateConfig
 from ncfm_engine.origin import real_images, recipe_of, teacher_pool
 from ncfm_engine.plan import resolve_device
 from ncfm_engine.provenance import command, provenance
@@ -111,10 +112,13 @@ def main(arguments: argparse.Namespace) -> None:
         show = silent if is_hand() else bars
         dataset = load(arguments.artifact, arguments.ipc)
         output = arguments.output or Path("searches") / folder_name(arguments, dataset)
+        config = training_of(arguments, dataset)
+        asked = what_is_asked(arguments, dataset, space, config)
+        check_folder(output, asked)
         campaign = Campaign(
             space,
             candidates,
-            ways_to_score(arguments, dataset, device, output, stop, show),
+            ways_to_score(arguments, dataset, config, device, output, stop, show),
             arguments.storage or f"sqlite:///{quote(str((arguments.truth_of or output) / DATABASE_FILE))}",
             arguments.strategy,
             arguments.verify,
@@ -128,8 +132,7 @@ def main(arguments: argparse.Namespace) -> None:
                 "evaluate.epochs and --seeds"
             )
 
-        begun = head(arguments, dataset, campaign, device)
-        check_folder(output, begun)
+        begun = asked | surroundings(arguments, dataset, campaign, device)
 
         def report(stage: str, done: int, total: int, **figures: float) -> None:
             if done < total:
@@ -181,16 +184,9 @@ def choice(arguments: argparse.Namespace) -> tuple[Space, list[Architecture]]:
     return there, known
 
 
-def ways_to_score(
-    arguments: argparse.Namespace,
-    dataset: DistilledDataset,
-    device: str,
-    output: Path,
-    stop: StopRequest,
-    show: Report,
-) -> dict[str, Proxy]:
-    """The proxies and the truth on the real images of the set, which are read; creates the output folder."""
-    original, labels = recipe_of(dataset), labels_of(arguments, dataset)
+def training_of(arguments: argparse.Namespace, dataset: DistilledDataset) -> EvaluateConfig:
+    """How candidates are trained: as the set's recipe says, and the flags."""
+    original = recipe_of(dataset)
     changes = {"evaluate.epochs": min(original.evaluate.epochs, EPOCHS), "evaluate.repeats": arguments.seeds}
     said = settings(arguments.set)
     for name in said:
@@ -202,8 +198,22 @@ def ways_to_score(
     config = original.replace(changes | said).evaluate
     if arguments.verify is not None and config.full_repeats < 1:
         raise UsageError("--verify needs evaluate.full_repeats of 1 or more")
+    return config
+
+
+def ways_to_score(
+    arguments: argparse.Namespace,
+    dataset: DistilledDataset,
+    config: EvaluateConfig,
+    device: str,
+    output: Path,
+    stop: StopRequest,
+    show: Report,
+) -> dict[str, Proxy]:
+    """The proxies and the truth on the real images of the set, which are read; creates the output folder."""
+    labels = labels_of(arguments, dataset)
     real, seen = real_images(dataset, arguments.dataset, reading(arguments), stop=stop, report=show)
-    source, test = splits(real, seen, original.validation)
+    source, test = splits(real, seen, recipe_of(dataset).validation)
     make_folder(output)
     pool = None
     if labels == "soft" and arguments.verify is not None:
@@ -215,11 +225,10 @@ def ways_to_score(
     return proxies(dataset, source, test, config, **options)
 
 
-def head(
-    arguments: argparse.Namespace, dataset: DistilledDataset, campaign: Campaign, device: str
+def what_is_asked(
+    arguments: argparse.Namespace, dataset: DistilledDataset, space: Space, config: EvaluateConfig
 ) -> dict[str, Any]:
-    """What the report says of the search, besides its results."""
-    way = campaign.ways["distilled"]
+    """What the report says of the search, known before anything is read or trained."""
     return {
         "dataset": dataset.info.dataset,
         "set": Path(arguments.artifact.partition("@")[0]).name,
@@ -227,22 +236,31 @@ def head(
         "ipc": dataset.ipc,
         "labels": labels_of(arguments, dataset),
         "space": arguments.space,
-        "axes": {axis: list(values) for axis, values in campaign.space.axes.items()},
+        "axes": {axis: list(values) for axis, values in space.axes.items()},
         "truth_of": arguments.truth_of.resolve().name if arguments.truth_of else None,
         "strategy": arguments.strategy,
-        "networks": way.repeats,
-        "settings": dataclasses.asdict(way.config),
+        "networks": config.repeats,
+        "settings": dataclasses.asdict(config),
+        "seed": arguments.seed,
+    }
+
+
+def surroundings(
+    arguments: argparse.Namespace, dataset: DistilledDataset, campaign: Campaign, device: str
+) -> dict[str, Any]:
+    """What else the report says, besides the results."""
+    way = campaign.ways["distilled"]
+    return {
         "steps": way.identity["steps"],
         "tested_on": len(way.source.test),
         "seen": not recipe_of(dataset).validation,
-        "seed": arguments.seed,
         "jobs": arguments.jobs or default_jobs(device),
         **provenance(device),
         "command": command(),
     }
 
 
-def check_folder(output: Path, begun: dict[str, Any]) -> None:
+def check_folder(output: Path, asked: dict[str, Any]) -> None:
     """Raise `UsageError` where the results of another search lie, which these would replace."""
     path = output / RESULTS_FILE
     if not path.exists():
@@ -250,7 +268,7 @@ def check_folder(output: Path, begun: dict[str, Any]) -> None:
     there, ours = (
         {name: content.get(name) for name in IDENTITY}
         | {name: content.get("settings", {}).get(name) for name in (*PROTOCOL, "epochs", "repeats")}
-        for content in (read_json(path), json.loads(json.dumps(begun)))
+        for content in (read_json(path), json.loads(json.dumps(asked)))
     )
     other = [f"{name} {there[name]}, not {ours[name]}" for name in ours if there[name] != ours[name]]
     if other:
