@@ -9,7 +9,6 @@ to a commit, in turns. Nothing is fetched while it is measured.
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from distilled_data.manifest import Fingerprint
 from ncfm_engine.provenance import provenance
 from tests.hub_server import Blob, Commit, LoopbackHub, Repository
 from tools.benchmark.feeds import write_random_set
+from tools.benchmark.turns import Measured, report, turns
 
 REPO = "org/random"
 
@@ -46,18 +46,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> None:
     rows = []
-    print(f"{'':>10}  {'median ms (min to max)':28}  contender")
     for megabytes in arguments.megabytes:
-        for name, seconds in measure(megabytes, arguments.rounds).items():
-            rows.append({"megabytes": megabytes, "contender": name, "seconds": seconds})
-            shown = [1000 * value for value in (statistics.median(seconds), min(seconds), max(seconds))]
-            print(f"{megabytes:7g} MB  {shown[0]:8.1f} ({shown[1]:.1f} to {shown[2]:.1f})      {name}")
+        rows += report(f"{megabytes:g} MB", measure(megabytes, arguments.rounds))
     if arguments.output:
         content = {"rows": rows} | provenance("cpu")
         write_json(arguments.output, content)
 
 
-def measure(megabytes: float, rounds: int) -> dict[str, list[float]]:
+def measure(megabytes: float, rounds: int) -> dict[str, list[Measured]]:
     with tempfile.TemporaryDirectory() as folder, LoopbackHub() as hub:
         path = Path(folder)
         files = _publish(hub, path, megabytes)
@@ -78,14 +74,16 @@ def measure(megabytes: float, rounds: int) -> dict[str, list[float]]:
             "the same, every byte read": lambda: {name: t.clone() for name, t in download().items()},
             "sha256 alone": lambda: Fingerprint.of(files),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        for turn in range(rounds + 1):
-            for name, load in contenders.items():
-                start = time.perf_counter()
-                load()
-                if turn:  # the first fills the cache
-                    seconds[name].append(time.perf_counter() - start)
-        return seconds
+        return turns({name: _timed(load) for name, load in contenders.items()}, rounds)
+
+
+def _timed(load: Callable[[], object]) -> Callable[[], Measured]:
+    def run() -> Measured:
+        start = time.perf_counter()
+        load()
+        return time.perf_counter() - start, 0
+
+    return run
 
 
 def _publish(hub: LoopbackHub, folder: Path, megabytes: float) -> Path:
