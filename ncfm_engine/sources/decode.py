@@ -41,7 +41,8 @@ class Decoder:
         Turned upright as EXIF says; of an animation the first frame. Raises `Refused`.
         """
         if isinstance(image, np.ndarray):
-            return self._fitted(Image.fromarray(image))
+            as_it_is = self.size is None and self.channels is None
+            return _planes(image) if as_it_is else self._fitted(Image.fromarray(image))
         if not image:
             raise Refused("the file is empty")
         try:
@@ -75,8 +76,12 @@ class Decoder:
             # Pillow's integer arithmetic gives the same pixels on every machine.
             size = (self.size, self.size)
             image = image.resize(size, Image.Resampling.BICUBIC, (left, top, right, bottom))
-        pixels = np.asarray(image)
-        return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+        return _planes(np.asarray(image))
+
+
+def _planes(pixels: np.ndarray) -> np.ndarray:
+    """[channels, height, width] of pixels [height, width(, 3)]."""
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
 def _box(size: tuple[int, int], picture: Sequence[float], orientation: int | None) -> _Box:
