@@ -15,6 +15,7 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="distilled-data-tests-")
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["MATPLOTLIBRC"] = os.path.dirname(__file__)
 os.environ.pop("HF_TOKEN", None)
 os.environ.pop("HF_HUB_OFFLINE", None)
 os.environ.pop("HF_HUB_CACHE", None)
