@@ -218,7 +218,7 @@ def _pair(path: Path, form: str, content: Any) -> Found:
 
 
 def _read_npz(path: Path) -> Found:
-    if not zipfile.is_zipfile(path):  # or numpy advises to unpickle it
+    if not _is_zip(path):  # or numpy advises to unpickle it
         raise FormatError(f"{path} is no .npz archive, or is damaged")
     try:
         # numpy leaves a file open that it opened and cannot read
@@ -256,6 +256,13 @@ def _read_npz(path: Path) -> Found:
         return Found("npz", own("images", images), own("labels", labels), **optional)
     except (TypeError, ValueError, UsageError) as error:
         raise FormatError(f"{path} holds arrays of no use here: {error}") from error
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of one that says that it is a part of several
+        return True
 
 
 def _text(name: object) -> str:
@@ -335,7 +342,7 @@ def _load_pt(path: Path) -> Any:
     except Exception as error:  # the reader of damaged pickles raises whatever they lead to
         if isinstance(error, OSError) and error.errno:
             raise FormatError(f"{path} cannot be read: {error.strerror}") from error
-        if not zipfile.is_zipfile(path) and path.suffix not in (".pt", ".pth"):
+        if not _is_zip(path) and path.suffix not in (".pt", ".pth"):
             raise FormatError(f"{path} is in no known form; {EXPECTED}") from error
         said = (str(error) or type(error).__name__).partition("\n")[0]
         if isinstance(error, pickle.UnpicklingError):  # torch says how to unpickle nevertheless

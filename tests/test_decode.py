@@ -93,7 +93,7 @@ def test_every_pixel_has_the_same_weight_in_the_mean_of_its_views():
 def test_tiles_are_taken_by_number_without_cutting_all(factor, dtype, contiguous):
     images = torch.randint(256, (5, 3, 12, 18), generator=torch.Generator().manual_seed(0)).to(dtype)
     images = images if contiguous else images.transpose(2, 3).contiguous().transpose(2, 3)
-    rows = torch.randperm(5 * factor**2, generator=torch.Generator().manual_seed(1))[:4]
+    rows = torch.randperm(5 * factor**2, generator=torch.Generator().manual_seed(1))[1:]
     assert torch.equal(take(images, rows, factor), tiles(images, factor).flatten(0, 1)[rows])
     with pytest.raises(IndexError):
         take(images, torch.tensor([5 * factor**2]), factor)

@@ -43,18 +43,25 @@ def write(folder, columns=None, files: int = 2, **splits: slice):
     return folder
 
 
-@pytest.mark.parametrize("threshold", [0, 2**40])
-def test_images_and_labels_are_found_streamed_and_not(tmp_path, monkeypatch, threshold):
-    folder = write(tmp_path / "flowers")
+@pytest.fixture
+def sized(monkeypatch):
+    """A folder of parquet files does not tell its size; here it does."""
     builder = datasets.load_dataset_builder
-    monkeypatch.setattr(hub, "STREAMED_FROM", threshold)
 
-    def sized(*arguments):  # a folder of parquet files does not tell its size
+    def told(*arguments):
         found = builder(*arguments)
         found.info.dataset_size = 1000
         return found
 
-    monkeypatch.setattr(datasets, "load_dataset_builder", sized)
+    monkeypatch.setattr(datasets, "load_dataset_builder", told)
+
+
+@pytest.mark.parametrize("threshold", [0, 2**40])
+def test_images_and_labels_are_found_streamed_and_not(tmp_path, monkeypatch, sized, threshold):
+    folder = write(tmp_path / "flowers")
+    monkeypatch.setattr(hub, "STREAMED_FROM", threshold)
+    monkeypatch.setattr(hub, "ROWS", 10)
+    monkeypatch.setattr(hub, "BATCH", 3)
     source = load_source(f"hf:{folder}")
     assert pixels_of(source) == EXPECTED
     assert source.classes == CLASSES
@@ -76,6 +83,22 @@ def test_the_images_of_an_only_split_are_not_tested_on_as_well(tmp_path, name):
     assert len(train | test) == len(IMAGES)
 
 
+def test_one_of_several_configurations_is_chosen_in_the_name(tmp_path):
+    folder = write(tmp_path / "flowers", one=slice(8), two=slice(8, None))
+    configurations = [{"config_name": name, "data_files": f"data/{name}-*"} for name in ("one", "two")]
+    (folder / "README.md").write_text(f"---\n{json.dumps({'configs': configurations})}\n---\n")
+    source = load_source(f"hf:{folder}:two")
+    assert source.origin.id == "hf:flowers:two"
+    assert pixels_of(source).keys() == {image.transpose(2, 0, 1).tobytes() for image in IMAGES[8:]}
+
+
+def test_of_several_splits_without_the_usual_name_one_has_to_be_chosen(tmp_path):
+    folder = write(tmp_path / "flowers", first=slice(16), second=slice(16, None))
+    with pytest.raises(SourceError, match=r"hf:.* cannot be loaded: .*train"):
+        load_source(f"hf:{folder}")
+    assert len(load_source(f"hf:{folder}::first,second").test) == 8
+
+
 def test_files_that_changed_are_read_again(tmp_path):
     folder = write(tmp_path / "flowers", train=slice(16), test=slice(16, None))
     first = load_source(f"hf:{folder}")
@@ -87,7 +110,7 @@ def test_files_that_changed_are_read_again(tmp_path):
 def test_splits_are_chosen_in_the_name(tmp_path):
     folder = write(tmp_path / "flowers", train=slice(8), test=slice(8, 16), extra=slice(16, None))
     source = load_source(f"hf:{folder}:default:train,extra")
-    assert (len(source.train), len(source.test)) == (8, 8)
+    assert (source.origin.id, len(source.train), len(source.test)) == ("hf:flowers:default", 8, 8)
     assert pixels_of(source).keys() == {
         image.transpose(2, 0, 1).tobytes() for image in (*IMAGES[:8], *IMAGES[16:])
     }
@@ -105,6 +128,13 @@ def test_one_of_several_label_columns_is_chosen_by_name(tmp_path):
     assert load_source(f"hf:{folder}", label_column="fine").classes == CLASSES
     with pytest.raises(UsageError, match="no column 'finer'; it has image, fine, coarse"):
         load_source(f"hf:{folder}", label_column="finer")
+
+
+def test_of_several_columns_of_images_the_one_called_image_is_read(tmp_path):
+    masks = [Image.fromarray(255 - image) for image in IMAGES]
+    label = (LABELS, datasets.ClassLabel(names=list(CLASSES)))
+    folder = write(tmp_path / "flowers", {"a_mask": (masks, datasets.Image()), "label": label})
+    assert pixels_of(load_source(f"hf:{folder}")) == EXPECTED
 
 
 def test_the_fine_labels_of_cifar100_are_preferred(tmp_path):
@@ -205,13 +235,32 @@ def test_a_row_that_names_a_file_is_read_only_within_the_data_set(tmp_path, monk
     ]
 
 
-def test_files_in_class_folders_are_read_as_datasets_reads_them(tmp_path):
+def test_a_test_split_without_rows_is_not_replaced_by_a_part_of_train(tmp_path, sized):
+    folder = write(tmp_path / "flowers", files=1, train=slice(None), test=slice(0))
+    with pytest.raises(SourceError, match=r"no rows|no data"):
+        load_source(f"hf:{folder}")
+
+
+def test_a_file_that_breaks_off_is_an_error_and_no_end(tmp_path):
+    folder = write(tmp_path / "flowers")
+    reader = hub.HubReader(str(folder))
+    for path in (folder / "data").glob("*-00001-of-*"):
+        path.write_bytes(path.read_bytes()[:-9])
+    first, second = reader.units
+    assert len(list(reader.read(first))) == len(IMAGES) // 2
+    with pytest.raises(SourceError, match="hf:flowers: reading stopped after train file 1, row 0: "):
+        list(reader.read(second))
+
+
+def test_files_in_class_folders_are_read_as_datasets_reads_them(tmp_path, monkeypatch):
     for row, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
         path = tmp_path / "flowers" / CLASSES[label] / f"{row}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(image))
-    source = load_source(f"hf:{tmp_path / 'flowers'}")
-    assert (source.classes, pixels_of(source)) == (CLASSES, EXPECTED)
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path / "flowers", "flowers"):
+        source = load_source(f"hf:{place}")
+        assert (source.name, source.classes, pixels_of(source)) == ("flowers", CLASSES, EXPECTED)
 
 
 def test_what_is_not_there_or_has_no_images_is_refused(tmp_path):

@@ -57,8 +57,10 @@ def test_the_file_of_dc_holds_experiments_and_accuracies_as_numpy_numbers(pixels
     torch.save({"data": pairs, "accs_all_exps": accuracies}, tmp_path / "res_DM.pt")
     assert torch.equal(by_class(read_set(tmp_path / "res_DM.pt", **STATED)), pixels.flip(3))
     assert torch.equal(by_class(read_set(tmp_path / "res_DM.pt", experiment=0, **STATED)), pixels)
-    with pytest.raises(UsageError, match="no experiment 2; it has 2"):
-        read_set(tmp_path / "res_DM.pt", experiment=2, **STATED)
+    assert torch.equal(by_class(read_set(tmp_path / "res_DM.pt", experiment=-2, **STATED)), pixels)
+    for number in (2, -3):
+        with pytest.raises(UsageError, match=f"no experiment {number}; it has 2"):
+            read_set(tmp_path / "res_DM.pt", experiment=number, **STATED)
 
 
 @pytest.mark.parametrize("place", ["images_best.pt", "."])
@@ -69,6 +71,7 @@ def test_images_of_mtt_have_their_labels_beside_them(place, pixels, tmp_path):
     assert torch.equal(by_class(artifact), pixels)
     assert artifact.logits is None
     assert artifact.metadata.mean == MEAN
+    assert artifact.metadata.recipe == {"converted": {"factor": 1, "values": "normalised"}}
 
 
 def test_learned_labels_of_datm_are_logits(pixels, tmp_path):
@@ -89,6 +92,7 @@ def test_class_folders_are_read_in_the_order_of_their_names(suffix, pixels, tmp_
         image.save(folder / f"class_{number:03d}.{suffix}", quality=95)
     artifact = read_set(tmp_path / "syn")
     assert artifact.metadata.classes[:2] == ("new000", "new001")
+    assert artifact.metadata.recipe == {"converted": {"factor": 1, "values": "bytes"}}
     error = (by_class(artifact).float() - pixels.float()).abs().mean()
     assert error == 0 if suffix == "png" else error < 40
 
@@ -114,6 +118,12 @@ def test_arrays_of_npz_may_be_grey_of_another_byte_order_and_named_in_bytes(pixe
     artifact = read_set(tmp_path / "a.npz", values="bytes")
     assert artifact.metadata.classes == DIGITS
     assert torch.equal(by_class(artifact), pixels[:, :1])
+
+
+def test_images_of_three_by_three_pixels_have_the_channels_first(tmp_path):
+    images = np.arange(2 * 27, dtype=np.uint8).reshape(2, 3, 3, 3)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(2))
+    np.testing.assert_array_equal(read_set(tmp_path / "a.npz", classes=["a", "b"]).images[0].numpy(), images)
 
 
 @pytest.mark.parametrize("labels", [NUMBERS, NUMBERS[:, None], F.one_hot(NUMBERS, 10)])
@@ -142,6 +152,7 @@ def test_what_is_not_stated_is_guessed_and_said(pixels, tmp_path):
     assert "taken for 'unit'" in said
     assert "names no classes" in said
     assert {note.filename for note in notes} == {__file__}  # that asked for it
+    assert artifact.metadata.recipe == {"converted": {"factor": 1, "values": "guessed"}}
     assert torch.equal(by_class(artifact), pixels)
 
 
@@ -156,6 +167,14 @@ def test_four_tiles_are_seen(tmp_path):
         with pytest.warns(UserWarning, match=f"look like factor {factor}"):
             artifact = read_set(tmp_path / "a.pt", values="unit", classes=DIGITS)
         assert artifact.metadata.factor == factor
+
+
+@pytest.mark.parametrize("size", [(7, 8), (8, 7), (2, 8)])
+def test_images_that_cannot_be_two_by_two_tiles_are_none(pixels, tmp_path, size):
+    images = F.interpolate(pixels / 255, size)
+    torch.save([images, NUMBERS], tmp_path / "a.pt")
+    artifact = read_set(tmp_path / "a.pt", values="unit", classes=DIGITS)  # of which a note is an error
+    assert artifact.metadata.factor == 1
 
 
 def test_normalised_images_need_their_mean_and_std(pixels, tmp_path):
@@ -224,10 +243,26 @@ def test_another_content_is_named(content, message, tmp_path):
         read_set(tmp_path / "images.pt")
 
 
+def test_what_is_not_there_and_arrays_without_labels_are_named(pixels, tmp_path):
+    with pytest.raises(UsageError, match=r"a\.pt does not exist"):
+        read_set(tmp_path / "a.pt")
+    np.savez(tmp_path / "a.npz", images=pixels.numpy(), digits=NUMBERS.numpy())
+    with pytest.raises(FormatError, match="has the arrays images, digits; expected images "):
+        read_set(tmp_path / "a.npz")
+
+
 def test_nobody_is_advised_to_unpickle(tmp_path):
     (tmp_path / "a.npz").write_bytes(pickle.dumps([1]))
     with pytest.raises(FormatError, match=r"a\.npz is no \.npz archive, or is damaged$"):
         read_set(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.npz"])
+def test_a_file_that_says_it_is_a_part_of_a_larger_one_is_refused(name, tmp_path):
+    end = b"PK\x05\x06" + bytes(18)
+    (tmp_path / name).write_bytes(b"PK\x06\x07" + bytes(12) + b"\2\0\0\0" + end)  # the second of two disks
+    with pytest.raises(FormatError, match=name):
+        read_set(tmp_path / name)
 
 
 def test_an_experiment_of_a_file_without_any_is_refused(pixels, tmp_path):
@@ -319,7 +354,10 @@ def test_a_file_of_ours_with_other_arrays_is_what_the_arrays_say(tmp_path):
         arrays = dict(file)
     order = np.flatnonzero(np.arange(20) % 2)  # one of each class
     few = {name: arrays[name][order] for name in ("images", "labels", "logits")}
-    for change, ipc, first in (({"classes": arrays["classes"][::-1]}, 2, DIGITS[-1]), (few, 1, DIGITS[0])):
+    changes = [({"classes": arrays["classes"][::-1]}, 2, DIGITS[-1]), (few, 1, DIGITS[0])]
+    for other in ({"mean": [0.2]}, {"std": [0.2]}, {"images": arrays["images"][:, :, :4]}):
+        changes.append((other, 2, DIGITS[0]))
+    for change, ipc, first in changes:
         np.savez(tmp_path / "b.npz", **arrays | change)
         metadata = read_set(tmp_path / "b.npz").metadata
         assert (metadata.ipc, metadata.classes[0]) == (ipc, first)
@@ -397,9 +435,11 @@ def test_images_of_mtt_come_back_decoded(logits, tmp_path):
     torch.testing.assert_close(again.soft_targets[other], data.soft_targets[order], atol=2e-3, rtol=0)
 
 
-def test_folders_come_back_decoded(tmp_path):
-    data = DistilledDataset(make_artifact(ipc=2, channels=3, logits=False))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_folders_come_back_decoded(channels, tmp_path):
+    data = DistilledDataset(make_artifact(ipc=2, channels=channels, logits=False))
     write_set(data, tmp_path / "folders")
+    (tmp_path / "folders" / ".git").mkdir()
     again = DistilledDataset(read_set(tmp_path / "folders"))
     order, other = data.targets.argsort(stable=True), again.targets.argsort(stable=True)
     assert torch.equal(again.images[other], data.images[order])
@@ -437,6 +477,19 @@ def test_the_command_writes_what_the_name_says(tmp_path, here):
     status, _, _ = here("convert.py", "set.npz", "images_set.pt")
     assert status == 0
     assert pair_lengths(tmp_path, "set") == [80, 80]
+
+
+def test_the_command_is_told_what_a_file_does_not_say(pixels, tmp_path, here):
+    pairs = [[normalised(part), NUMBERS] for part in (pixels, pixels.flip(3))]
+    torch.save({"data": pairs}, tmp_path / "res_DM.pt")
+    words = ["--name", "ours", "--classes", ",".join(DIGITS), "--factor", "1", "--values", "normalised"]
+    words += ["--mean", *map(str, MEAN), "--std", *map(str, STD), "--license", "mit", "--experiment", "0"]
+    status, output, errors = here("convert.py", "res_DM.pt", "out", *words)
+    assert (status, errors, "note:" in output) == (0, "", False)
+    data = DistilledDataset.from_folder(tmp_path / "out")
+    assert torch.equal(by_class(data.artifact), pixels)
+    assert (data.info.dataset, data.classes, data.mean, data.std) == ("ours", DIGITS, MEAN, STD)
+    assert (data.info.source["id"], data.info.source["license"]) == ("ours", "mit")
 
 
 def test_of_several_sets_the_command_takes_the_default_and_no_previews(tmp_path, here):

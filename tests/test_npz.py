@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from photographs import CLASSES, photographs, pixels_of
 
-from distilled_data.errors import SourceError
+from distilled_data.errors import SourceError, UsageError
 from ncfm_engine.sources import load_source, npz
 
 IMAGES, LABELS = photographs(6)
@@ -49,6 +49,7 @@ def test_test_images_in_the_file_are_the_test_images(tmp_path, names):
     [
         lambda x: x.transpose(0, 3, 1, 2).copy(),
         lambda x: x[..., :1].copy(),
+        lambda x: x[:, None, ..., 0].copy(),
         lambda x: x[..., 0].copy(),
     ],
 )
@@ -66,8 +67,19 @@ def test_channels_may_come_first_and_a_single_one_may_be_left_out(tmp_path, form
 def test_classes_are_named_in_the_file_or_in_another(tmp_path):
     path = save(tmp_path / "a.npz", images=IMAGES, labels=LABELS, classes=np.array(CLASSES))
     assert load_source(f"npz:{path}").classes == CLASSES
-    (tmp_path / "names.txt").write_text("\ufeffd\r\nc\nb\na\n", encoding="utf-8")
-    assert load_source(f"npz:{path}", classes=tmp_path / "names.txt").classes == tuple("dcba")
+    for names in ("dcba", "badc"):
+        lines = "\ufeff{}\r\n{} \n\t{}\n\n{}\n".format(*names)
+        (tmp_path / "names.txt").write_text(lines, encoding="utf-8")
+        assert load_source(f"npz:{path}", classes=tmp_path / "names.txt").classes == tuple(names)
+
+
+@pytest.mark.parametrize("content", [b"a\nb\nc\nc\n", b"a\n", b"", b"\xff\xfe", None])
+def test_names_that_are_none_are_refused(tmp_path, content):
+    path = save(tmp_path / "a.npz", images=IMAGES, labels=LABELS)
+    if content is not None:
+        (tmp_path / "names.txt").write_bytes(content)
+    with pytest.raises(UsageError, match=r"names\.txt"):
+        load_source(f"npz:{path}", classes=tmp_path / "names.txt")
 
 
 def test_arrays_of_other_meanings_are_passed_over(tmp_path):
@@ -77,7 +89,7 @@ def test_arrays_of_other_meanings_are_passed_over(tmp_path):
 
 
 def test_images_are_read_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(npz, "_BLOCK", 1000)
+    monkeypatch.setattr(npz, "_BLOCK", 5 * IMAGES[0].size)  # of 24
     assert pixels_of(load_source(f"npz:{save(tmp_path / 'a.npz', images=IMAGES, labels=LABELS)}")) == EXPECTED
 
 
@@ -100,6 +112,10 @@ def test_images_are_read_in_blocks(tmp_path, monkeypatch):
         ),
         ({"images": IMAGES, "labels": np.where(LABELS == 0, -1, LABELS)}, r"label -1 is not in 0 to"),
         ({"images": IMAGES, "labels": LABELS + 1, "classes": np.array(CLASSES)}, r"label 4 is not in 0 to 3"),
+        (
+            {"images": IMAGES, "labels": LABELS, "classes": np.array(["a", "b", "c", "c"])},
+            "4 class names; expected two or more, all different",
+        ),
         ({"images": IMAGES, "labels": LABELS.astype(object)}, "Object arrays cannot be loaded"),
     ],
 )
@@ -124,6 +140,14 @@ def test_a_file_with_damaged_bytes_is_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(SourceError, match=r"a\.npz, array images: .*CRC"):
         load_source(f"npz:{path}")
+
+
+def test_an_array_of_the_later_version_of_the_format_is_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, array in (("images", IMAGES), ("labels", LABELS)):
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, array, version=(2, 0))
+    assert pixels_of(load_source(f"npz:{tmp_path / 'a.npz'}")) == EXPECTED
 
 
 def test_an_array_shorter_than_its_header_says_is_refused(tmp_path):

@@ -43,6 +43,7 @@ def test_pixels_come_out_channels_first_and_unchanged():
         (png_of_16_bits(6), "16 bits"),
         (b"P6 2 1 65535 " + bytes(12), "16 bits"),
         (encoded(Image.new("F", (4, 4)), "tiff"), "no image of a known format"),
+        (b"Pf 2 1 -1.0\n" + bytes(8), "pixels of Pillow's mode 'F' cannot become 8-bit"),
         (encoded(Image.new("RGBA", (4, 4), (1, 2, 3, 128))), "transparent pixels"),
         (encoded(Image.new("LA", (4, 4), (1, 128))), "transparent pixels"),
     ],

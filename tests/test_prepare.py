@@ -19,7 +19,7 @@ import torch
 from commands import ROOT
 from filelock import FileLock
 from interruptions import StopAfter
-from photographs import CLASSES, encoded, photographs, pixels_of, write_folder, write_shards
+from photographs import CLASSES, encoded, photographs, pixels_of, write_folder, write_shards, write_tar
 from PIL import Image
 
 from distilled_data import DistilledDataset, UsageError
@@ -33,7 +33,7 @@ from ncfm_engine.sources.folder import FolderReader
 from ncfm_engine.sources.prepare import LOCK_FILE, WORK_FOLDER, prepare
 from ncfm_engine.sources.reader import ArrayReader, Origin
 from ncfm_engine.sources.shards import ShardReader
-from ncfm_engine.sources.store import INDEX_FILE, open_store, read_index
+from ncfm_engine.sources.store import INDEX_FILE, describe_store, open_store, read_index
 from ncfm_engine.stop import Stopped
 
 IMAGES, LABELS = photographs(20)
@@ -159,6 +159,15 @@ def test_processes_are_started_after_as_long_as_that_takes(tmp_path, shards, mon
     assert sorted(spread.spread(slowly, range(4), workers=2)) == [0, 1, 2, 3]
 
 
+def test_processes_that_torchrun_started_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)), raising=False)
+    for others, workers in ((None, 12), ("1", 12), ("5", 2), ("24", 1)):
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+        if others:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", others)
+        assert spread.default_workers() == workers
+
+
 def test_a_store_that_is_there_is_opened_and_not_made_again(tmp_path, shards, monkeypatch):
     first = prepare(ShardReader(shards), tmp_path / "store", workers=0)
     monkeypatch.setattr(Decoder, "__call__", None)
@@ -227,7 +236,12 @@ def test_a_damaged_store_is_replaced_if_asked_and_nothing_else_in_its_folder(tmp
     path = tmp_path / "store" / "train-00000.safetensors"
     (tmp_path / "store" / "train-lora.safetensors").write_text("mine")
     index = tmp_path / "store" / INDEX_FILE
-    for damage in (lambda: path.unlink(), lambda: path.write_bytes(b"x"), lambda: index.write_text("{}")):
+    changed = expected[path.name][:-1] + bytes([expected[path.name][-1] ^ 1])  # a pixel
+    for damage in (
+        lambda: path.unlink(),
+        lambda: path.write_bytes(b"x"),
+        lambda: index.write_text("{}") and path.write_bytes(changed),
+    ):
         damage()
         with pytest.raises((IntegrityError, SourceError), match=r"Remove the folder and prepare it again"):
             prepare(ShardReader(shards), tmp_path / "store", workers=0)
@@ -244,6 +258,12 @@ def test_the_cache_does_not_depend_on_where_a_source_is_named_from(tmp_path, sha
     assert load_source("wds:../shards/*.tar", workers=0).fingerprint == first.fingerprint
     assert load_source(f"wds:{shards}", workers=0).fingerprint == first.fingerprint
     assert len(list((tmp_path / "cache" / "distilled-data" / "stores").iterdir())) == 1
+    write_shards(tmp_path / "shards", IMAGES, LABELS, shards=1, part="all")
+    for place in (tmp_path, tmp_path / "elsewhere"):
+        monkeypatch.chdir(place)
+        load_source(f"wds:pipe:cat {tmp_path}/shards/all-00000.tar", workers=0)
+        load_source("digits", workers=0)
+    assert len(list((tmp_path / "cache" / "distilled-data" / "stores").iterdir())) == 3
 
 
 def test_a_test_split_without_a_usable_image_is_not_replaced_by_a_part_of_train(tmp_path, shards):
@@ -256,18 +276,23 @@ def test_a_test_split_without_a_usable_image_is_not_replaced_by_a_part_of_train(
 
 def test_who_waits_for_another_process_hears_a_stop(tmp_path, shards):
     (tmp_path / "store").mkdir()
+    stop = StopAfter(1)
     with (
         FileLock(tmp_path / "store" / LOCK_FILE),
         pytest.raises(Stopped, match="waiting for another process"),
     ):
-        prepare(ShardReader(shards), tmp_path / "store", workers=0, stop=StopAfter(1))
+        prepare(ShardReader(shards), tmp_path / "store", workers=0, stop=stop)
+    assert stop.asked == 2  # so it waited
     assert len(prepare(ShardReader(shards), tmp_path / "store", workers=0).train) == 64
 
 
-def test_an_interrupted_store_of_one_source_is_not_finished_with_the_images_of_another(tmp_path, shards):
-    with pytest.raises(Stopped):
-        prepare(ShardReader(shards), tmp_path / "store", workers=0, stop=StopAfter(4))
-    other = f"{write_shards(tmp_path / 'other', 255 - IMAGES, LABELS, shards=8)}/*.tar"
+@pytest.mark.parametrize(("after", "stopped"), [(4, "5 of 8 units decoded"), (11, "4 of 5 files written")])
+def test_an_interrupted_store_of_one_source_is_not_finished_with_the_images_of_another(
+    tmp_path, shards, small_files, after, stopped
+):
+    with pytest.raises(Stopped, match=stopped):
+        prepare(ShardReader(shards), tmp_path / "store", workers=0, stop=StopAfter(after))
+    other = f"{write_shards(tmp_path / 'other', 255 - IMAGES[:40], LABELS[:40], shards=8)}/*.tar"
     prepare(ShardReader(other), tmp_path / "expected", workers=0)
     prepare(ShardReader(other), tmp_path / "store", workers=0)
     assert content(tmp_path / "store") == content(tmp_path / "expected")
@@ -282,6 +307,16 @@ def test_the_same_units_of_another_source_are_decoded_again(tmp_path):
                 prepare(made, tmp_path / "store", workers=0, stop=StopAfter(4))
     found = pixels_of(prepare(made, tmp_path / "store", workers=0))
     assert set(found) == {i.transpose(2, 0, 1).tobytes() for i in images}
+
+
+def test_decoded_pixels_that_are_cut_make_no_store(tmp_path, shards, small_files):
+    with pytest.raises(Stopped, match="1 of 5 files written"):
+        prepare(ShardReader(shards), tmp_path / "store", workers=0, stop=StopAfter(8))
+    for path in (tmp_path / "store" / WORK_FOLDER).glob("*.pixels"):
+        os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(SourceError, match=r"\.pixels is too short\. Remove that file's folder"):
+        prepare(ShardReader(shards), tmp_path / "store", workers=0)
+    assert not (tmp_path / "store" / INDEX_FILE).exists()
 
 
 def test_what_killed_runs_left_is_removed(tmp_path, shards):
@@ -477,6 +512,7 @@ def test_damage_is_named_counted_skipped_and_listed(tmp_path):
     listed = [dataclasses.astuple(row) for row in read_index(tmp_path / "store").damaged]
     assert [name for name, _ in listed] == [f"leaf/bad{number}.png" for number in range(7)]
     assert listed[1][1] == "the file is empty"
+    assert "left out     7\n             leaf/bad0.png: " in describe_store(tmp_path / "store")
     with pytest.raises(
         SourceError, match="7 of 87 images cannot be used"
     ):  # who does not ask for it, is told
@@ -492,6 +528,19 @@ def test_images_of_different_shapes_in_different_units_are_refused(tmp_path, sha
         prepare(ShardReader(shards), tmp_path / "store", workers=0)
 
 
+def test_what_is_wrong_in_another_process_is_told_by_this_one(tmp_path, shards):
+    images = encoded(IMAGES[0, :, :9]), encoded(IMAGES[0])
+    files = [
+        file for key, image in enumerate(images) for file in ((f"{key}.png", image), (f"{key}.cls", b"0"))
+    ]
+    write_tar(tmp_path / "shards" / "train-odd.tar", files)
+    with pytest.raises(
+        SourceError, match=r"odd\.tar/0 has 9 x 12 pixels, .*/1 has 12 x 12\. Pass --size"
+    ) as told:
+        prepare(ShardReader(shards), tmp_path / "store", workers=2)
+    assert "Traceback" not in str(told.value)
+
+
 def test_the_command_prepares_describes_verifies_and_exports(tmp_path, here, shards):
     status, output, error = here(
         "prepare.py", f"wds:{shards}", "store", "--size", "8", "--verify", "--workers", "0"
@@ -504,6 +553,18 @@ def test_the_command_prepares_describes_verifies_and_exports(tmp_path, here, sha
     assert status == 0, error
     assert "written as 2 shards to out" in output
     assert load_source(f"wds:{tmp_path}/out/*.tar").fingerprint == read_index(tmp_path / "store").fingerprint
+
+
+def test_the_words_of_the_command_decide_what_is_prepared(tmp_path, here, shards):
+    prepare(ShardReader(shards), tmp_path / "expected", decoder=Decoder(8, "squash", 1), seed=3, workers=0)
+    words = ("prepare.py", f"wds:{shards}", "store", "--workers", "0")
+    assert here(*words)[0] == 0
+    other = ("--size", "8", "--fit", "squash", "--channels", "1", "--seed", "3")
+    status, _, error = here(*words, *other)
+    assert (status, "replace it with --overwrite" in " ".join(error.split())) == (2, True)
+    assert here(*words, *other, "--overwrite")[0] == 0
+    assert content(tmp_path / "store") == content(tmp_path / "expected")
+    assert read_index(tmp_path / "store") == read_index(tmp_path / "expected")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from photographs import CLASSES, encoded, photographs, write_shards, write_tar
+from photographs import CLASSES, encoded, photographs, pixels_of, write_shards, write_tar
 
 from distilled_data.errors import MissingExtraError, SourceError, UsageError
 from ncfm_engine.sources import load_source
@@ -47,12 +47,20 @@ def damage(path, classes=None) -> list[tuple[str, str]]:
         ("json", b'{"label": 3, "other": 1}', 3),
         ("json", b'{"label": "leaf"}', "leaf"),
         ("json", b'{"cls": 0}', 0),
+        ("json", b'{"class": 1, "cls": 2, "label": 3}', 3),
+        ("json", b'{"class": 7}', 7),
+        ("CLS", b"3", 3),
     ],
 )
 def test_a_sample_is_an_image_and_its_label(tmp_path, kind, label, content, expected):
     image = encoded(IMAGES[1], kind)
     write_tar(tmp_path / "a.tar", [(f"0.{kind}", image), (f"0.{label}", content), ("0.txt", b"a caption")])
     assert read(tmp_path / "a.tar") == [Record("a.tar/0", expected, image)]
+
+
+def test_a_label_of_its_own_counts_more_than_one_among_other_facts(tmp_path):
+    files = [("0.json", b'{"label": 1}'), *sample("0", 2)]
+    assert read(write_tar(tmp_path / "a.tar", files)) == [Record("a.tar/0", 2, PNG)]
 
 
 def test_all_samples_of_all_shards_are_read_whatever_names_them(tmp_path):
@@ -69,6 +77,8 @@ def test_classes_txt_beside_the_shards_names_the_classes_in_order(tmp_path):
     assert load_source(f"wds:{tmp_path}/*.tar").classes == CLASSES
     (tmp_path / "others.txt").write_text("d\nc\nb\na\n")
     assert load_source(f"wds:{tmp_path}/*.tar", classes=tmp_path / "others.txt").classes == tuple("dcba")
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES[::-1]))
+    assert load_source(f"wds:{tmp_path}/*.tar").classes == CLASSES[::-1]
     (tmp_path / "classes.txt").unlink()
     assert load_source(f"wds:{tmp_path}/*.tar").classes == tuple("0123")
 
@@ -89,6 +99,30 @@ def test_labels_that_are_names_make_classes_in_the_order_of_their_names(tmp_path
     for part in (source.train, source.test):
         for image, target in zip(part.images, part.targets.tolist(), strict=True):
             assert (image.numpy().tobytes() in pears) == (target == 1)
+
+
+def test_labels_that_are_names_get_their_place_in_classes_txt(tmp_path):
+    names = ["pear", "fig", "pear", "fig"]
+    files = [
+        file
+        for row, name in enumerate(names)
+        for file in ((f"{row}.png", encoded(IMAGES[row])), (f"{row}.cls", name.encode()))
+    ]
+    write_tar(tmp_path / "a.tar", [("README", b"made by hand"), *files])
+    (tmp_path / "classes.txt").write_text("pear\nfig\n")
+    source = load_source(f"wds:{tmp_path}/a.tar")
+    assert source.classes == ("pear", "fig")
+    expected = {
+        image.transpose(2, 0, 1).tobytes(): int(name == "fig")
+        for image, name in zip(IMAGES, names, strict=False)
+    }
+    assert pixels_of(source) == expected
+
+
+def test_a_single_class_is_refused(tmp_path):
+    write_tar(tmp_path / "a.tar", [*sample("0"), *sample("1")])
+    with pytest.raises(SourceError, match="has one class, '0'; expected two or more"):
+        load_source(f"wds:{tmp_path}/a.tar")
 
 
 @pytest.mark.parametrize("name", ["test", "val"])
@@ -171,6 +205,8 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
         ([("0.png", PNG), ("0.json", b'{"label": 1.5}')], "1.5 is neither"),
         ([("0.png", PNG), ("0.json", b'{"label": true}')], "True is neither"),
         ([("0.png", PNG), ("0.json", b"{")], "no label: "),
+        ([("0.png", PNG), ("0.json", b"5")], "None is neither"),
+        ([*sample("0"), ("0.PNG", PNG)], "the key is there twice"),
         ([("0.png", PNG), ("0.cls", b"")], "'' is neither"),
         ([("0.png", PNG), ("0.cls", b"\xff\xfe")], "no label: "),
         ([("0.cls", b"1"), ("0.txt", b"x")], "no image; it has cls, txt"),
@@ -329,11 +365,18 @@ def test_a_header_that_claims_to_be_huge_is_refused_before_it_is_read(tmp_path):
     assert "a header of 8589934592 bytes" in damage(tmp_path / "a.tar.gz")[0][1]
 
 
+def test_a_large_image_and_a_long_name_are_no_large_header(tmp_path, monkeypatch):
+    image, key = encoded(IMAGES[0], "bmp"), "long" * 40
+    monkeypatch.setattr("ncfm_engine.sources.shards.MAX_EXTENSION", len(image) - 1)
+    write_tar(tmp_path / "a.tar", [(f"{key}.bmp", image), (f"{key}.cls", b"0")])
+    assert read(tmp_path / "a.tar") == [Record(f"a.tar/{key}", 0, image)]
+
+
 @pytest.mark.parametrize(
     ("shard", "name"),
     [
         ("https://user:secret@host/data/flowers/a.tar?token=1", "flowers"),
-        ("https://user:secret@host/data/flowers/train/a.tar", "flowers"),
+        ("https://user:secret@host/data/flowers/Train/a.tar", "flowers"),
         ("https://user:secret@host/a.tar", "shards"),
         ("pipe:cat /home/alice/a.tar", "shards"),
     ],

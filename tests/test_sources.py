@@ -202,9 +202,16 @@ def test_a_data_folder_is_refused_where_it_has_no_meaning(tmp_path):
         load_source("digits", data=tmp_path)
 
 
-def test_a_size_below_one_pixel_is_refused():
-    with pytest.raises(UsageError, match="size=0"):
-        load_source("digits", size=0)
+def test_a_label_column_is_refused_where_it_has_no_meaning():
+    with pytest.raises(UsageError, match=r"--label-column fine has no meaning .* only for hf"):
+        load_source("digits", label_column="fine")
+
+
+def test_a_size_a_fit_or_a_number_of_channels_that_is_none_is_refused():
+    for wrong in ({"size": 0}, {"size": True}, {"fit": "pad"}, {"channels": 2}):
+        [(name, value)] = wrong.items()
+        with pytest.raises(UsageError, match=f"{name}={value!r}"):
+            load_source("digits", **wrong)
 
 
 def test_the_sources_are_these():
@@ -331,6 +338,13 @@ def test_labels_that_do_not_fit_the_images_are_refused(tmp_path):
     assert not multiprocessing.active_children()  # that decoded: they ended at once
 
 
+def test_files_of_an_archive_that_changed_are_read_again(tmp_path):
+    file = write_mnist(tmp_path) / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    assert load_source("mnist", data=tmp_path).test.images.unique().tolist() == list(range(10))
+    file.write_bytes(file.read_bytes()[:16] + bytes(20 * 28 * 28))
+    assert load_source("mnist", data=tmp_path).test.images.unique().tolist() == [0]
+
+
 def test_a_failed_download_names_the_cache_and_the_ways_out(tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR10
 
@@ -369,7 +383,17 @@ def test_a_validation_folder_stands_in_for_a_missing_test_folder(tmp_path, name)
     assert load_folder(tmp_path).test.counts.tolist() == [2, 2]
 
 
-@pytest.mark.parametrize("names", [["train", "eval"], ["Train", "Test"], ["Training", "more"], ["train"]])
+def test_beside_a_test_folder_one_for_validation_is_left_out(tmp_path):
+    for number, name in enumerate(("validation", "train", "val", "test", "valid")):
+        save_classes(tmp_path / name, images=2 + number, seed=number)
+    source = load_folder(tmp_path)
+    assert (source.train.counts.tolist(), source.test.counts.tolist()) == ([3, 3], [5, 5])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["train", "eval"], ["Train", "Test"], ["Training", "more"], ["train"], ["test", "more"], ["val"]],
+)
 def test_splits_are_not_taken_for_classes(tmp_path, names):
     for name in names:
         save_classes(tmp_path / name)
@@ -406,7 +430,7 @@ def test_a_source_from_a_folder_tells_its_base_name_and_no_path(tmp_path):
 
 def test_images_below_a_class_folder_are_found_at_any_depth_and_hidden_ones_are_not(tmp_path):
     save_classes(tmp_path, images=2)
-    save(tmp_path / "a" / "deep" / "er" / "2.PNG", pixels(2))
+    save(tmp_path / "a" / "deep.png" / "er" / "2.PNG", pixels(2))
     save(tmp_path / "a" / ".hidden.png", pixels(3))
     save(tmp_path / "a" / ".cache" / "4.png", pixels(4))
     save(tmp_path / ".git" / "5.png", pixels(5))
@@ -626,6 +650,16 @@ def test_a_class_of_one_image_cannot_be_split(tmp_path):
         load_folder(tmp_path)
 
 
+def test_the_home_folder_has_its_usual_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = load_folder(save_classes(tmp_path / "images"), store=tmp_path / "store").fingerprint
+    images = np.stack([pixels(100 * c + i) for c in range(2) for i in range(3)])
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(6) // 3, classes=np.array(["a", "b"]))
+    for spec in ("folder:~/images", "store:~/store", "npz:~/a.npz"):
+        assert load_source(spec).fingerprint == expected
+    assert load_source("mnist", data=write_mnist(tmp_path) and "~").num_classes == 10
+
+
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(SourceError, match=r"nowhere is not a folder"):
         load_folder(tmp_path / "nowhere")
@@ -649,7 +683,9 @@ def test_a_symbolic_link_that_stays_in_the_folder_is_read(tmp_path):
 
 @pytest.mark.parametrize("target", ["moved", "c"])
 def test_a_link_to_nothing_is_no_missing_class(tmp_path, target):
-    (save_classes(tmp_path) / "c").symlink_to(target)
+    (save_classes(tmp_path) / "notes.txt").symlink_to("nowhere")  # which is no class
+    assert FolderReader(tmp_path).classes == ["a", "b"]
+    (tmp_path / "c").symlink_to(target)
     with pytest.raises(
         SourceError, match=rf"{tmp_path}/c is a symbolic link to {target}, which is not there"
     ):
@@ -663,6 +699,19 @@ def test_a_link_that_leads_to_itself_is_named(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(SourceError, match="loop is not a folder"):
         FolderReader(tmp_path / "loop")
+
+
+def test_a_file_that_is_gone_is_damage_and_one_that_cannot_be_reached_is_none(tmp_path):
+    for name in ("b/0.png", "c/deep/0.png"):
+        save(save_classes(tmp_path, "abc") / name, pixels(0))
+    reader = FolderReader(tmp_path)
+    (tmp_path / "b" / "0.png").unlink()
+    found = [record for record in list(reader.read(reader.units[0])) if isinstance(record, Damage)]
+    assert found == [Damage("b/0.png", "No such file or directory")]
+    (tmp_path / "c" / "deep").rename(tmp_path / "moved")
+    (tmp_path / "c" / "deep").touch()
+    with pytest.raises(SourceError, match=r"c/deep/0\.png cannot be read: Not a directory"):
+        list(reader.read(reader.units[0]))
 
 
 def test_a_pipe_is_named_and_not_waited_for(tmp_path):

@@ -25,6 +25,7 @@ from ncfm_engine.sources.export import to_webdataset
 from ncfm_engine.sources.images import Images, narrow
 from ncfm_engine.sources.prepare import prepare
 from ncfm_engine.sources.reader import ArrayReader, Origin
+from ncfm_engine.sources.source import digests_of, pixel_sums
 from ncfm_engine.sources.store import INDEX_FILE, describe_store, open_store, read_index, verify_store
 
 IMAGES, LABELS = photographs(10)
@@ -43,8 +44,10 @@ def folder(tmp_path):
 
 @pytest.fixture
 def small_files(monkeypatch):
-    """Five images in a file."""
+    """Five images in a file, two written at once."""
     monkeypatch.setattr(store, "SHARD_BYTES", 5 * IMAGES[0].size)
+    monkeypatch.setattr("ncfm_engine.sources.spool.BLOCK", 2 * IMAGES[0].size)
+    monkeypatch.setattr("ncfm_engine.sources.sorting.BLOCK", 2 * IMAGES[0].size)
 
 
 def test_a_store_holds_all_images_sorted_by_class_and_content_with_an_index(folder):
@@ -108,6 +111,9 @@ def test_a_view_of_one_image_is_not_a_copy(folder, tmp_path, small_files):
     images = prepare(reader(), tmp_path / "many", workers=0).train.images
     assert isinstance(images, Images)
     assert images[7].data_ptr() == images.parts[1][2].data_ptr()
+    assert images.nbytes == sum(part.nbytes for part in images.parts)
+    assert images.to("cpu") is images
+    assert images.to("meta").device.type == "meta"
 
 
 def test_a_validation_split_reads_no_image_and_has_the_statistics_of_its_own(folder, monkeypatch):
@@ -203,6 +209,22 @@ def test_a_changed_pixel_is_found_by_verifying(folder):
         verify_store(folder)
 
 
+@pytest.mark.parametrize("name", ["images", "sums"])
+def test_what_changed_places_is_found_by_verifying(folder, name):
+    path = folder / "train-00000.safetensors"
+    with safe_open(path, "np") as file:
+        found = file.get_tensor(name)
+    changed = found.copy()
+    if name == "images":  # the sums of the image stay as they were
+        changed[3] = found[3, :, ::-1]
+    else:  # and those of the class
+        changed[[3, 4]] = found[[4, 3]]
+    path.write_bytes(path.read_bytes().replace(found.tobytes(), changed.tobytes()))
+    assert open_store(folder).fingerprint == read_index(folder).fingerprint
+    with pytest.raises(IntegrityError, match="image 3 of train is not the one that was prepared"):
+        verify_store(folder)
+
+
 def test_a_changed_digest_is_found_by_opening(folder):
     path = folder / "train-00000.safetensors"
     content = bytearray(path.read_bytes())
@@ -231,6 +253,25 @@ def test_a_cut_file_is_refused(folder, size):
         open_store(folder)
 
 
+def test_a_file_is_written_already_if_it_is_whole_and_of_these_images(tmp_path):
+    path, images = tmp_path / "a.safetensors", np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2))
+    mirrored = images[..., ::-1]  # whose sums are the same
+    sums, digests = pixel_sums(images), digests_of(images)
+    store.write_shard(path, iter((images[:30], images[30:])), images.shape[1:], digests, sums)
+    assert store.is_written(path, images.shape[1:], digests, sums)
+    assert not store.is_written(path, images.shape[1:], digests_of(mirrored), pixel_sums(mirrored))
+    assert not store.is_written(path, images.shape[1:], digests, sums + 1)
+    os.truncate(path, path.stat().st_size - 1)
+    assert not store.is_written(path, images.shape[1:], digests, sums)
+
+
+def test_a_changed_header_is_refused(folder):
+    path = folder / "train-00000.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"U8"', b'"I8"', 1))  # what others would read
+    with pytest.raises(IntegrityError, match=r"train-00000\.safetensors cannot be read"):
+        open_store(folder)
+
+
 def test_a_missing_or_exchanged_file_is_refused(folder):
     shutil.copy(folder / "train-00000.safetensors", folder / "test-00000.safetensors")
     with pytest.raises(IntegrityError, match="does not hold 8 images"):
@@ -255,6 +296,17 @@ def test_an_index_that_is_none_is_refused(folder, content, message):
         open_store(folder)
 
 
+@pytest.mark.parametrize("name", ["counts", "shards"])
+def test_an_index_without_a_part_is_refused_and_may_be_replaced(folder, name):
+    expected, index = read_index(folder), json.loads((folder / INDEX_FILE).read_text())
+    index[name]["trai~"] = index[name].pop("train")
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+    with pytest.raises(SourceError, match="is not the index of a store: 'train'"):
+        open_store(folder)
+    prepare(reader(), folder, workers=0, overwrite=True)
+    assert read_index(folder) == expected
+
+
 def test_a_folder_without_an_index_is_no_store(tmp_path):
     with pytest.raises(SourceError, match=r"has no index\.json\. Make one with prepare\.py"):
         load_source(f"store:{tmp_path}")
@@ -262,9 +314,10 @@ def test_a_folder_without_an_index_is_no_store(tmp_path):
 
 def test_a_store_is_a_source_that_takes_no_further_changes(folder):
     assert load_source(f"store:{folder}").fingerprint == read_index(folder).fingerprint
-    for change in ({"size": 8}, {"fit": "squash"}, {"channels": 1}, {"data": "x"}):
+    changes = {"size": 8, "fit": "squash", "channels": 1, "data": "x", "classes": "x", "store": "x"}
+    for name, value in (changes | {"label_column": "x"}).items():
         with pytest.raises(UsageError, match="is prepared already"):
-            load_source(f"store:{folder}", **change)
+            load_source(f"store:{folder}", **{name: value})
 
 
 def test_the_description_says_what_people_ask_first(folder):

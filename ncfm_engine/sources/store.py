@@ -73,7 +73,8 @@ def read_index(folder: Path) -> Index:
         tuples = {name: tuple(content.pop(name)) for name in ("classes", "shape", "mean", "std")}
         origin = Origin(**content.pop("origin"))
         damaged = tuple(Damage(**row) for row in content.pop("damaged"))
-        return Index(origin=origin, damaged=damaged, **tuples, **content)
+        sizes = {name: {part: list(content[name][part]) for part in PARTS} for name in ("counts", "shards")}
+        return Index(origin=origin, damaged=damaged, **tuples, **content | sizes)
     except FileNotFoundError as error:
         raise SourceError(
             f"{folder} is not a store: it has no {INDEX_FILE}. Make one with prepare.py."
