@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -319,6 +320,16 @@ def test_decoded_pixels_that_are_cut_make_no_store(tmp_path, shards, small_files
     assert not (tmp_path / "store" / INDEX_FILE).exists()
 
 
+def test_what_was_decoded_and_is_damaged_is_named_with_what_to_do(tmp_path, shards):
+    with pytest.raises(Stopped):
+        prepare(ShardReader(shards), tmp_path / "store", workers=0, stop=StopAfter(4))
+    next((tmp_path / "store" / WORK_FOLDER).glob("*.safetensors")).write_bytes(b"")
+    with pytest.raises(OutputError, match=rf"{WORK_FOLDER}/\w+ was decoded, and is damaged: .* Remove its"):
+        prepare(ShardReader(shards), tmp_path / "store", workers=0)
+    shutil.rmtree(tmp_path / "store" / WORK_FOLDER)
+    assert len(prepare(ShardReader(shards), tmp_path / "store", workers=0).train) == 64
+
+
 def test_what_killed_runs_left_is_removed(tmp_path, shards):
     work = tmp_path / "store" / WORK_FOLDER
     with pytest.raises(Stopped):
@@ -573,6 +584,7 @@ def test_the_words_of_the_command_decide_what_is_prepared(tmp_path, here, shards
         (("digits",), 2, "name a source and the store to write"),
         (("store:x", "y"), 2, "name a source and the store to write"),
         (("store:x",), 2, "x is not a store"),
+        (("store:x", "--overwrite"), 2, "store:x is prepared already; expected no --seed, --overwrite"),
         (("wds:nowhere/*.tar", "y"), 2, "names no file"),
         (("digits", "y", "--size", "0"), 2, "size=0"),
         (

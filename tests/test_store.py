@@ -1,5 +1,6 @@
 """The store: images sorted by content in mapped files, whose every part can be checked."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -318,6 +319,15 @@ def test_a_store_is_a_source_that_takes_no_further_changes(folder):
     for name, value in (changes | {"label_column": "x"}).items():
         with pytest.raises(UsageError, match="is prepared already"):
             load_source(f"store:{folder}", **{name: value})
+
+
+@pytest.mark.parametrize("name", [" cat", "cat\ndog", "cat\rdog", "cat\n"])
+def test_names_that_do_not_fit_on_a_line_are_not_written_for_others(folder, tmp_path, name):
+    source = open_store(folder)
+    source = dataclasses.replace(source, classes=(name, *source.classes[1:]))
+    with pytest.raises(UsageError, match=r"cannot be named in classes\.txt, one on a line"):
+        to_webdataset(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_description_says_what_people_ask_first(folder):

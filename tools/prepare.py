@@ -45,6 +45,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> None:
     if (arguments.store is None) != arguments.source.startswith("store:"):
         raise UsageError("name a source and the store to write; a store alone as store:PATH")
+    if arguments.store is None and (arguments.seed or arguments.overwrite or arguments.skip_damaged):
+        raise UsageError(
+            f"{arguments.source} is prepared already; expected no --seed, --overwrite or --skip-damaged"
+        )
     start, options = time.monotonic(), reading(arguments)
     if arguments.store is not None:
         options |= {"store": arguments.store, "overwrite": arguments.overwrite, "seed": arguments.seed}

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from distilled_data.errors import MissingExtraError
+from distilled_data.errors import MissingExtraError, UsageError
 from distilled_data.export import to_png
 from distilled_data.files import new_folder, write_file
 
 from .images import Images
-from .reader import CLASSES_FILE, PARTS
+from .reader import CLASSES_FILE, PARTS, class_names
 from .source import Source
 
 SHARD_BYTES = 2**28  # of pixels in a shard, at most; one image at least
@@ -18,7 +18,8 @@ def to_webdataset(source: Source, folder: str | Path) -> list[Path]:
     classes.txt.
 
     What `wds:FOLDER/*.tar` reads has the same fingerprint. Raises `UsageError` unless the folder is empty or
-    not there, `OutputError` where it cannot be written.
+    not there, and for names of classes that do not fit on a line each, `OutputError` where it cannot be
+    written.
     """
     try:
         from webdataset.writer import TarWriter
@@ -27,6 +28,12 @@ def to_webdataset(source: Source, folder: str | Path) -> list[Path]:
     names = []
     size = max(1, SHARD_BYTES // (source.channels * source.height * source.width))
     with new_folder(folder) as place:
+        write_file(place / CLASSES_FILE, "".join(f"{name}\n" for name in source.classes).encode())
+        if class_names(place / CLASSES_FILE) != list(source.classes):
+            raise UsageError(
+                f"the classes {', '.join(map(repr, source.classes))} cannot be named in {CLASSES_FILE}, one "
+                "on a line; expected no line breaks, and no spaces at their ends"
+            )
         for part, images in zip(PARTS, (source.train, source.test), strict=True):
             pixels, labels = Images.of(images.images), images.targets.tolist()
             for number, first in enumerate(range(0, len(images), size)):
@@ -34,5 +41,4 @@ def to_webdataset(source: Source, folder: str | Path) -> list[Path]:
                 with TarWriter(str(place / names[-1]), mtime=0.0) as shard:  # equal data give equal bytes
                     for row in range(first, min(first + size, len(images))):
                         shard.write({"__key__": f"{row:08d}", "png": to_png(pixels[row]), "cls": labels[row]})
-        write_file(place / CLASSES_FILE, "".join(f"{name}\n" for name in source.classes).encode())
     return [Path(folder) / name for name in names]

@@ -48,7 +48,11 @@ class Spool:
             with safe_open(path.with_suffix(".safetensors"), "np") as file:
                 about = json.loads(file.metadata()["about"])
                 arrays = {name: file.get_tensor(name) for name in ("labels", "digests", "sums")}
-        except (OSError, SafetensorError) as error:
+        except SafetensorError as error:
+            raise OutputError(
+                f"{path} was decoded, and is damaged: {error}. Remove its folder and run again."
+            ) from error
+        except OSError as error:
             raise OutputError(
                 f"{path} was decoded, but is not there or cannot be read: {error}. All processes must share "
                 "the folder of the store, and see the same source. Run the command again."
