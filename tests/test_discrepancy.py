@@ -27,6 +27,13 @@ def test_discrepancy_is_symmetric_and_positive(alpha):
     assert (ncfd(a, b, FREQUENCIES, alpha) > 0).all()
 
 
+def test_discrepancy_is_the_root_of_half_the_squared_difference_where_nothing_else_is_said():
+    a, b = features(0, 3, 20, 8), features(1, 3, 5, 8)
+    difference = [torch.exp(1j * (x @ FREQUENCIES.T)).mean(1) for x in (a, b)]
+    expected = ((difference[0] - difference[1]).abs() / 2**0.5).mean(1)
+    assert torch.allclose(ncfd(a, b, FREQUENCIES), expected, rtol=1e-5)
+
+
 def test_classes_do_not_mix():
     a, b = features(0, 3, 20, 8), features(1, 3, 5, 8)
     alone = torch.cat([ncfd(a[c : c + 1], b[c : c + 1], FREQUENCIES) for c in range(3)])
@@ -54,6 +61,22 @@ def test_discrepancy_of_two_gaussians_that_differ_in_mean_is_the_closed_form():
     length = (-0.5 * frequencies.square()).exp()
     expected = (0.7 * 2 * length.square() * (1 - (0.7 * frequencies).cos())).sqrt().mean()
     assert ncfd(a, b, frequencies, alpha=0.3).item() == pytest.approx(expected.item(), rel=0.02)
+
+
+def test_amplitude_and_phase_are_those_of_complex_numbers():
+    generator = torch.Generator().manual_seed(5)
+    a, b = (torch.randn(2, 3, 40, generator=generator, dtype=torch.float64) / 2 for _ in range(2))
+    one, other = torch.complex(*a), torch.complex(*b)
+    amplitude, phase = amplitude_and_phase((a[0], a[1]), (b[0], b[1]))
+    lengths, turn = one.abs() * other.abs(), one.angle() - other.angle()
+    assert torch.allclose(amplitude, (one.abs() - other.abs()).square(), rtol=1e-5)
+    assert torch.allclose(phase, 2 * lengths * (1 - turn.cos()), rtol=1e-5)
+
+
+def test_rounding_makes_no_phase_of_which_there_is_no_root():
+    points = features(0, 3, 20, 8)
+    points = torch.cat([points, -points], 1)  # symmetric, and seen from afar: no phase
+    assert (ncfd(points, 2 * points, FREQUENCIES / 10, alpha=0) < 1e-3).all()
 
 
 def test_amplitude_sees_spread_and_phase_sees_shift():
@@ -97,6 +120,18 @@ def test_autocast_does_not_lower_the_precision():
     outside = ncfd(a, b, FREQUENCIES)
     assert torch.equal(inside, outside)
     assert torch.equal(gradient, torch.autograd.grad(outside.sum(), b)[0])
+
+
+@pytest.mark.parametrize("distance", [lambda a, b: ncfd(a, b, FREQUENCIES), mmd, dm, mse])
+def test_values_and_gradients_are_exact_but_for_the_rounding_of_float32(distance):
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        a, b = features(0, 2, 200, 8).to(dtype), features(1, 2, 100, 8).to(dtype).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value = distance(a, b)
+        found.append((value, torch.autograd.grad(value.sum(), b)[0]))
+    for rounded, exact in zip(*found, strict=True):
+        assert (rounded - exact).norm() < 1e-4 * exact.norm()
 
 
 def test_mmd_is_the_mean_squared_difference_over_normal_frequencies():

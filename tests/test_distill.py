@@ -6,15 +6,19 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from distilled_data import CheckpointError, DeviceMemoryError, DivergenceError, OutputError, UsageError
 from distilled_data.decode import tiles
+from distilled_data.randomness import seed_at
 from ncfm_engine import distill as module
 from ncfm_engine.checkpoint import load_checkpoint
-from ncfm_engine.config import DistillConfig
-from ncfm_engine.distill import CHECKPOINT_FILE, METRICS_FILE, distill
-from ncfm_engine.initial import initial_images
+from ncfm_engine.config import DistillConfig, NetworkConfig
+from ncfm_engine.distill import CHECKPOINT_FILE, METRICS_FILE, begin, distill, resumable
+from ncfm_engine.initial import check_packing, initial_images
 from ncfm_engine.memory import Layout
+from ncfm_engine.pool import build
+from ncfm_engine.selection import clusters, herding
 from ncfm_engine.stop import Stopped, StopRequest
 
 IDENTITY = {"recipe": "this"}
@@ -85,13 +89,21 @@ def test_a_cosine_schedule_falls_from_the_learning_rate_to_nothing(play, tmp_pat
     }
 
 
-def test_a_plateau_halves_the_learning_rate(play, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "PLATEAU_STEPS", 20)  # two rows
-    still = dataclasses.replace(CONFIG, schedule="plateau", iterations=120, learning_rate=1e-6)
-    rates = rates_of(play, still, tmp_path)
-    assert rates[0] == 1e-6
-    assert rates[-1] <= 0.5e-6
-    assert {round(1e-6 / rate) for rate in rates} <= {1, 2, 4, 8, 16}
+def test_a_plateau_halves_the_learning_rate_in_a_resumed_run_too(play, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOG_EVERY", 2)
+    monkeypatch.setattr(module, "PLATEAU_STEPS", 4)  # two rows
+    still = dataclasses.replace(CONFIG, schedule="plateau", iterations=24, learning_rate=1e-6)
+    found, best, bad, expected = rates_of(play, still, tmp_path / "whole"), float("inf"), 0, [1e-6]
+    for row in metrics(tmp_path / "whole"):
+        lower = row["discrepancy"] < best * (1 - 1e-4)
+        best, bad = (row["discrepancy"], 0) if lower else (best, bad + 1)
+        expected.append(expected[-1] / 2 if bad > 2 else expected[-1])
+        bad = 0 if bad > 2 else bad
+    assert found == expected[1:]
+    assert found[5] < 1e-6  # before the stop
+    play(dataclasses.replace(still, iterations=14), folder=tmp_path / "parts")
+    play(still, folder=tmp_path / "parts", resume=True)
+    assert [row["learning_rate"] for row in metrics(tmp_path / "parts")] == found
 
 
 def test_images_start_as_real_images_of_their_class(digits, pool):
@@ -117,32 +129,68 @@ def test_packed_images_start_as_shrunk_real_images_one_per_tile(digits, pool):
 
 
 def test_images_can_start_as_noise(digits, pool):
-    noise = initial_images(dataclasses.replace(CONFIG, initialisation="noise"), digits, pool, ipc=2, seed=0)
+    config = dataclasses.replace(CONFIG, initialisation="noise")
+    noise, same, other = (initial_images(config, digits, pool, ipc=2, seed=seed) for seed in (0, 0, 1))
     assert noise.shape == (2, 10, 1, 8, 8)
     assert abs(noise.mean() - 0.5) < 0.05
+    assert torch.equal(noise, same)
+    assert not torch.equal(noise, other)
 
 
 @pytest.mark.parametrize("kind", ["herding", "clusters"])
 def test_images_can_start_as_typical_ones_of_their_class(digits, pool, kind):
-    def start(seed=0, ipc=3):
-        config = dataclasses.replace(CONFIG, initialisation=kind)
-        return initial_images(config, digits, pool, ipc=ipc, seed=seed)
-
-    chosen = (start() * 255).round().to(torch.uint8)
+    config = dataclasses.replace(CONFIG, initialisation=kind)
+    start = initial_images(config, digits, pool, ipc=3, seed=0)
+    chosen = (start * 255).round().to(torch.uint8)
     for label in range(10):
         real = digits.train.images[digits.train.targets == label]
         assert all((image == real).flatten(1).all(1).any() for image in chosen[:, label])
-    assert torch.equal(start(), start())
     # With all images of a class their mean would be met: a few of them come nearer than a random draw.
     means = torch.stack([digits.train.images[digits.train.targets == k].float().mean(0) for k in range(10)])
     far = {
         name: (images.mean(0) - means / 255).norm().item()
         for name, images in {
-            "chosen": start(),
+            "chosen": start,
             "random": initial_images(CONFIG, digits, pool, ipc=3, seed=0),
         }.items()
     }
     assert far["chosen"] < far["random"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "choose"),
+    [
+        ("herding", lambda features, label: herding(features, 8)),
+        ("clusters", lambda features, label: clusters(features, 8, seed_at(3, "clusters", label))),
+    ],
+)
+def test_typical_images_fill_the_ranks_in_the_order_of_the_choice(digits, pool, kind, choose):
+    config = dataclasses.replace(CONFIG, factor=2, initialisation=kind)
+    start = initial_images(config, digits, pool, ipc=2, seed=3)
+    network = build(NetworkConfig(width=8, depth=2), digits, 0)
+    chosen = pool.trained[seed_at(3, "choosing network") % 2]
+    torch.nn.utils.vector_to_parameters(chosen, network.parameters())
+    for label in (0, 7):
+        real = digits.train.images[digits.train.targets == label].float() / 255
+        maps = network.features((real - digits.mean[0]) / digits.std[0]).detach().flatten(1)
+        rows = choose(F.normalize(maps), label)
+        small = F.interpolate(real[rows], size=(4, 4), mode="bilinear", antialias=True)
+        for rank, (a, b, c, d) in enumerate(small.split(4)):  # row by row
+            packed = torch.cat([torch.cat([a, b], 2), torch.cat([c, d], 2)], 1)
+            assert torch.allclose(start[rank, label], packed, atol=1e-6)
+
+
+def test_the_result_of_an_average_is_that_of_all_steps_with_fading_weights(play, monkeypatch):
+    seen, real = [], module.MatchingStep.backward
+    monkeypatch.setattr(
+        module.MatchingStep,
+        "backward",
+        lambda self, images, step: seen.append(images.detach().clone()) or real(self, images, step),
+    )
+    averaged = play(dataclasses.replace(CONFIG, ema=0.7)).images
+    first, *others = [*seen, play().images]
+    expected = 0.7**12 * first + sum(0.3 * 0.7 ** (11 - k) * images for k, images in enumerate(others))
+    assert torch.allclose(averaged, expected, atol=1e-6)
 
 
 def test_the_result_of_an_average_lags_behind_the_images(play):
@@ -203,9 +251,38 @@ def test_a_factor_that_does_not_divide_the_image_is_refused(digits, pool):
         initial_images(dataclasses.replace(CONFIG, factor=3), digits, pool, ipc=1, seed=0)
 
 
-def test_an_ipc_above_the_smallest_class_is_refused(digits, pool):
-    with pytest.raises(UsageError, match="ipc=2000 is more than the 1"):
-        initial_images(CONFIG, digits, pool, ipc=2000, seed=0)
+def test_a_factor_has_to_divide_both_sides(digits):
+    wide, tall = (  # 8 x 6 and 6 x 8
+        dataclasses.replace(digits, train=dataclasses.replace(digits.train, images=images))
+        for images in (digits.train.images[..., :6], digits.train.images[..., :6, :])
+    )
+    for source in (wide, tall):
+        check_packing(dataclasses.replace(CONFIG, factor=2), source, 1)
+        with pytest.raises(UsageError, match="factor 4 does not divide"):
+            check_packing(dataclasses.replace(CONFIG, factor=4), source, 1)
+
+
+def test_an_ipc_above_the_smallest_class_is_refused(digits):
+    smallest = int(digits.train.counts.min())
+    check_packing(CONFIG, digits, smallest)
+    with pytest.raises(UsageError, match=f"ipc={smallest + 1} is more than the {smallest} training images"):
+        check_packing(CONFIG, digits, smallest + 1)
+
+
+def test_a_row_holds_the_means_over_the_steps_since_the_one_before_and_all_classes(
+    play, tmp_path, monkeypatch
+):
+    losses, real = [], module.MatchingStep.backward
+    monkeypatch.setattr(
+        module.MatchingStep,
+        "backward",
+        lambda self, images, step: losses.append(real(self, images, step)) or losses[-1],
+    )
+    play(folder=tmp_path)
+    for row, steps in zip(metrics(tmp_path), (losses[:10], losses[10:]), strict=True):
+        for name in ("discrepancy", "calibration", "amplitude", "phase"):
+            mean = torch.stack([getattr(step, name) for step in steps]).mean().item()
+            assert row[name] == pytest.approx(mean, rel=1e-5)
 
 
 def test_metrics_have_a_row_per_interval_and_one_for_the_last_step(play, tmp_path):
@@ -263,12 +340,30 @@ def test_a_run_stopped_at_every_step_and_resumed_each_time_equals_an_uninterrupt
     assert [row["step"] for row in metrics(tmp_path)] == [10, 12]
 
 
+def test_seconds_are_those_of_all_parts_of_a_run(play, tmp_path):
+    play(folder=tmp_path)
+    before = load_checkpoint(tmp_path / CHECKPOINT_FILE, IDENTITY).progress["seconds"]
+    assert play(folder=tmp_path, resume=True).step == 12
+    longer = play(dataclasses.replace(CONFIG, iterations=20), folder=tmp_path, resume=True)
+    assert 0 < before < longer.seconds < before + 60
+    assert [row["seconds"] > before for row in metrics(tmp_path)] == [False, False, True]
+
+
 def test_a_checkpoint_of_another_run_is_refused(play, tmp_path):
     play(folder=tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(IDENTITY, "recipe", "that")
         with pytest.raises(CheckpointError, match="recipe is 'this' there and 'that' here"):
             play(folder=tmp_path, resume=True)
+
+
+def test_a_run_begun_in_the_place_of_another_goes_on_with_nothing_of_it(play, tmp_path):
+    play(folder=tmp_path)
+    begin(tmp_path, {"recipe": "that"})
+    assert [path.name for path in tmp_path.glob("checkpoint*")] == [CHECKPOINT_FILE]
+    assert resumable(tmp_path, {"recipe": "that"}, 12) is None
+    play(dataclasses.replace(CONFIG, iterations=0), folder=tmp_path)  # and so is one of no steps
+    assert load_checkpoint(tmp_path / CHECKPOINT_FILE, IDENTITY).progress["step"] == 0
 
 
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(play, tmp_path):
@@ -285,13 +380,12 @@ def test_a_checkpoint_beyond_the_iterations_asked_for_is_refused(play, tmp_path)
         play(dataclasses.replace(CONFIG, iterations=5), folder=tmp_path, resume=True)
 
 
-def fails_for_memory(times: int):
+def fails_for_memory(fitting: Layout):
     real = module.MatchingStep.backward
 
     def backward(self, images, step):
-        nonlocal times
-        if step == 5 and times:
-            times -= 1
+        fits = self.layout.classes <= fitting.classes and self.real.layout.images <= fitting.images
+        if step == 5 and not fits:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
         return real(self, images, step)
 
@@ -299,15 +393,15 @@ def fails_for_memory(times: int):
 
 
 def test_out_of_memory_halves_the_chunks_once_and_changes_nothing_else(play, tmp_path, monkeypatch):
-    whole = play(layout=Layout(10, 40))
-    monkeypatch.setattr(module.MatchingStep, "backward", fails_for_memory(1))
+    whole = play(layout=Layout(9, 39))
+    monkeypatch.setattr(module.MatchingStep, "backward", fails_for_memory(Layout(5, 20)))
     with pytest.warns(UserWarning, match=r"out of memory at step 6 .* 5 classes and 20 real images at once"):
-        halved = play(layout=Layout(10, 40), folder=tmp_path)
+        halved = play(layout=Layout(9, 39), folder=tmp_path)
     assert torch.allclose(halved.images, whole.images, atol=1e-3)
 
 
 def test_out_of_memory_again_stops_with_the_checkpoint_kept(play, tmp_path, monkeypatch):
-    monkeypatch.setattr(module.MatchingStep, "backward", fails_for_memory(2))
+    monkeypatch.setattr(module.MatchingStep, "backward", fails_for_memory(Layout(4, 20)))
     with (
         pytest.warns(UserWarning, match="out of memory"),
         pytest.raises(DeviceMemoryError, match=r"step 6 does not fit .* with 5 classes .*--memory"),
@@ -316,15 +410,21 @@ def test_out_of_memory_again_stops_with_the_checkpoint_kept(play, tmp_path, monk
     assert load_checkpoint(tmp_path / CHECKPOINT_FILE, IDENTITY).progress["step"] == 4
 
 
+def test_one_class_and_one_image_at_once_are_not_cut_further(play, monkeypatch):
+    monkeypatch.setattr(module.MatchingStep, "backward", fails_for_memory(Layout(0, 0)))
+    with pytest.raises(DeviceMemoryError, match=r"step 6 does not fit .* with 1 classes and 1 real images"):
+        play(layout=Layout(1, 1))
+
+
 def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(play, tmp_path, monkeypatch):
     def poison(self, images, step, real=module.MatchingStep.backward):
         losses = real(self, images, step)
         if step == 7:  # the loss is finite, and the checkpoint after this step is due
-            images.grad[0] = float("nan")
+            images.grad[1, 3, 0, 2, 5] = float("nan")
         return losses
 
     monkeypatch.setattr(module.MatchingStep, "backward", poison)
-    with pytest.raises(DivergenceError, match="an image of class 0 at step 8 is not finite"):
+    with pytest.raises(DivergenceError, match="an image of class 3 at step 8 is not finite"):
         play(folder=tmp_path)
     monkeypatch.undo()
     assert load_checkpoint(tmp_path / CHECKPOINT_FILE, IDENTITY).progress["step"] == 4
@@ -341,6 +441,15 @@ def test_a_sampling_network_that_is_not_finite_never_reaches_a_checkpoint(play, 
     with pytest.raises(DivergenceError, match="the sampling network at step 8 is not finite"):
         play(folder=tmp_path)
     assert load_checkpoint(tmp_path / CHECKPOINT_FILE, IDENTITY).progress["step"] == 4
+
+
+def test_a_row_that_was_cut_off_is_written_again(play, tmp_path):
+    longer = dataclasses.replace(CONFIG, iterations=14)
+    play(folder=tmp_path)
+    with (tmp_path / METRICS_FILE).open("a") as file:
+        file.write('{"step": 14, "discre')
+    play(longer, folder=tmp_path, resume=True)
+    assert [row["step"] for row in metrics(tmp_path)] == [10, 12, 14]
 
 
 def test_metrics_that_cannot_be_written_are_an_output_error(play, tmp_path):
@@ -376,8 +485,10 @@ def test_a_loss_that_is_not_finite_names_step_and_class_and_keeps_the_last_check
 
 
 def test_sets_that_are_made_one_after_the_other_are_all_compiled(play, monkeypatch):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    compiled, compile = [], functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", lambda *args, **how: compiled.append(args) or compile(*args, **how))
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     config = dataclasses.replace(CONFIG, iterations=1)
     for seed in range(4):
         play(config, seed, compile=True)
+    assert len(compiled) == 4 * 4  # two networks, two passes each

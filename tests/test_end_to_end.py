@@ -47,9 +47,26 @@ def test_the_artifact_loads_verifies_and_names_its_recipe(finished):
     dataset = DistilledDataset.from_folder(finished[0] / "out")
     dataset.verify()
     assert len(dataset) == 30 * dataset.info.factor**2
-    assert dataset.info.recipe["settings"]["distill"]["iterations"] == 30
-    assert dataset.info.source["images"] == 1438
     assert [row["labels"] for row in dataset.info.results] == ["hard", "soft"]
+
+
+def test_the_artifact_says_what_it_was_made_of_and_how(finished, digits):
+    info = DistilledDataset.from_folder(finished[0] / "out").info
+    assert (info.dataset, info.ipc, info.factor) == ("digits", 3, 1)
+    assert (info.channels, info.height, info.width) == (1, 8, 8)
+    assert info.classes == tuple("0123456789")
+    images = digits.train.images[:].double() / 255
+    assert (*info.mean, *info.std) == pytest.approx((images.mean().item(), images.std().item()), abs=1e-3)
+    origin = {"id": "uci:optdigits", "revision": "doi:10.24432/C50P49", "license": "CC-BY-4.0"}
+    made_of = {**origin, "citation": digits.origin.citation, "fingerprint": digits.fingerprint}
+    assert info.source == {**made_of, "images": 1438}
+    assert (info.recipe["preset"], info.recipe["seed"], info.recipe["iterations"]) == ("digits", 0, 30)
+    settings = info.recipe["settings"]
+    assert info.recipe["augment"] == settings["evaluate"]["augment"]
+    for word in TINY:
+        (section, name), value = word.split("=")[0].split("."), int(word.split("=")[1])
+        assert settings[section][name] == value
+    assert {"device", "versions"} <= set(info.recipe)
 
 
 def test_a_network_trains_on_the_artifact_in_a_plain_loop(finished):

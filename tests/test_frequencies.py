@@ -10,8 +10,11 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def test_all_frequencies_are_distinct_rows():
-    for count in (16, 100, 1024):
-        frequencies = SamplingNetwork(24, count)(generator())
+    for count, scales in ((16, 1), (100, 7), (1024, 64)):
+        network, made = SamplingNetwork(24, count), []
+        network.layers.register_forward_hook(lambda layers, noise, scale, made=made: made.append(len(scale)))
+        frequencies = network(generator())
+        assert made == [scales]
         assert frequencies.shape == (count, 24)
         assert len(frequencies.unique(dim=0)) == count
 

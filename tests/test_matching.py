@@ -69,11 +69,101 @@ def test_calibration_gradient_is_that_of_the_mean_cross_entropy_of_each_class(di
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+WRITTEN = dataclasses.replace(SMALL, factor=2, alpha=0.3, weight=7.0, calibration=3.0, augment="none")
+
+
+def points_of(digits, pool, step, images) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Real and synthetic features [C, B, D] of step 4 of `WRITTEN`, and its calibration loss [C]."""
+    generator = generator_at(0, "network", 4)
+    index, beta = int(torch.randint(2, (), generator=generator)), torch.rand((), generator=generator)
+    start, end = pool.trajectory[index]
+    networks = [build(NetworkConfig(width=8, depth=2), digits, 0) for _ in range(2)]
+    for network, weights in zip(networks, ((1 - beta) * start + beta * end, end), strict=True):
+        torch.nn.utils.vector_to_parameters(weights, network.parameters())
+    blended, trained = networks
+    rows = step.real.images.draw(30, generator_at(0, "real", 4)).flatten()
+    real = (digits.train.images[rows] / 255 - digits.mean[0]) / digits.std[0]
+    quarters = [images[..., top : top + 4, left : left + 4] for top in (0, 4) for left in (0, 4)]
+    views = torch.stack(quarters, 2).transpose(0, 1).flatten(0, 2)  # class by class
+    views = torch.nn.functional.interpolate(views, size=(8, 8), mode="bilinear", align_corners=False)
+    views = (views - digits.mean[0]) / digits.std[0]
+    points = [blended.features(x).flatten(1) for x in (real, views)]
+    points = [(x / x.norm(dim=1, keepdim=True)).unflatten(0, (10, -1)) for x in points]
+    likely = trained(views).log_softmax(1).unflatten(0, (10, -1)).diagonal(dim1=0, dim2=2)  # [views, C]
+    return *points, -likely.mean(0)
+
+
+def equation_8(real, synthetic, frequencies) -> tuple[torch.Tensor, ...]:
+    """Discrepancy [C] of `WRITTEN`, amplitude and phase."""
+    a, b = (torch.exp(1j * (x @ frequencies.T)).mean(1) for x in (real, synthetic))
+    amplitude, phase = (a.abs() - b.abs()).square(), 2 * (a.abs() * b.abs() - (a * b.conj()).real)
+    return (0.3 * amplitude + 0.7 * phase).sqrt().mean(1), amplitude.mean(1), phase.mean(1)
+
+
+def test_both_players_get_the_gradients_of_what_the_paper_writes(digits, pool):
+    step, images = game(digits, pool, WRITTEN)
+    losses = step.backward(images, 4)
+    same, players = images.detach().clone().requires_grad_(), list(step.sampler.parameters())
+    *points, calibration = points_of(digits, pool, step, same)
+    discrepancy, amplitude, phase = equation_8(*points, step.sampler(generator_at(0, "frequencies", 4)))
+    gradients = torch.autograd.grad((7 * discrepancy + 3 * calibration).sum(), [same, *players])
+    for found, expected in zip((images.grad, *(p.grad for p in players)), gradients, strict=True):
+        assert (found - expected).norm() < 1e-3 * expected.norm()
+    for name, value in (("discrepancy", discrepancy), ("amplitude", amplitude), ("phase", phase)):
+        assert torch.allclose(getattr(losses, name), value, rtol=1e-3)
+    assert torch.allclose(losses.calibration, calibration, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layout", [Layout(10, 300), Layout(3, 7)])
+def test_a_turn_of_psi_gets_the_gradients_of_the_weighted_discrepancy(digits, pool, layout):
+    step, images = game(digits, pool, WRITTEN, layout=layout)
+    step.ascend(images, 4, 2)
+    *points, _ = points_of(digits, pool, step, images)
+    discrepancy = equation_8(*points, step.sampler(generator_at(0, "frequencies", 4, 2)))[0]
+    players = list(step.sampler.parameters())
+    for player, expected in zip(players, torch.autograd.grad(7 * discrepancy.sum(), players), strict=True):
+        assert (player.grad - expected).norm() < 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["mmd", "dm", "mse"])
+def test_a_step_without_frequencies_compares_as_its_name_says(digits, pool, name):
+    step, images = game(digits, pool, dataclasses.replace(WRITTEN, discrepancy=name))
+    losses = step.backward(images, 4)
+    real, synthetic, _ = points_of(digits, pool, step, images)
+
+    def mean(kernel, a, b):
+        return kernel(torch.cdist(a, b).square()).mean((1, 2))
+
+    expected = {
+        "mmd": sum(
+            sign * mean(lambda square: (-square / 2).exp(), a, b)
+            for sign, a, b in ((1, real, real), (1, synthetic, synthetic), (-2, real, synthetic))
+        ),
+        "dm": (real.mean(1) - synthetic.mean(1)).square().sum(1),
+        "mse": mean(lambda square: square, real, synthetic),
+    }
+    assert torch.allclose(losses.discrepancy, expected[name], rtol=1e-3, atol=1e-6)
+    assert not losses.amplitude.any()
+    assert not losses.phase.any()
+
+
+@pytest.mark.parametrize(("precision", "products"), [("float32", "highest"), ("bfloat16", "high")])
+def test_products_are_rounded_where_the_networks_are(digits, pool, precision, products):
+    step, images = game(digits, pool, dataclasses.replace(SMALL, precision=precision))
+    seen = []
+    step.sampler.register_forward_hook(lambda *_: seen.append(torch.get_float32_matmul_precision()))
+    step.backward(images, 0)
+    step.ascend(images, 0, 1)
+    assert seen == [products] * 2
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_classes_and_real_images_in_chunks_give_the_gradients_of_all_at_once(digits, pool, shared):
     config, gradients = dataclasses.replace(SMALL, augment_shared=shared), []
     for layout in (Layout(10, 300), Layout(3, 7)):
         step, images = game(digits, pool, config, layout=layout)
+        assert step.layout == layout
         step.backward(images, 0)
         gradients.append((images.grad, next(step.sampler.parameters()).grad))
     assert torch.allclose(gradients[0][0], gradients[1][0], rtol=1e-4, atol=1e-5)
@@ -87,6 +177,7 @@ def test_a_part_of_the_classes_gets_the_gradients_it_has_among_all(digits, pool,
     whole, images = game(digits, pool, config)
     losses = whole.backward(images, 3)
     part, _ = game(digits, pool, config, part=slice(4, 7))
+    assert part.layout.classes <= 3
     some = images[:, 4:7].clone()
     assert torch.allclose(part.backward(some, 3).discrepancy, losses.discrepancy[4:7], rtol=1e-5)
     assert torch.allclose(some.grad, images.grad[:, 4:7], rtol=1e-4, atol=1e-5)
@@ -124,7 +215,11 @@ def test_a_bank_looks_at_real_images_once_per_refresh_and_gives_every_entry(digi
     step, _ = game(digits, pool, bank)
     made, make = [], step.real._make
     monkeypatch.setattr(step.real, "_make", lambda entry: made.append(entry) or make(entry))
-    used = [step.real.prepare(number).number for number in range(40)]
+    used, kept = [], []
+    for number in range(40):
+        used.append(step.real.prepare(number).number)
+        kept.append(list(step.real._bank))
+    assert kept == [list(range(number // 4, number // 4 + 3)) for number in range(40)]
     assert made == list(range(12))  # three to begin with, then one every fourth step
     assert all(number // 4 <= entry < number // 4 + 3 for number, entry in enumerate(used))
     assert set(used) >= set(range(2, 10))
@@ -184,31 +279,36 @@ def test_a_nested_step_matches_a_prefix_and_the_whole(digits, pool, discrepancy)
     options = {"ipc": 6, "seed": 0, "device": "cpu"}
     nested = MatchingStep(config, digits, pool, **options)
     plain = MatchingStep(dataclasses.replace(config, nested=False), digits, pool, **options)
-    number = next(n for n in range(99) if nested._prefix(6, n) == 2)
-    whole, prefix = (plain.backward(part.clone(), number).discrepancy for part in (images, images[:2]))
-    found = nested.backward(images, number).discrepancy
-    assert torch.allclose(found, (whole + prefix) / 2, rtol=1e-5)
+    lengths = [nested._prefix(6, number) for number in range(6)]
+    assert len(set(lengths)) > 2
+    for number, length in enumerate(lengths):
+        parts = images, images[:length]
+        whole, prefix = (plain.backward(part.clone(), number).discrepancy for part in parts)
+        found = nested.backward(images, number).discrepancy
+        assert torch.allclose(found, (whole + prefix) / 2, rtol=1e-5)
 
 
 def test_every_scale_of_prefix_is_as_likely(digits, pool):
-    step, _ = game(digits, pool, dataclasses.replace(SMALL, nested=True, factor=2))
-    drawn = torch.tensor([step._prefix(50 * 4, number) for number in range(4000)])
-    assert set((drawn % 4).tolist()) == {0}
-    assert (drawn // 4).min() == 1
-    assert 40 <= (drawn // 4).max() < 50
+    step, _ = game(digits, pool, dataclasses.replace(SMALL, nested=True, factor=4))
+    drawn = torch.tensor([step._prefix(50 * 16, number) for number in range(4000)])
+    assert set((drawn % 16).tolist()) == {0}
+    assert (drawn // 16).min() == 1
+    assert 40 <= (drawn // 16).max() < 50
     for low, high in ((1, 2), (7, 14), (20, 40)):  # P(low <= k < high) = log(high / low) / log(50)
-        share = ((drawn // 4 >= low) & (drawn // 4 < high)).double().mean().item()
+        share = ((drawn // 16 >= low) & (drawn // 16 < high)).double().mean().item()
         assert share == pytest.approx(0.1772, abs=0.03)
-    assert step._prefix(4, 0) is None
+    assert step._prefix(16, 0) is None
 
 
 def test_bfloat16_rounds_and_changes_nothing_else(digits, pool):
     values = []
     for precision in ("float32", "bfloat16"):
         step, images = game(digits, pool, dataclasses.replace(SMALL, precision=precision))
-        values.append(step.backward(images, 0).discrepancy)
-    assert not torch.equal(*values)
-    assert torch.allclose(*values, rtol=0.02)
+        losses = step.backward(images, 0)
+        values.append((losses.discrepancy, losses.calibration))
+    for whole, rounded in zip(*values, strict=True):
+        assert not torch.equal(whole, rounded)
+        assert torch.allclose(whole, rounded, rtol=0.02)
 
 
 def test_a_step_draws_by_its_number_alone(digits, pool):

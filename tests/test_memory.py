@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import gc
 import itertools
+import re
 from unittest import mock
 
 import pytest
@@ -88,6 +89,36 @@ def test_what_a_run_keeps_of_its_images_is_counted(digits, pool):
         counted.append(count(digits, pool, config, ipc).total(layout) - (counted[0] if counted else 0))
     for more, expected in zip(peaks[1:], counted[1:], strict=True):
         assert 0.9 * expected < more <= 1.1 * expected
+
+
+def test_what_lies_on_the_device_all_the_time_is_counted_to_the_byte(digits, pool):
+    config = dataclasses.replace(BASE, real_features="bank", bank_size=3)
+    step = MatchingStep(config, digits, pool, ipc=2, seed=0, device="cpu")
+    images = initial_images(config, digits, pool, ipc=2, seed=0)
+    step.backward(images, 0)
+    networks = pool.trajectory, step.blended._flat.weights, step.trained._flat.weights
+    there = {
+        "feature networks": sum(weights.nbytes for weights in networks),
+        "real images": digits.train.images.nbytes,
+        "bank of real features": sum(features.nbytes for features in step.real._bank.values()),
+        "synthetic images with gradient and optimiser": 4 * images.nbytes,  # and two moments
+    }
+    counts = count(digits, pool, config, ipc=2)
+    fixed, half = (each.fixed(step.layout) for each in (counts, dataclasses.replace(counts, num_classes=5)))
+    assert {name: fixed[name] for name in there} == there
+    for name in set(there) - {"feature networks"}:
+        assert half[name] == fixed[name] / 2
+
+
+def test_a_budget_of_what_the_error_names_is_enough(digits, pool):
+    for ipc in (1, 7, 50):
+        counts = count(digits, pool, ipc=ipc)
+        with pytest.raises(UsageError) as error:
+            choose_layout(counts, 1000)
+        number, unit = re.search(r"minimum of ([\d.]+)(KiB|MiB)", str(error.value)).groups()
+        unit = {"KiB": 2**10, "MiB": 2**20}[unit]
+        assert 0 <= float(number) * unit - counts.total(Layout(1, 1)) < 0.11 * unit
+        choose_layout(counts, int(float(number) * unit))
 
 
 def test_without_a_budget_all_classes_go_at_once_on_a_gpu_and_caches_decide_on_a_cpu(digits, pool):

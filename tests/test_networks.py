@@ -54,13 +54,19 @@ def test_every_block_of_a_convnet_halves_the_map(size, depth, shape):
     assert network.features(images(2, 3, size)).shape == shape
 
 
-def test_the_convnet_of_the_literature_has_its_number_of_parameters():
-    assert len(parameters(build_network("convnet", channels=3, size=32, classes=10))) == 320_010
-
-
-def test_resnet18_for_small_images_has_its_number_of_parameters():
-    network = build_network("resnet18", channels=3, size=32, classes=10, norm="batch")
-    assert len(parameters(network)) == 11_173_962
+@pytest.mark.parametrize(
+    ("name", "norm", "count", "shape"),
+    [
+        ("convnet", "instance", 320_010, (128, 4, 4)),
+        ("resnet18", "batch", 11_173_962, (512, 4, 4)),
+        ("vgg11", "batch", 9_231_114, (512, 1, 1)),
+        ("alexnet", "none", 1_872_202, (192, 4, 4)),
+    ],
+)
+def test_the_networks_of_the_literature_have_their_number_of_parameters(name, norm, count, shape):
+    network = build_network(name, channels=3, size=32, classes=10, norm=norm)
+    assert len(parameters(network)) == count
+    assert network.features(images(1, 3, 32)).shape[1:] == shape
 
 
 def test_a_quarter_of_the_channels_is_a_sixteenth_of_the_weights():
@@ -212,6 +218,14 @@ def test_a_convnet_too_deep_for_its_images_names_the_largest_depth():
         resnet(1, (28, 28), 10, NORMS["batch"], width=4, stages=2, blocks=0)
     with pytest.raises(UsageError, match=r"28x40 pixels to nothing\. The largest depth for this size is 4"):
         build_network("convnet", channels=3, size=(28, 40), classes=10, depth=5)
+
+
+def test_the_smallest_networks_are_networks():
+    smallest = (
+        build_network("convnet", channels=1, size=8, classes=3, width=1, depth=1),
+        resnet(1, (8, 8), 3, NORMS["batch"], width=1, stages=1, blocks=1),
+    )
+    assert all(network(images(2, 1)).shape == (2, 3) for network in smallest)
 
 
 @pytest.mark.parametrize("setting", [{"depth": 4}, {"depth": 5, "pooling": "none"}], ids=str)

@@ -7,12 +7,17 @@ import signal
 
 import pytest
 import torch
+import torch.nn.functional as F
 from children import finish, start
 from interruptions import StopAfter
+from torch.nn.utils import parameters_to_vector
 
 from distilled_data import DivergenceError, UsageError
+from distilled_data.augment import cutmix
+from distilled_data.randomness import generator_at, seed_at
+from ncfm_engine.batches import real_loader
 from ncfm_engine.config import NetworkConfig, PretrainConfig
-from ncfm_engine.pool import FlatNetwork
+from ncfm_engine.pool import FlatNetwork, build
 from ncfm_engine.pretrain import _milestones, pool_key, pool_schedule, pretrain, train_pool
 from ncfm_engine.sources import load_source
 from ncfm_engine.stop import Stopped
@@ -94,6 +99,14 @@ def test_a_killed_pretraining_goes_on_from_its_checkpoint_to_the_same_bits(digit
     assert not list(tmp_path.rglob("training-*"))
 
 
+def test_a_process_that_is_done_leaves_the_progress_of_the_others(digits, tmp_path):
+    options = ON_CPU | {"cache": tmp_path}
+    with pytest.raises(Stopped):
+        train_pool(TINY, NARROW, digits, **options, share=(1, 2), stop=StopAfter(3))
+    train_pool(TINY, NARROW, digits, **options, share=(0, 2))
+    assert list(tmp_path.rglob("training-001-001*"))
+
+
 def test_a_damaged_checkpoint_only_costs_its_training(digits, tmp_path):
     whole = pretrain(TINY, NARROW, digits, **ON_CPU, cache=tmp_path / "whole")
     with pytest.raises(Stopped):
@@ -122,6 +135,29 @@ def test_ranks_train_shares_that_together_are_the_pool_of_one_rank(digits, tmp_p
         assert torch.equal(torch.stack(share), whole.trajectory[indices])
     pool = pretrain(config, NARROW, digits, **ON_CPU, cache=tmp_path / "two", stop=StopAfter(0))
     assert torch.equal(pool.trajectory, whole.trajectory)
+
+
+def test_a_network_of_the_pool_is_what_a_plain_loop_makes_of_it(digits, tmp_path):
+    config = dataclasses.replace(TINY, epochs=6, learning_rate=0.05, snapshots=1)
+    seed = seed_at(0, "pool", 1)
+    network = build(NARROW, digits, seed)
+    path = [parameters_to_vector(network.parameters()).detach()]
+    loader = real_loader(digits, digits.train, 512, "cpu", augment="color_crop", seed=seed)
+    descent = torch.optim.SGD(network.parameters(), 0.05, 0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(descent, [4, 5], 0.2)  # two thirds, five sixths
+    for epoch in range(6):
+        for batch, (images, targets) in enumerate(loader):
+            generator = generator_at(seed, "cutmix", epoch, batch)
+            if torch.rand((), generator=generator) < 0.5:
+                images, targets = cutmix(images, F.one_hot(targets, 10).float(), generator)
+            descent.zero_grad()
+            F.cross_entropy(network(images), targets).backward()
+            descent.step()
+        schedule.step()
+        if epoch in (2, 5):
+            path.append(parameters_to_vector(network.parameters()).detach())
+    [trajectory] = train_pool(config, NARROW, digits, **ON_CPU, cache=tmp_path, share=(1, 2))
+    assert torch.equal(trajectory, torch.stack(path))
 
 
 def test_snapshots_are_the_weights_on_the_way_evenly_spaced_in_epochs(digits, tmp_path):
