@@ -1,7 +1,8 @@
 """Neural characteristic function discrepancy, equations 5 to 8 of NCFM (arXiv 2502.20653).
 
 Computed in float32 (or float64 when given that) whatever autocast is on. Below it stand the distances that
-it generalises, with the same shapes.
+it generalises, with the same shapes. The gradient of `mmd` is rounded if `backward` too is called in
+autocast, which torch advises against.
 """
 
 import torch
@@ -64,7 +65,7 @@ def amplitude_and_phase(
     return amplitude, (distance - amplitude).clamp_min(0)
 
 
-def weigh(amplitude: Tensor, phase: Tensor, alpha: float = 0.5) -> Tensor:
+def weigh(amplitude: Tensor, phase: Tensor, alpha: float) -> Tensor:
     """Equation 8 on what `amplitude_and_phase` returned, [C, T] each: [C].
 
     `alpha` weighs amplitude (diversity) against phase (realism); at 1/2 the bracket is half of |a - b|^2.
