@@ -65,6 +65,19 @@ def loopback(monkeypatch):
         yield hub
 
 
+@pytest.fixture(scope="module")
+def databases():
+    """SQLite does not wait for the disk at each step, which takes most of the time of a small search."""
+    from sqlalchemy import Engine, event
+
+    def hurry(connection, _):
+        connection.execute("PRAGMA synchronous = off")
+
+    event.listen(Engine, "connect", hurry)
+    yield
+    event.remove(Engine, "connect", hurry)
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """Complete artifact folders of real digits by their images per class; to be read only."""

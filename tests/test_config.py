@@ -43,6 +43,7 @@ def test_the_settings_of_every_published_artifact_can_be_read():
         (PretrainConfig, "momentum", [-0.1]),
         (PretrainConfig, "weight_decay", [-0.1]),
         (PretrainConfig, "cutmix", [-0.1, NAN]),
+        (PretrainConfig, "snapshots", [-1, 60]),
         (DistillConfig, "iterations", [-1]),
         (DistillConfig, "real_batch", [0]),
         (DistillConfig, "frequencies", [0]),
@@ -69,6 +70,7 @@ def test_the_settings_of_every_published_artifact_can_be_read():
         (EvaluateConfig, "full_repeats", [-1]),
         (Recipe, "ipc", [0, -1]),
         (Recipe, "validation", [-0.1, 1, NAN]),
+        (Recipe, "seed", [2**63, -(2**63) - 1]),
     ],
     ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", ""),
 )
@@ -91,10 +93,13 @@ def test_a_refused_value_is_named_with_what_was_expected():
     ("config", "changes"),
     [
         (DistillConfig, {"iterations": 0, "alpha": 0.0, "calibration": 0.0, "weight": 0.0}),
-        (DistillConfig, {"alpha": 1.0, "initialisation": "noise", "factor": 1}),
+        (DistillConfig, {"alpha": 1.0, "initialisation": "noise", "factor": 1, "sampler_momentum": 0.0}),
         (EvaluateConfig, {"full_repeats": 0, "labels": ("soft",), "cutmix": 1.0}),
-        (PretrainConfig, {"cutmix": 0.0, "weight_decay": 0.0, "momentum": 0.0}),
-        (Recipe, {"ipc": 1, "validation": 0.0, "seed": -1}),
+        (PretrainConfig, {"cutmix": 0.0, "weight_decay": 0.0, "momentum": 0.0, "snapshots": 59}),
+        (Recipe, {"ipc": 1, "validation": 0.0, "seed": -(2**63)}),
+        (Recipe, {"seed": 2**63 - 1}),
+        (NetworkConfig, {"width": 1, "norm": "instance"}),
+        (NetworkConfig, {"width": 1, "norm": "group", "name": "resnet18"}),
     ],
 )
 def test_values_at_the_edge_are_taken(config, changes):
@@ -390,3 +395,9 @@ def test_settings_that_fit_together_are_taken_in_any_order():
         Recipe().replace(changes)
     changes["network.width"] = 32
     assert Recipe().replace(changes) == Recipe().replace(dict(reversed(changes.items())))
+
+
+def test_networks_see_nothing_but_the_images_only_without_augmentation_and_mixing():
+    assert not EvaluateConfig(augment="none", cutmix=0).augmented
+    assert EvaluateConfig(augment="none", cutmix=0.1).augmented
+    assert EvaluateConfig(augment="flip", cutmix=0).augmented

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,12 +19,13 @@ from distilled_data import DistilledDataset
 from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, MANIFEST_FILE, read_artifact, write_artifact
 from distilled_data.manifest import Fingerprint, Index, write_manifest
 from hub import PushOptions, push_folder
-from ncfm_engine.config import EvaluateConfig
+from ncfm_engine.config import EvaluateConfig, Recipe
 from ncfm_engine.origin import real_images, recipe_of
-from ncfm_engine.pipeline import evaluate_set
+from ncfm_engine.pipeline import _recorded, evaluate_set
 from ncfm_engine.proxies import proxies, splits
 from ncfm_engine.stop import Stopped
-from tools.command_line import lock_of, table
+from tools.command_line import duration, lock_of, size, table
+from tools.command_line import settings as settings_of
 
 
 def test_the_main_job_writes_the_whole_folder_and_a_table(finished):
@@ -90,6 +92,46 @@ def test_the_table_says_what_was_not_tested_on_the_test_set(finished):
     assert table([rows[0] | {"split": "validation 0.1"}, *rows]).endswith(
         "\ntested on validation 0.1 of the training images"
     )
+
+
+def test_sizes_and_times_are_read_as_people_write_them():
+    sizes = {"2GiB": 2 * 1024**3, "1.5 KiB": 1536, "3MiB": 3 * 1024**2, "500MB": 500_000_000}
+    sizes |= {"2GB": 2_000_000_000, "7KB": 7000, "64": 64, "64B": 64}
+    assert {text: size(text) for text in sizes} == sizes
+    times = {"90": 90, "90s": 90, "10m": 600, "1.5h": 5400}
+    assert {text: duration(text) for text in times} == times
+    for text in ("", "-1s", "10 minutes", "s", "1e3", "2GiB"):
+        with pytest.raises(ArgumentTypeError, match="is not a quantity like 10m; units: s, m, h"):
+            duration(text)
+
+
+def test_of_a_setting_that_is_given_twice_the_last_one_counts():
+    chosen = settings_of(["evaluate.epochs=3", "a=b=c", "evaluate.epochs=4"])
+    assert chosen == {"evaluate.epochs": "4", "a": "b=c"}
+
+
+def test_rows_of_a_finished_run_are_those_of_its_settings_and_of_as_many_networks(finished, tmp_path):
+    shutil.copytree(finished[0] / "out", tmp_path / "out")
+    artifact, run_folder = read_artifact(tmp_path / "out" / ARTIFACT_FILE), finished[0] / "out.run"
+    recipe = Recipe.from_dict(artifact.metadata.recipe["settings"])
+
+    def labels(artifact=artifact, **changes):
+        changed = recipe.replace({name.replace("_", ".", 1): value for name, value in changes.items()})
+        plan = SimpleNamespace(output=tmp_path / "out", run_folder=run_folder, recipe=changed)
+        rows = _recorded(plan, artifact)
+        return rows and [row["labels"] for row in rows]
+
+    assert labels() == ["hard", "soft"]
+    assert labels(evaluate_labels=("soft",)) == ["soft"]
+    assert labels(evaluate_labels=("hard", "teacher")) is None
+    others = {"evaluate_repeats": 3, "evaluate_full_repeats": 2, "evaluate_epochs": 4, "seed": 1}
+    for name, value in others.items():
+        assert labels(**{name: value}) is None
+    assert labels(dataclasses.replace(artifact, images=255 - artifact.images)) is None
+    warmer = dataclasses.replace(artifact.metadata, labels=artifact.metadata.labels | {"temperature": 9.0})
+    assert labels(dataclasses.replace(artifact, metadata=warmer)) is None
+    (tmp_path / "out" / "preview.png").write_bytes(b"")
+    assert labels() is None
 
 
 def test_the_code_of_the_readme_runs_as_printed(finished):

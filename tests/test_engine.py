@@ -12,7 +12,7 @@ from distilled_data import CheckpointError, DistilledDataset, UsageError
 from distilled_data.randomness import seed_at
 from ncfm_engine.batches import real_loader
 from ncfm_engine.config import EvaluateConfig, LabelConfig, NetworkConfig, PretrainConfig
-from ncfm_engine.evaluate import evaluate, forget_progress, random_subset, train_and_test
+from ncfm_engine.evaluate import evaluate, forget_progress, random_subset, settings_hash, train_and_test
 from ncfm_engine.label import Ensemble, label, teacher
 from ncfm_engine.pipeline import write_results
 from ncfm_engine.pool import FlatNetwork, build
@@ -172,6 +172,33 @@ def test_a_quick_look_takes_no_place_of_a_long_evaluation(tmp_path):
     assert written(row | {"n": 1, "last_mean": 70.0, "full_n": 4, "full_mean": 98.0}) == [5, 81.0, 4, 98.0]
 
 
+def test_rows_of_other_sets_and_settings_stand_beside_each_other(tmp_path):
+    path, row = tmp_path / "results.json", {"n": 2, "last_mean": 50.0, "full_n": 2, "full_mean": 60.0}
+    names = ("content_hash", "ipc", "network", "protocol", "labels", "split", "settings")
+    row |= dict.fromkeys(names, "this")
+    rows = [row, *(row | {name: "other"} for name in names)]
+    for one in rows:
+        write_results(path, [one], "cpu", {})
+    later = row | {"last_mean": 51.0, "full_mean": 61.0}
+    write_results(path, [later], "cpu", {})
+    found = [{name: one[name] for name in row} for one in json.loads(path.read_text())["rows"]]
+    assert found == [later, *rows[1:]]
+
+
+def test_rows_are_told_apart_by_all_that_decides_a_score_but_not_by_how_many_networks_were_trained():
+    usual = settings_hash(EVALUATE, NETWORK, 0)
+    others = {"epochs": 3, "learning_rate": 0.5, "weight_decay": 0.5, "batch_size": 3, "augment": "flip"}
+    others |= {"cutmix": 0.1, "full_epochs": 9, "precision": "bfloat16"}
+    alike = {"repeats": 9, "labels": ("soft",), "full_repeats": 9, "at_once": 9}
+    assert {*others, *alike} == {field.name for field in dataclasses.fields(EvaluateConfig)}
+    made = {name: dataclasses.replace(EVALUATE, **{name: value}) for name, value in (others | alike).items()}
+    hashes = {name: settings_hash(config, NETWORK, 0) for name, config in made.items()}
+    assert {hashes[name] for name in alike} == {usual}
+    hashes |= {"seed": settings_hash(EVALUATE, NETWORK, 1)}
+    hashes |= {"network": settings_hash(EVALUATE, NetworkConfig(width=4), 0)}
+    assert len(set(hashes.values())) == len(others) + 2 + 1
+
+
 def test_an_evaluation_is_repeatable(digits, pool, dataset):
     config = dataclasses.replace(EVALUATE, labels=("hard",), full_repeats=0)
     first, second = (
@@ -250,6 +277,23 @@ def test_an_evaluation_stopped_again_and_again_gives_the_same_rows(
     seconds = [sum(row.pop("seconds") for row in some) for some in (rows, whole)]
     assert rows == whole
     assert seconds[0] == seconds[1] + 10 * (len(stops) - 1)  # each stop was asked for once more
+
+
+def test_a_training_goes_on_from_the_progress_of_its_like_alone(digits, dataset, tmp_path):
+    loader, path = dataset.with_labels("hard").loader(8), tmp_path / "one.safetensors"
+
+    def trained(alpha, times, **options):
+        arguments = (loader, 4, digits, EVALUATE, NETWORK, 0)
+        stop = StopAfter(times)
+        return train_and_test(*arguments, stop=stop, identity={"alpha": alpha}, **options), stop.asked
+
+    whole, asked = trained(0.5, 100)
+    with pytest.raises(Stopped):
+        trained(0.5, 7, path=path)
+    with pytest.raises(CheckpointError, match="alpha is"):
+        trained(0.25, 100, path=path)
+    assert trained(0.5, 100, path=path) == (whole, asked - 7)
+    assert not path.exists()
 
 
 def test_a_stop_names_the_training_that_it_interrupted(digits, dataset):

@@ -27,6 +27,7 @@ from ncfm_engine.search import CHECKS, Result, open_studies, open_study, results
 from ncfm_engine.spaces import Space
 from ncfm_engine.stop import Stopped
 
+pytestmark = pytest.mark.usefixtures("databases")
 SMALL = Space({"a": (1, 2, 3), "b": (True, False)}, torch.nn.Linear)
 
 
@@ -332,6 +333,26 @@ def test_a_process_that_never_gave_a_sign_of_life_is_given_up(database, quick):
     results = search(open_study(database, "x"), SMALL, candidates, by_width)
     assert [result.value for result in results] == [2, 2, 3, 3, 4, 4]
     assert results[3].attempts == 2
+
+
+def test_who_gives_signs_of_life_is_not_taken_for_dead_however_long_it_takes(database, monkeypatch):
+    study, candidates, found = open_study(database, "x"), list(SMALL)[:2], []
+    other = module._Worker(open_study(database, "x"), SMALL, by_width)
+    other.put(candidates[1])
+    begun = taken(study)  # a moment ago, so that its sign of life may be to come
+
+    def score(architecture, check):
+        for seconds in (60, 0):
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "GRACE_SECONDS", seconds)
+                other.bury()
+            found.append(study.trials[begun.number].state.name)
+        return by_width(architecture, check)
+
+    results = search(study, SMALL, candidates, score)
+    assert found[:2] == ["RUNNING", "FAIL"]
+    assert [result.attempts for result in results] == [1, 2]
+    assert states(study) == {"COMPLETE": 2, "FAIL": 1}
 
 
 def test_a_trial_that_was_put_there_by_a_process_that_died_is_taken(database):

@@ -1,6 +1,8 @@
 """The command: search, baselines and truth in one folder; resumed, shared, stopped, with failures."""
 
+import dataclasses
 import functools
+import importlib
 import json
 import os
 import signal
@@ -11,17 +13,25 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+from artifacts import make_artifact
 from children import run_tool, start
 from commands import ROOT, called, flags
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState, create_trial
 
+from distilled_data import DistilledDataset, UsageError
 from hub import PushOptions, push_folder
 from ncfm_engine import trust
+from ncfm_engine.config import EvaluateConfig, Recipe
 from ncfm_engine.networks import build_network
+from ncfm_engine.proxies import FULL, PROXIES
+from ncfm_engine.search import STRATEGIES
 from ncfm_engine.spaces import SPACES, Space
 from tools.architectures.campaign import Campaign
 from tools.architectures.crew import LEADER
-from tools.architectures.report import comparison, markdown
+from tools.architectures.report import comparison, markdown, summary, write
 
+pytestmark = pytest.mark.usefixtures("databases")
 COMMAND = [str(ROOT / "tools" / "search_architectures.py")]
 QUICK = ["evaluate.epochs=2", "evaluate.full_epochs=1", "evaluate.full_repeats=1"]
 AXES = ("--axis", "width=4,8", "--axis", "depth=1,2", "--axis", "norm=instance,batch")
@@ -473,3 +483,190 @@ def test_spaces_of_the_same_axes_share_a_study_only_if_they_build_the_same():
     others = [functools.partial(build_network, name) for name in ("vgg11", "alexnet")]
     assert len({study(Space(axes, build)) for build in (grid.build, *others)}) == 3
     assert study(Space(axes, others[0], "mine:one")) != study(Space(axes, others[0], "mine:other"))
+
+
+FEW = Space({"a": tuple(range(7))}, SPACES["convnet"].build)
+
+
+def search_of_few(tmp_path, **options):
+    ways = {way: SimpleNamespace(identity={"way": way}) for way in (*PROXIES, FULL)}
+    return Campaign(FEW, list(FEW), ways, f"sqlite:///{tmp_path / 'search.db'}", **options)
+
+
+def record(campaign, way, a, value, state="COMPLETE"):
+    """What a process found of the candidate `a`."""
+    notes = {"scored": {"accuracies": [value], "seconds": 1.0}} if state == "COMPLETE" else {"reason": "?"}
+    choice = {"a": CategoricalDistribution(FEW.axes["a"])}
+    options = {"params": {"a": a}, "distributions": choice, "user_attrs": notes}
+    campaign._studies[way].add_trial(create_trial(state=TrialState[state], value=value, **options))
+
+
+def test_what_is_verified_is_what_each_way_would_pick_of_those_that_it_could_train(tmp_path):
+    scores = {  # of the candidates 0 to 6
+        "distilled": (50.0, None, 20.0, 60.0, 10.0, 40.0, 30.0),
+        "random": (1.0, 2.0, 9.0, 3.0, 4.0, 5.0, 6.0),
+        "early": (1.0, 9.0, 2.0, 3.0, 4.0, 5.0, 6.0),
+    }
+    campaign = search_of_few(tmp_path, verify=1)
+    for way, values in scores.items():
+        for a, value in enumerate(values):
+            record(campaign, way, a, value, "FAIL" if value is None else "COMPLETE")
+    groups = campaign.verified()
+    drawn = groups.pop("random")
+    # 3, 0, 5, 6, 2, 4 by the distilled images: one of the two in the middle is 5.
+    assert groups == {"best": [3], "middle": [5], "best by random": [2], "best by early": [1]}
+    assert len(drawn) == 1
+    assert not {1, 3, 5} & set(drawn)
+
+    assert list(search_of_few(tmp_path).results()) == ["distilled"]  # it asks for no truth, and there is none
+    assert list(campaign.results()) == [*PROXIES, FULL]
+
+    chosen = sorted({1, 2, 3, 5, *drawn})
+    for a in chosen:
+        record(campaign, FULL, a, 70.0 + a)
+    assert [a for a, result in enumerate(campaign.results()[FULL]) if result] == chosen
+    quick = search_of_few(tmp_path)  # now it finds that of the other one
+    assert quick.verified() == {"by other searches": chosen}
+    assert quick.results() == campaign.results()
+    found = summary(HEAD, quick)
+    assert found["trust"]["early"]["regret"] == 70.0 + max(chosen) - 71.0
+    write(tmp_path, found)
+    assert "equals" not in (tmp_path / "report.md").read_text()
+
+
+def test_what_was_pruned_is_not_verified(tmp_path):
+    campaign = search_of_few(tmp_path, verify=1, strategy="halving")
+    for way in PROXIES:
+        record(campaign, way, 0, 90.0, "PRUNED")
+        record(campaign, way, 1, 50.0)
+        record(campaign, way, 2, 60.0)
+    groups = campaign.verified()
+    assert [groups[name] for name in ("best", "best by random", "best by early")] == [[2]] * 3
+    assert {index for group in groups.values() for index in group} == {1, 2}
+
+
+def test_scores_are_shared_by_strategies_that_end_nothing_early_and_the_truth_by_all(tmp_path):
+    names = {}
+    for strategy in STRATEGIES:
+        campaign = search_of_few(tmp_path, strategy=strategy)
+        names[strategy] = [campaign._name(way) for way in (*PROXIES, FULL)]
+    assert names["random"] == names["exhaustive"]
+    for place in range(3):
+        assert len({of_strategy[place] for of_strategy in names.values()}) == 3
+    assert len({of_strategy[3] for of_strategy in names.values()}) == 1
+
+
+@pytest.fixture(scope="module")
+def tool():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "tools"))
+        yield importlib.import_module("search_architectures")
+
+
+def test_a_search_without_flags_is_of_all_candidates_and_a_random_one_of_100(tool):
+    def candidates(*words):
+        return tool.choice(tool.parser().parse_args(["x", *words]))[1]
+
+    assert len(candidates()) == 720
+    drawn = candidates("--strategy", "random")
+    assert len(drawn) == 100
+    assert candidates("--strategy", "random", "--candidates", "7") == drawn[:7]
+    assert candidates("--candidates", "7") == drawn[:7]
+    assert candidates("--candidates", "7", "--seed", "1") != drawn[:7]
+
+
+def test_the_candidates_of_a_truth_are_those_that_were_trained_in_full_and_no_others(tool, tmp_path):
+    every = SPACES["convnet"].draw(3)
+    rows = [
+        {"architecture": one, "full": found}
+        for one, found in zip(every, [None, None, {"value": 1}], strict=True)
+    ]
+    axes = {name: list(values) for name, values in SPACES["convnet"].axes.items()}
+    text = json.dumps({"space": "convnet", "axes": axes, "candidates": rows})
+    (tmp_path / "search.json").write_text(text)
+
+    def chosen(*words):
+        return tool.choice(tool.parser().parse_args(["x", "--truth-of", str(tmp_path), *words]))[1]
+
+    with pytest.raises(UsageError, match=r"search\.db is missing"):
+        chosen()
+    assert chosen("--storage", "sqlite:///elsewhere.db") == every[2:]
+    (tmp_path / "search.db").touch()
+    assert chosen() == every[2:]
+    for words in (("--axis", "width=4"), ("--candidates", "1"), ("--verify", "1"), ("--space", "resnet")):
+        with pytest.raises(UsageError, match="that --space, and no --axis, --candidates or --verify"):
+            chosen(*words)
+
+
+def test_candidates_are_trained_as_the_recipe_says_but_for_300_epochs_at_most(tool):
+    def training(epochs, *words):
+        recipe = Recipe().replace({"evaluate.epochs": epochs, "evaluate.cutmix": 0.25})
+        settings = {"settings": dataclasses.asdict(recipe)}
+        dataset = DistilledDataset(make_artifact(recipe=settings))
+        return tool.training_of(tool.parser().parse_args(["x", *words]), dataset)
+
+    assert training(2000) == EvaluateConfig(epochs=300, cutmix=0.25, repeats=1)
+    assert training(20).epochs == 20
+    assert training(20, "--set", "evaluate.epochs=500", "--seeds", "3").epochs == 500
+    assert training(20, "--seeds", "3").repeats == 3
+
+
+SEARCHES = [
+    ("--ipc", "1"),
+    ("--labels", "hard"),
+    ("--axis", "width=8"),
+    ("--space", "resnet"),
+    ("--strategy", "random"),
+    ("--strategy", "halving"),
+    ("--seed", "1"),
+    ("--seeds", "2"),
+    ("--set", "evaluate.epochs=7"),
+    ("--set", "evaluate.learning_rate=0.1"),
+]
+
+
+def test_another_search_has_another_folder_and_does_not_replace_the_results_of_this_one(tool, tmp_path):
+    def asked(*words):
+        arguments = tool.parser().parse_args(["sets/x", *words])
+        dataset = DistilledDataset(make_artifact()).select(ipc=arguments.ipc)
+        space, _ = tool.choice(arguments)
+        what = tool.what_is_asked(arguments, dataset, space, tool.training_of(arguments, dataset))
+        return what, tool.folder_name(arguments, dataset)
+
+    whole, name = asked()
+    assert (whole["labels"], asked("--labels", "hard")[0]["labels"]) == ("soft", "hard")
+    without = DistilledDataset(make_artifact(logits=False))
+    assert tool.labels_of(tool.parser().parse_args(["x"]), without) == "hard"
+    assert name == f"x-{whole['content_hash'][:6]}-convnet"
+    (tmp_path / "search.json").write_text(json.dumps(whole))
+    for words in ((), ("--verify", "3"), ("--candidates", "5"), ("--jobs", "3")):  # more of the same
+        tool.check_folder(tmp_path, asked(*words)[0])
+    names = {name, asked("--candidates", "5")[1]}
+    for words in SEARCHES:
+        other, its_name = asked(*words)
+        names.add(its_name)
+        with pytest.raises(UsageError, match="holds the results of another search"):
+            tool.check_folder(tmp_path, other)
+    assert len(names) == len(SEARCHES) + 2
+    assert asked(*AXES[:2], *AXES[2:4])[1] == asked(*AXES[2:4], *AXES[:2])[1]
+
+
+def test_a_report_shows_the_ten_best_of_those_that_were_scored_to_the_end(tmp_path):
+    def result(*accuracies):
+        mean = sum(accuracies) / len(accuracies)
+        return {"state": "complete", "value": mean, "accuracies": [*accuracies], "seconds": 1.26}
+
+    rows = [{"architecture": {"a": a}, "distilled": result(a, a + 2.0), "full": None} for a in range(12)]
+    rows[3]["full"] = result(90.0)
+    rows.append({"architecture": {"a": 12}, "distilled": {"state": "pruned", "value": 99.0}, "full": None})
+    for name in ("scatter.png", "regret.png"):
+        (tmp_path / name).write_text("of an earlier report")
+    write(tmp_path, HEAD | {"trust": {}, "verified": {}, "candidates": rows})
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("|")] == [
+        "| a | distilled images | all images | seconds |",
+        "|---|---|---|---|",
+        *(f"| {a} | {a + 1:.1f} ± 1.4 | {'90.0' if a == 3 else '-'} | 1.3 |" for a in range(11, 1, -1)),
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.md", "search.json"]
+    assert content(tmp_path) == HEAD | {"trust": {}, "verified": {}, "candidates": rows}

@@ -15,7 +15,7 @@ from commands import ROOT
 
 from distilled_data import UnknownNameError, UsageError
 from ncfm_engine.networks import build_network
-from ncfm_engine.spaces import SPACES, Space, load_space
+from ncfm_engine.spaces import LISTED, SPACES, Space, load_space
 
 SIZE = {"channels": 3, "size": (16, 16), "classes": 4}
 
@@ -196,6 +196,37 @@ def test_the_code_of_a_user_is_what_it_takes_numbers_from_and_what_it_imports_la
     assert len(set(codes)) == 4
 
 
+def test_the_code_of_a_user_is_what_packages_above_give(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "above_used" / "inner").mkdir(parents=True)
+    for name in ("__init__", "inner/__init__", "parts", "inner/beside"):
+        (tmp_path / "above_used" / f"{name}.py").write_text("")
+    (tmp_path / "above_used" / "inner" / "made.py").write_text(
+        "def net(**options):\n    from ..parts import net\n    from .beside import net\n    return net()\n"
+    )
+    build = importlib.import_module("above_used.inner.made").net
+    codes = [Space({"a": (1,)}, build).code]
+    for changed in ("parts", "inner/beside"):
+        (tmp_path / "above_used" / f"{changed}.py").write_text("# otherwise\n")
+        codes.append(Space({"a": (1,)}, build).code)
+    assert len(set(codes)) == 3
+
+
+def test_the_code_of_a_space_is_also_the_module_that_chose_what_is_installed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (
+        "from torchvision.models import resnet18\n"
+        "from ncfm_engine.spaces import Space\n"
+        "def space():\n"
+        "    return Space({'a': (1,)}, resnet18)\n"
+    )
+    codes = []
+    for more in ("", "# otherwise\n"):
+        (tmp_path / "chooser_used.py").write_text(text + more)
+        codes.append(load_space("chooser_used:space").code)
+    assert codes[0] != codes[1]
+
+
 def test_the_code_is_that_of_the_moment_before_anything_is_built(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "lazy_nets").mkdir()
@@ -258,8 +289,9 @@ def test_a_few_of_very_many_are_drawn_without_listing_all():
     assert drawn == space.draw(200, seed=1) != space.draw(200, seed=2)
     assert len({tuple(architecture.items()) for architecture in drawn}) == 200
     assert {architecture["axis11"] for architecture in drawn} == set(range(10))
-    with pytest.raises(UsageError, match=r"1,000,000,000,000 architectures; draw some: --candidates"):
-        space.draw()
+    for count in (None, LISTED + 1):
+        with pytest.raises(UsageError, match=r"1,000,000,000,000 architectures; draw some: --candidates"):
+            space.draw(count)
     more = Space({f"axis{k}": tuple(range(10)) for k in range(30)}, torch.nn.Linear)
     assert len(more.draw(3)) == 3
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 from functools import partial
 
@@ -16,7 +17,7 @@ from distilled_data import UsageError
 from distilled_data.augment import cutmix
 from distilled_data.loader import Loader
 from distilled_data.randomness import generator_at
-from ncfm_engine.batches import Batches, reseeded
+from ncfm_engine.batches import Batches, real_loader, reseeded
 from ncfm_engine.checkpoint import load_checkpoint, save_checkpoint
 from ncfm_engine.kernels import TUNED_FROM, tuned_convolutions
 from ncfm_engine.networks import Network, PatchEncoder, build_network, pooled_classifier
@@ -217,6 +218,14 @@ def own_images(loader, shift):
     other = reseeded(loader, 0)
     other.images = loader.images.roll(shift, 0)
     return other
+
+
+def test_real_images_are_normalised_as_their_source_says(digits):
+    source = dataclasses.replace(digits, mean=(0.25,), std=(0.5,))
+    loader = real_loader(source, source.test, 7, "cpu", shuffle=False)
+    images, targets = next(iter(loader))
+    assert torch.allclose(images, (digits.test.images[:7].float() / 255 - 0.25) / 0.5)
+    assert torch.equal(targets, digits.test.targets[:7])
 
 
 @pytest.mark.parametrize("shared", [True, False])
