@@ -254,12 +254,14 @@ class _Worker:
         """Run the trial that waits longest."""
         import optuna
 
+        self._number = -1
         try:
             with _calm():
                 self.study.optimize(self._objective, n_trials=1, catch=(Exception,), callbacks=[_free])
         except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
             # This process was taken for dead, since it was asleep for long: another one does the trial.
-            if not self.study.get_trials(deepcopy=False)[self._number].state.is_finished():
+            trials = self.study.get_trials(deepcopy=False)
+            if self._number < 0 or not trials[self._number].state.is_finished():
                 raise
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # other processes need it too

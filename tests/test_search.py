@@ -355,6 +355,23 @@ def test_who_gives_signs_of_life_is_not_taken_for_dead_however_long_it_takes(dat
     assert states(study) == {"COMPLETE": 2, "FAIL": 1}
 
 
+def test_an_error_before_a_trial_begins_is_not_that_of_the_trial_before(database, monkeypatch):
+    study, real = open_study(database, "x"), optuna.Study.optimize
+    begun = []
+
+    def optimize(self, *arguments, **options):
+        begun.append(True)
+        assert len(begun) < 4  # it would be tried for ever
+        if len(begun) > 1:
+            raise ValueError("no such distribution")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(optuna.Study, "optimize", optimize)
+    with pytest.raises(ValueError, match="no such distribution"):
+        search(study, SMALL, list(SMALL)[:2], by_width)
+    assert states(study)["COMPLETE"] == 1
+
+
 def test_a_trial_that_was_put_there_by_a_process_that_died_is_taken(database):
     study = open_study(database, "x")
     module._Worker(study, SMALL, by_width).put(list(SMALL)[3])

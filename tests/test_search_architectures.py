@@ -642,6 +642,11 @@ def test_another_search_has_another_folder_and_does_not_replace_the_results_of_t
     for words in ((), ("--verify", "3"), ("--candidates", "5"), ("--jobs", "3")):  # more of the same
         tool.check_folder(tmp_path, asked(*words)[0])
     names = {name, asked("--candidates", "5")[1]}
+    truth = "--set", "evaluate.full_epochs=1"
+    tool.check_folder(tmp_path, asked(*truth)[0])
+    (tmp_path / "search.json").write_text(json.dumps(whole | {"verified": {"best": [0]}}))
+    with pytest.raises(UsageError, match="full_epochs 40, not 1"):
+        tool.check_folder(tmp_path, asked(*truth)[0])
     for words in SEARCHES:
         other, its_name = asked(*words)
         names.add(its_name)

@@ -265,10 +265,13 @@ def check_folder(output: Path, asked: dict[str, Any]) -> None:
     path = output / RESULTS_FILE
     if not path.exists():
         return
+    found = read_json(path)
+    settings = [*PROTOCOL, "epochs", "repeats"]
+    settings += ["full_epochs", "full_repeats"] if found.get("verified") else []
     there, ours = (
         {name: content.get(name) for name in IDENTITY}
-        | {name: content.get("settings", {}).get(name) for name in (*PROTOCOL, "epochs", "repeats")}
-        for content in (read_json(path), json.loads(json.dumps(asked)))
+        | {name: content.get("settings", {}).get(name) for name in settings}
+        for content in (found, json.loads(json.dumps(asked)))
     )
     other = [f"{name} {there[name]}, not {ours[name]}" for name in ours if there[name] != ours[name]]
     if other:
