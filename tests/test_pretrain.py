@@ -7,14 +7,13 @@ import signal
 
 import pytest
 import torch
-import torch.nn.functional as F
 from children import finish, start
 from interruptions import StopAfter
+from loops import plain_epochs
 from torch.nn.utils import parameters_to_vector
 
 from distilled_data import DivergenceError, UsageError
-from distilled_data.augment import cutmix
-from distilled_data.randomness import generator_at, seed_at
+from distilled_data.randomness import seed_at
 from ncfm_engine.batches import real_loader
 from ncfm_engine.config import NetworkConfig, PretrainConfig
 from ncfm_engine.pool import FlatNetwork, build
@@ -145,15 +144,7 @@ def test_a_network_of_the_pool_is_what_a_plain_loop_makes_of_it(digits, tmp_path
     loader = real_loader(digits, digits.train, 512, "cpu", augment="color_crop", seed=seed)
     descent = torch.optim.SGD(network.parameters(), 0.05, 0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.MultiStepLR(descent, [4, 5], 0.2)  # two thirds, five sixths
-    for epoch in range(6):
-        for batch, (images, targets) in enumerate(loader):
-            generator = generator_at(seed, "cutmix", epoch, batch)
-            if torch.rand((), generator=generator) < 0.5:
-                images, targets = cutmix(images, F.one_hot(targets, 10).float(), generator)
-            descent.zero_grad()
-            F.cross_entropy(network(images), targets).backward()
-            descent.step()
-        schedule.step()
+    for epoch in plain_epochs(network, loader, seed, descent, schedule, epochs=6):
         if epoch in (2, 5):
             path.append(parameters_to_vector(network.parameters()).detach())
     [trajectory] = train_pool(config, NARROW, digits, **ON_CPU, cache=tmp_path, share=(1, 2))

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from interruptions import StopAfter
+from loops import plain_epochs
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.checkpoint import checkpoint
 
@@ -165,15 +166,8 @@ def plain_training(loader, seed, optimiser, norm):
     network, loader = network_of(seed, norm), reseeded(loader, seed)
     descent = OPTIMISERS[optimiser](network.parameters())
     schedule = torch.optim.lr_scheduler.MultiStepLR(descent, [1, 2, 2], 0.2)
-    for epoch in range(3):
-        for batch, (images, targets) in enumerate(loader):
-            generator = generator_at(seed, "cutmix", epoch, batch)
-            if torch.rand((), generator=generator) < 0.5:
-                images, targets = cutmix(images, F.one_hot(targets, 10).float(), generator)
-            descent.zero_grad()
-            F.cross_entropy(network(images), targets).backward()
-            descent.step()
-        schedule.step()
+    for _ in plain_epochs(network, loader, seed, descent, schedule, epochs=3):
+        pass
     return network
 
 
