@@ -17,9 +17,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from children import finish, start
 from commands import ROOT
 from filelock import FileLock
-from interruptions import StopAfter
+from interruptions import StopAfter, be_killed_by_the_workers
 from photographs import CLASSES, encoded, photographs, pixels_of, write_folder, write_shards, write_tar
 from PIL import Image
 
@@ -158,6 +159,19 @@ def test_processes_are_started_after_as_long_as_that_takes(tmp_path, shards, mon
     monkeypatch.setattr(spread, "START", {})
     monkeypatch.setattr(spread, "ELSE", 0.05)
     assert sorted(spread.spread(slowly, range(4), workers=2)) == [0, 1, 2, 3]
+
+
+def test_workers_end_if_the_process_that_started_them_is_killed_at_once(tmp_path):
+    process = start(be_killed_by_the_workers, tmp_path)
+    assert finish(process) == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while left := [path.name for path in tmp_path.iterdir() if Path("/proc", path.name).exists()]:
+        if time.monotonic() > deadline:
+            for pid in left:
+                os.kill(int(pid), signal.SIGKILL)
+            pytest.fail(f"the workers {', '.join(left)} wait for ever")
+        time.sleep(0.01)
+    assert list(tmp_path.iterdir())
 
 
 def test_processes_that_torchrun_started_share_the_cores(monkeypatch):

@@ -6,6 +6,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -49,7 +50,7 @@ def spread(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) ->
                 num_workers=min(workers, len(jobs)),
                 collate_fn=as_they_are,
                 in_order=False,
-                worker_init_fn=_deaf,
+                worker_init_fn=partial(_begin, None if method == "forkserver" else os.getpid()),
             )
             results = iter(loader)  # which sees a process that has ended meanwhile
         for result in results:
@@ -85,5 +86,7 @@ class _Jobs(Dataset):
             return error
 
 
-def _deaf(worker: int) -> None:
+def _begin(parent: int | None, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; this one's ends the others
+    if parent not in (None, os.getppid()):  # it was killed; torch's loop ends with the parent that it finds
+        os._exit(1)
