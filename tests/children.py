@@ -54,6 +54,14 @@ def finish(process: BaseProcess, seconds: float = 120) -> int:
     return process.exitcode
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process runs, of anybody's, as Linux shows it; one that has ended may stay listed."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def received(queue: Any, process: BaseProcess) -> Any:
     """What the process has put into a `SimpleQueue`, or a failed test."""
     connection.wait([queue._reader, process.sentinel], 60)

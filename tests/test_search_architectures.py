@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import optuna
 import pytest
 from artifacts import make_artifact
-from children import run_tool, start
+from children import is_alive, run_tool, start
 from commands import ROOT, called, flags
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
@@ -305,13 +305,6 @@ def is_hand_of(leader, process):
     try:
         return f"{LEADER}={leader}\0".encode() in Path(f"/proc/{process}/environ").read_bytes()
     except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
-        return False
-
-
-def is_alive(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except FileNotFoundError:
         return False
 
 
