@@ -16,8 +16,9 @@ strategy is alternatives joined by "|", of which one is drawn per batch: "cutmix
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -54,37 +55,55 @@ def augment(images: Tensor, strategy: str, generator: torch.Generator, *, shared
     return apply(images, operations, uniforms)
 
 
-def augment_each(
-    images: Tensor, counts: Sequence[int], strategy: str, generators: Sequence[torch.Generator]
-) -> Tensor:
-    """`augment` of several batches side by side in `images`, `counts` of them, each by its own generator.
+def augment_each(images: Tensor, counts: Sequence[int], strategy: str, numbers: Tensor) -> Tensor:
+    """`augment` of several batches side by side in `images`, `counts` of them, by the `numbers` of
+    `draw_each` on the CPU. What a batch draws once, its first image decides.
 
     Those that draw the same operations go through them together, which on a GPU costs one as much as many.
     """
-    pairs = zip(counts, generators, strict=True)
-    drawn = [draw(strategy, count, generator) for count, generator in pairs]
+    slots = parse(strategy)
+    firsts = [0, *accumulate(counts)][:-1]
     groups: dict[tuple[str, ...], list[int]] = {}
-    for number, (operations, _) in enumerate(drawn):
-        groups.setdefault(tuple(operations), []).append(number)
-    batches = list(images.split(list(counts)))
+    for number, choices in enumerate(numbers[firsts, : len(slots)].tolist()):
+        groups.setdefault(tuple(choose(slots, choices)), []).append(number)
+    uniforms = numbers[:, len(slots) :]
+    if len(groups) == 1:
+        [operations] = groups
+        return apply(images, [*operations], uniforms[:, : uniforms_of(operations)])
+    batches, rows = list(images.split(list(counts))), uniforms.split(list(counts))
     for operations, members in groups.items():
-        uniforms = torch.cat([drawn[number][1] for number in members])
-        if len(groups) == 1:
-            return apply(images, [*operations], uniforms)
         chosen = torch.cat([batches[number] for number in members])
-        made = apply(chosen, [*operations], uniforms).split([counts[number] for number in members])
+        drawn = torch.cat([rows[number] for number in members])[:, : uniforms_of(operations)]
+        made = apply(chosen, [*operations], drawn).split([counts[number] for number in members])
         for number, batch in zip(members, made, strict=True):
             batches[number] = batch
     return torch.cat(batches)
 
 
+def draw_each(strategy: str, count: int, generator: torch.Generator) -> Tensor:
+    """What `augment_each` takes for `count` images: a number for each place of the strategy, then as many as
+    its operations take at most.
+    """
+    slots = parse(strategy)
+    most = sum(max(OPERATIONS[name].uniforms for name in slot) for slot in slots)
+    return _uniform((count, len(slots) + most), generator=generator)
+
+
 def draw(strategy: str, count: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
     """Returns the operations to apply, and `count` rows of the uniform numbers they take, side by side."""
     slots = parse(strategy)
-    choices = _uniform((len(slots),), generator=generator).tolist()
-    operations = [slot[int(choice * len(slot))] for slot, choice in zip(slots, choices, strict=True)]
-    uniforms = sum(OPERATIONS[name].uniforms for name in operations)
-    return operations, _uniform((count, uniforms), generator=generator)
+    operations = choose(slots, _uniform((len(slots),), generator=generator).tolist())
+    return operations, _uniform((count, uniforms_of(operations)), generator=generator)
+
+
+def choose(slots: list[list[str]], choices: Sequence[float]) -> list[str]:
+    """One of the alternatives of each place, by a uniform number each."""
+    return [slot[int(choice * len(slot))] for slot, choice in zip(slots, choices, strict=True)]
+
+
+def uniforms_of(operations: Iterable[str]) -> int:
+    """How many uniform numbers they take per image."""
+    return sum(OPERATIONS[name].uniforms for name in operations)
 
 
 def parse(strategy: str) -> list[list[str]]:

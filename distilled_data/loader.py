@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from .augment import augment_each, parse, parse_mix
+from .augment import augment_each, draw_each, parse, parse_mix
 from .augment import mix as mix_batch
 from .decode import enlarge, take
 from .errors import UsageError
@@ -34,9 +34,9 @@ class Loader:
     `augment` is None, a strategy of `distilled_data.augment`, or any callable on a batch of images in [0, 1],
     which are normalised afterwards (torchvision's transforms draw once for the whole batch); `mix` is None, a
     strategy of mixing there, or any callable on normalised images and targets. Order, augmentation and mixing
-    depend on (seed, epoch, batch) alone, those of callables too as far as they draw from the own generators
-    of torch, Python or numpy. `relabel` makes targets of the finished images [B, channels, H, W], in the
-    place of the stored ones. Each pass counts as the next epoch.
+    depend on seed, epoch and place in it alone, those of callables too as far as they draw from the own
+    generators of torch, Python or numpy. `relabel` makes targets of the finished images [B, channels, H, W],
+    in the place of the stored ones. Each pass counts as the next epoch.
 
     Of `world_size` processes each gets its share of every epoch, all of them as many images: some are there
     twice, or with `drop_last` some are left out; then every batch has `batch_size` images, as CUDA graphs
@@ -114,12 +114,13 @@ class Loader:
         first, self._first = self._first, 0
         while True:
             epoch, self.epoch = self.epoch, self.epoch + 1
-            order = upload(self.order(epoch), self.images.device)
+            order, numbers = upload(self.order(epoch), self.images.device), self.numbers(epoch)
             for begin in range(first, len(self), self._ahead):
                 end = min(begin + self._ahead, len(self))
-                rows = order[begin * self.batch_size : end * self.batch_size]
-                places = [self.place(epoch, batch) for batch in range(begin, end)]
-                for batch, made in enumerate(self.batches(rows, places), start=begin + 1):
+                part = slice(begin * self.batch_size, end * self.batch_size)
+                places = [self.place(epoch, batch * self.batch_size) for batch in range(begin, end)]
+                batches = self.batches(order[part], numbers[part], places)
+                for batch, made in enumerate(batches, start=begin + 1):
                     self._after = (epoch, batch) if batch < len(self) else (epoch + 1, 0)
                     yield made
             if not self.infinite:
@@ -136,19 +137,19 @@ class Loader:
         again = order.expand(-(-length // len(order)), -1).flatten()  # once: a view, nothing is copied
         return again[:length][self.rank :: self.world_size]
 
-    def batch(self, rows: Tensor, epoch: int, batch: int, offset: int = 0) -> Any:
-        """Images and targets of `rows`, augmented and mixed as number `batch` of `epoch` is.
-
-        A batch that begins in the middle of that one, at `offset`, has draws of its own.
+    def numbers(self, epoch: int) -> Tensor:
+        """What a strategy of augmentation draws in `epoch`, float32 [images of this rank, numbers], in their
+        order, on the CPU. Drawn at once: batch by batch it takes a GPU's host as long as all the rest.
         """
-        place = self.place(epoch, batch)
-        return next(self.batches(rows, [(*place, "from", offset) if offset else place]))
+        if not isinstance(self.augment, str):
+            return torch.empty(self.share, 0, device="cpu")
+        return draw_each(self.augment, self.share, generator_at(self.seed, "augment", *self.place(epoch)))
 
-    def place(self, epoch: int, batch: int) -> Place:
-        """Where the draws of a batch are."""
-        return (epoch, batch) if self.world_size == 1 else (epoch, batch, self.rank)
+    def place(self, *address: int) -> Place:
+        """Where the draws of an epoch are, or of the batch that begins at a position of it."""
+        return address if self.world_size == 1 else (*address, self.rank)
 
-    def batches(self, rows: Tensor, places: Sequence[Place]) -> Iterator[Any]:
+    def batches(self, rows: Tensor, numbers: Tensor, places: Sequence[Place]) -> Iterator[Any]:
         """The batches that `rows` are, drawn at these places; all are gathered and augmented in one go."""
         several = len(places) > 1
         counts = [len(some) for some in rows.split(self.batch_size)] if several else [len(rows)]
@@ -162,8 +163,7 @@ class Loader:
         else:
             images = self.views(tiles)
         if isinstance(self.augment, str):
-            generators = [generator_at(self.seed, "augment", *place) for place in places]
-            images = augment_each(images, counts, self.augment, generators)
+            images = augment_each(images, counts, self.augment, numbers)
         if not several:
             yield self.finished(images, targets, places[0])
             return
@@ -270,23 +270,25 @@ class Batches(Dataset[Any]):
 
     An index says epoch and position: epoch * images of an epoch + position in its order. So the indices are
     plain numbers, which frameworks may batch and share out over ranks as they do with any others. Batches
-    that are put together as `Loader` does it are the same ones; others are augmented by where they begin.
+    that are put together as `Loader` does it are the same ones; in others an image is augmented by the same
+    numbers, and what is drawn once for a batch by where it begins.
     """
 
     def __init__(self, loader: Loader):
         self.loader = loader
-        self._epoch, self._order = -1, torch.empty(0, device="cpu")
+        self._epoch, self._order, self._numbers = -1, *(torch.empty(0, device="cpu"),) * 2
 
     def __len__(self) -> int:
         return self.loader.share
 
     def __getitems__(self, indices: list[int]) -> Any:
         epoch, first = divmod(indices[0], len(self))
+        loader = self.loader
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self.loader.order(epoch)
-        rows = self._order[torch.tensor(indices, device="cpu") % len(self)]
-        batch, offset = divmod(first, self.loader.batch_size)
-        return self.loader.batch(rows, epoch, batch, offset)
+            self._epoch, self._order, self._numbers = epoch, loader.order(epoch), loader.numbers(epoch)
+        positions = torch.tensor(indices, device="cpu") % len(self)
+        place = loader.place(epoch, first)
+        return next(loader.batches(self._order[positions], self._numbers[positions], [place]))
 
 
 class Indices(Sampler[int]):

@@ -66,7 +66,7 @@ class Batches:
         self.images = first.images if shared else torch.cat([loader.images for loader in loaders])
         self.targets = first.targets if shared else torch.cat([loader.targets for loader in loaders])
         self._starts = [0 if shared else m * first.count for m in range(len(loaders))]
-        self._epoch, self._order = -1, torch.empty(0)
+        self._epoch, self._order, self._numbers = -1, torch.empty(0), torch.empty(0)
 
     def __len__(self) -> int:
         """Number of batches in one epoch."""
@@ -79,15 +79,16 @@ class Batches:
             pairs = zip(self.loaders, self._starts, strict=True)
             order = torch.stack([loader.order(epoch) + start for loader, start in pairs])  # [M, N]
             self._epoch, self._order = epoch, upload(order, self.images.device)
-        index = self._order[:, batch * first.batch_size : (batch + 1) * first.batch_size]
+            self._numbers = torch.stack([loader.numbers(epoch) for loader in self.loaders])
+        part = slice(batch * first.batch_size, (batch + 1) * first.batch_size)
+        index = self._order[:, part]
         tiles = take(self.images, index.flatten(), first.factor)
         targets = first.label(upload(self.targets[index], first.device))  # they may lie in main memory
         images = first.views(upload(tiles, first.device)).unflatten(0, index.shape)
         if first.augment is not None:
             assert isinstance(first.augment, str), "the engine augments by strategies, which have addresses"
-            generators = [generator_at(loader.seed, "augment", epoch, batch) for loader in self.loaders]
-            counts = [images.shape[1]] * len(images)
-            images = augment_each(images.flatten(0, 1), counts, first.augment, generators).view_as(images)
+            counts, numbers = [images.shape[1]] * len(images), self._numbers[:, part].flatten(0, 1)
+            images = augment_each(images.flatten(0, 1), counts, first.augment, numbers).view_as(images)
         images, targets = self._mix(images, targets, epoch, batch)
         if first.relabel is not None:
             targets = torch.stack([first.relabel(one) for one in images])  # not in M times the memory

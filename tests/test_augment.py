@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from distilled_data.augment import DSA, MIXES, OPERATIONS, apply, augment, cutmix, draw, mix, mixup
+from distilled_data.augment import (
+    DSA,
+    MIXES,
+    OPERATIONS,
+    apply,
+    augment,
+    augment_each,
+    cutmix,
+    draw,
+    draw_each,
+    mix,
+    mixup,
+)
 from distilled_data.errors import UnknownNameError
 
 
@@ -226,6 +238,17 @@ def test_every_alternative_is_drawn_about_equally_often():
     counts = [drawn.count(("flip", "color", last)) for last in ("crop", "scale", "rotate")]
     assert sum(counts) == 600
     assert min(counts) > 150
+
+
+def test_batches_side_by_side_do_what_the_first_image_of_each_decides():
+    images, counts = noise(7, 3, 8, 8), [2, 3, 2]
+    numbers = draw_each("crop|flip_color", 7, generator())
+    assert numbers.shape == (7, 2 + 2 + 3)  # two choices, then as many as crop and color take
+    numbers[[0, 2, 5], 0] = torch.tensor([0.49, 0.5, 0.0])
+    numbers[[1, 3, 4, 6], 0] = torch.tensor([0.9, 0.1, 0.1, 0.9])  # not heard
+    crop, flip = (["crop", "color"], numbers[:, 2:]), (["flip", "color"], numbers[:, 2:6])
+    parts = [apply(images, *one).split(counts)[k] for k, one in enumerate((crop, flip, crop))]
+    assert torch.equal(augment_each(images, counts, "crop|flip_color", numbers), torch.cat(parts))
 
 
 def test_dsa_names_the_recipe_of_evaluation():

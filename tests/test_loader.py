@@ -107,6 +107,19 @@ def test_augmentation_differs_between_batches_and_between_images_of_a_batch():
     assert len(augmented.flatten(1).unique(dim=0)) == 4
 
 
+def test_what_is_drawn_once_for_a_batch_differs_between_batches(data):
+    loader = data.loader(3, augment="none|flip", shuffle=False)
+    plain, mirrored = epoch(data.loader(48, shuffle=False)), 0
+    for batch, (images, _) in enumerate(loader):
+        rows = plain[3 * batch : 3 * batch + 3]
+        mirrored += not torch.equal(images, rows)
+    assert 0 < mirrored < len(loader)
+
+
+def test_an_image_is_augmented_alike_whatever_the_size_of_the_batch(data):
+    assert torch.equal(*(epoch(data.loader(size, augment="crop_flip")) for size in (5, 48)))
+
+
 def test_batches_do_not_depend_on_torchs_own_generator_and_do_not_advance_it(data):
     torch.manual_seed(0)
     first, state = epoch(data.loader(20, augment="dsa")), torch.get_rng_state()
@@ -558,7 +571,8 @@ def test_batches_put_together_otherwise_hold_their_own_images_and_draws(data):
     equal = DistilledDataset.from_tensors(pixels).dataloader(10, augment="color", seed=1).dataset
     straight, again, shifted = (equal.__getitems__(list(range(at, at + 10)))[0] for at in (0, 0, 5))
     assert torch.equal(straight, again)
-    assert not torch.allclose(straight, shifted, atol=1e-3)
+    assert torch.equal(straight[5:], shifted[:5])  # their numbers stay with the images
+    assert len(torch.cat([straight, shifted[5:]]).flatten(1).unique(dim=0)) == 15
 
 
 def test_a_state_of_another_dataloader_is_refused(data):
