@@ -62,7 +62,7 @@ def augment_each(images: Tensor, counts: Sequence[int], strategy: str, numbers: 
     Those that draw the same operations go through them together, which on a GPU costs one as much as many.
     """
     slots = parse(strategy)
-    firsts = [0, *accumulate(counts)][:-1]
+    firsts = [0, *accumulate(counts)][:-1] if any(len(slot) > 1 for slot in slots) else [0]
     groups: dict[tuple[str, ...], list[int]] = {}
     for number, choices in enumerate(numbers[firsts, : len(slots)].tolist()):
         groups.setdefault(tuple(choose(slots, choices)), []).append(number)

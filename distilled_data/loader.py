@@ -113,15 +113,15 @@ class Loader:
     def __iter__(self) -> Iterator[Any]:
         first, self._first = self._first, 0
         while True:
-            epoch, self.epoch = self.epoch, self.epoch + 1
+            epoch, self.epoch, count = self.epoch, self.epoch + 1, len(self)
             order, numbers = upload(self.order(epoch), self.images.device), self.numbers(epoch)
-            for begin in range(first, len(self), self._ahead):
-                end = min(begin + self._ahead, len(self))
+            for begin in range(first, count, self._ahead):
+                end = min(begin + self._ahead, count)
                 part = slice(begin * self.batch_size, end * self.batch_size)
                 places = [self.place(epoch, batch * self.batch_size) for batch in range(begin, end)]
                 batches = self.batches(order[part], numbers[part], places)
                 for batch, made in enumerate(batches, start=begin + 1):
-                    self._after = (epoch, batch) if batch < len(self) else (epoch + 1, 0)
+                    self._after = (epoch, batch) if batch < count else (epoch + 1, 0)
                     yield made
             if not self.infinite:
                 return
@@ -139,7 +139,7 @@ class Loader:
 
     def numbers(self, epoch: int) -> Tensor:
         """What a strategy of augmentation draws in `epoch`, float32 [images of this rank, numbers], in their
-        order, on the CPU. Drawn at once: batch by batch it takes a GPU's host as long as all the rest.
+        order, on the CPU. It is drawn at once, which takes the host of a GPU less time than batch by batch.
         """
         if not isinstance(self.augment, str):
             return torch.empty(self.share, 0, device="cpu")
@@ -152,7 +152,9 @@ class Loader:
     def batches(self, rows: Tensor, numbers: Tensor, places: Sequence[Place]) -> Iterator[Any]:
         """The batches that `rows` are, drawn at these places; all are gathered and augmented in one go."""
         several = len(places) > 1
-        counts = [len(some) for some in rows.split(self.batch_size)] if several else [len(rows)]
+        count = len(rows)
+        size = self.batch_size if several else count
+        counts = [min(size, count - begin) for begin in range(0, count, size)]
         tiles = upload(take(self.images, rows, self.factor), self.device)
         targets = self.label(upload(self.targets.index_select(0, rows), self.device))
         if callable(self.augment):
@@ -160,6 +162,8 @@ class Loader:
             with seeded(self.seed, "augment", *place, device=self.device):
                 made = self.augment(self.enlarged(tiles) / 255)
             images = self.normalise(self.checked(made, len(tiles)) * 255)
+            if len(images) != len(targets):  # those of the teacher will take the place of these
+                targets = targets.new_zeros(len(images), *targets.shape[1:])
         else:
             images = self.views(tiles)
         if isinstance(self.augment, str):
@@ -172,8 +176,6 @@ class Loader:
 
     def finished(self, images: Tensor, targets: Tensor, place: Place) -> Any:
         """The batch as it is given out: mixed, labelled anew, with its keys."""
-        if len(images) != len(targets):  # those of the teacher will take the place of these
-            targets = targets.new_zeros(len(images), *targets.shape[1:])
         if isinstance(self.mix, str):
             images, targets = mix_batch(images, targets, self.mix, generator_at(self.seed, "mix", *place))
         elif self.mix is not None:
