@@ -1,6 +1,7 @@
 """Making a store: the same from every source, after every kill, by any number of processes."""
 
 import dataclasses
+import multiprocessing
 import os
 import pickle
 import random
@@ -500,8 +501,13 @@ def test_a_worker_that_is_killed_is_an_error_with_advice(tmp_path, shards, monke
         return decode(self, image)
 
     monkeypatch.setattr(Decoder, "__call__", killed)
-    with pytest.raises(SourceError, match=r"a process that decodes images has ended: .*fewer --workers"):
-        prepare(ShardReader(shards), tmp_path / "store", workers=2)
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("fork", force=True)  # or what was set here is not so there
+    try:
+        with pytest.raises(SourceError, match=r"a process that decodes images has ended: .*fewer --workers"):
+            prepare(ShardReader(shards), tmp_path / "store", workers=2)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
     monkeypatch.undo()
     assert len(prepare(ShardReader(shards), tmp_path / "store", workers=2).train) == 64
 
