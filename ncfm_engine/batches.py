@@ -8,6 +8,7 @@ from pinned memory: nothing waits for a GPU.
 
 import copy
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class Batches:
 
     The loaders have the same number of images, batch size, augmentation and `relabel`; loaders of the same
     images share their memory (see `reseeded`). With probability `cutmix` a network's batch is mixed; targets
-    are then probabilities [M, B, classes] for all of them.
+    are then probabilities [M, B, classes] for all of them. On a GPU several batches are made in one go.
     """
 
     def __init__(self, loaders: Sequence[Loader], *, classes: int, cutmix: float):
@@ -67,6 +68,8 @@ class Batches:
         self.targets = first.targets if shared else torch.cat([loader.targets for loader in loaders])
         self._starts = [0 if shared else m * first.count for m in range(len(loaders))]
         self._epoch, self._order, self._numbers = -1, torch.empty(0), torch.empty(0)
+        self._ahead = max(1, first._ahead // len(loaders))
+        self._made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # by epoch and batch
 
     def __len__(self) -> int:
         """Number of batches in one epoch."""
@@ -74,45 +77,61 @@ class Batches:
 
     def at(self, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
         """The batch at this address, whatever was asked for before."""
+        if (epoch, batch) not in self._made:
+            self._made = {}  # others take its memory
+            full = self.loaders[0].share // self.loaders[0].batch_size
+            batches = range(batch, max(batch + 1, min(batch + self._ahead, full)))
+            made = (parts.unsafe_split(len(self.loaders)) for parts in self._several(epoch, batches))
+            addresses = product([epoch], batches)
+            self._made = dict(zip(addresses, zip(*made, strict=True), strict=True))
+        return self._made.pop((epoch, batch))
+
+    def _several(self, epoch: int, batches: range) -> tuple[Tensor, Tensor]:
+        """Batches of one size, one after the other, each for all networks: [batches x M, B, ...]."""
         first = self.loaders[0]
         if epoch != self._epoch:
             pairs = zip(self.loaders, self._starts, strict=True)
             order = torch.stack([loader.order(epoch) + start for loader, start in pairs])  # [M, N]
             self._epoch, self._order = epoch, upload(order, self.images.device)
             self._numbers = torch.stack([loader.numbers(epoch) for loader in self.loaders])
-        part = slice(batch * first.batch_size, (batch + 1) * first.batch_size)
-        index = self._order[:, part]
+        index, numbers = (self._part(rows, batches) for rows in (self._order, self._numbers))
         tiles = take(self.images, index.flatten(), first.factor)
         targets = first.label(upload(self.targets[index], first.device))  # they may lie in main memory
         images = first.views(upload(tiles, first.device)).unflatten(0, index.shape)
         if first.augment is not None:
             assert isinstance(first.augment, str), "the engine augments by strategies, which have addresses"
-            counts, numbers = [images.shape[1]] * len(images), self._numbers[:, part].flatten(0, 1)
-            images = augment_each(images.flatten(0, 1), counts, first.augment, numbers).view_as(images)
-        images, targets = self._mix(images, targets, epoch, batch)
+            counts, flat = [images.shape[1]] * len(images), images.flatten(0, 1)
+            images = augment_each(flat, counts, first.augment, numbers.flatten(0, 1)).view_as(images)
+        images, targets = self._mix(images, targets, epoch, batches)
         if first.relabel is not None:
             targets = torch.stack([first.relabel(one) for one in images])  # not in M times the memory
         return images, targets
 
-    def _mix(self, images: Tensor, targets: Tensor, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
+    def _part(self, rows: Tensor, batches: range) -> Tensor:
+        """Of `rows` [M, images, ...] those of these batches: [batches x M, B, ...]."""
+        size = self.loaders[0].batch_size
+        part = rows[:, batches.start * size : batches.stop * size].unflatten(1, (len(batches), -1))
+        return part.transpose(0, 1).flatten(0, 1)
+
+    def _mix(self, images: Tensor, targets: Tensor, epoch: int, batches: range) -> tuple[Tensor, Tensor]:
         if not self.cutmix:
             return images, targets
         count, (height, width), device = images.shape[1], images.shape[-2:], images.device
         partners = torch.arange(images.shape[:2].numel()).view(-1, count)  # at first everyone is its own
         boxes = torch.zeros(len(images), 4, dtype=torch.int64)  # top, bottom, left, right
-        for network, loader in enumerate(self.loaders):
+        for place, (batch, loader) in enumerate(product(batches, self.loaders)):
             generator = generator_at(loader.seed, "cutmix", epoch, batch)
             if torch.rand((), generator=generator) < self.cutmix:
                 drawn, rows, columns = draw_cutmix(count, height, width, generator)
-                boxes[network] = torch.tensor([rows.start, rows.stop, columns.start, columns.stop])
-                partners[network] = drawn + network * count
+                boxes[place] = torch.tensor([rows.start, rows.stop, columns.start, columns.stop])
+                partners[place] = drawn + place * count
         areas = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2])
         if len(images) == 1 and not areas.any():
             return images, targets
         if targets.ndim == 2:
             targets = one_hot(targets, self.classes)
         partner = upload(partners.flatten(), device)
-        box = upload(boxes, device).view(-1, 4, 1, 1, 1, 1).unbind(1)  # each [M, 1, 1, 1, 1]
+        box = upload(boxes, device).view(-1, 4, 1, 1, 1, 1).unbind(1)  # each [batches x M, 1, 1, 1, 1]
         rows, columns = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
         inside = (rows >= box[0]) & (rows < box[1]) & (columns >= box[2]) & (columns < box[3])
         shares = upload((areas / (height * width)).float(), device).view(-1, 1, 1)

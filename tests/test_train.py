@@ -221,11 +221,12 @@ def test_real_images_are_normalised_as_their_source_says(digits):
     assert torch.equal(targets, digits.test.targets[:7])
 
 
+@pytest.mark.parametrize("ahead", [1, 3])  # as on a CPU, as on a GPU
 @pytest.mark.parametrize("shared", [True, False])
-def test_every_network_sees_the_images_that_its_own_loader_gives(loader, shared):
+def test_every_network_sees_the_images_that_its_own_loader_gives(loader, shared, ahead):
     loaders = [reseeded(loader if shared else own_images(loader, seed), seed) for seed in SEEDS]
-    batches = Batches(loaders, classes=10, cutmix=0.5)
-    mixed = 0
+    batches, mixed = Batches(loaders, classes=10, cutmix=0.5), 0
+    batches._ahead = ahead
     for epoch in range(2):
         own = [iter(loader) for loader in loaders]
         for batch in range(len(batches)):
@@ -237,6 +238,8 @@ def test_every_network_sees_the_images_that_its_own_loader_gives(loader, shared)
                 assert torch.equal(images[k], alone)
                 assert torch.allclose(targets[k], labels)
     assert 0 < mixed < 2 * len(batches) * len(SEEDS)
+    assert torch.equal(batches.at(1, len(batches) - 1)[0], images)
+    assert not torch.equal(batches.at(0, len(batches) - 1)[0], images)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 60])
