@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from distilled_data import DistilledDataset
+from ncfm_engine.batches import Batches, real_loader, reseeded
 from ncfm_engine.config import DistillConfig, EvaluateConfig, LabelConfig, NetworkConfig, PretrainConfig
 from ncfm_engine.distill import distill
 from ncfm_engine.evaluate import evaluate, random_subset
@@ -149,3 +150,18 @@ def test_a_loader_on_the_gpu_gives_the_batches_of_the_cpu_and_never_waits_for_it
     for batch, other in zip(batches, expected, strict=True):
         for here, there in zip(batch, other, strict=True):
             torch.testing.assert_close(here.cpu(), there, atol=1e-4, rtol=1e-4)
+
+
+def test_the_batches_of_networks_trained_together_are_those_of_the_cpu_and_nothing_waits_for_them(digits):
+    def batches(device: str) -> Batches:
+        loader = real_loader(digits, digits.train, 100, device, augment="color_crop|cutout")
+        return Batches([reseeded(loader, seed) for seed in (3, 5)], classes=10, cutmix=0.5)
+
+    here, there = batches("cpu"), batches("cuda")
+    assert there._ahead > here._ahead == 1
+    [there.at(1, number) for number in range(len(there))]  # fills the caches of the device
+    with no_waiting():
+        made = [there.at(0, number) for number in range(len(there))]
+    for number, batch in enumerate(made):
+        for one, other in zip(here.at(0, number), batch, strict=True):
+            torch.testing.assert_close(other.cpu(), one, atol=1e-4, rtol=1e-4)
