@@ -78,8 +78,9 @@ def open_study(storage: str, name: str, strategy: str = "exhaustive") -> Study:
     return open_studies(storage, {name: strategy})[name]
 
 
-def open_studies(storage: str, strategies: Mapping[str, str]) -> dict[str, Study]:
-    """Studies of one database, and their strategies, by name; made, as the database is, if they do not exist.
+def open_studies(storage: str, strategies: Mapping[str, str], *, make: bool = True) -> dict[str, Study]:
+    """Studies of one database, and their strategies, by name; made, as the database is, if they do not exist,
+    or with `make=False` left out.
 
     `storage` is a URL as Optuna takes it, e.g. "sqlite:///search.db". To open it takes 0.1 s, a study 0.01.
     Raises `UsageError` if it cannot be opened, `UnknownNameError` for a strategy that does not exist.
@@ -102,6 +103,7 @@ def open_studies(storage: str, strategies: Mapping[str, str]) -> dict[str, Study
                 grace_period=GRACE_SECONDS,
             )
         weakref.finalize(database, database.engine.dispose)  # or its connections are left open
+        known = strategies if make else optuna.get_all_study_names(database)
         return {
             name: optuna.create_study(
                 storage=database,
@@ -112,6 +114,7 @@ def open_studies(storage: str, strategies: Mapping[str, str]) -> dict[str, Study
                 load_if_exists=True,
             )
             for name, strategy in strategies.items()
+            if name in known
         }
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is in the results

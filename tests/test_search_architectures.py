@@ -117,6 +117,14 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path):
     assert {k: row["distilled"] for k, row in enumerate(content(tmp_path / "found")["candidates"])} == before
 
 
+def studies(storage):
+    """The ways of the studies in a database."""
+    database = optuna.storages.RDBStorage(storage)
+    names = [name.split()[0] for name in optuna.get_all_study_names(database)]
+    database.engine.dispose()
+    return sorted(names)
+
+
 def test_searches_in_one_storage_share_what_they_have_in_common(here, set_folder, tmp_path):
     few = (set_folder, *AXES, *ONE, "--candidates", "2", "--verify", "all", "--jobs", "1")
     storage = ("--storage", f"sqlite:///{tmp_path / 'common.db'}")
@@ -129,10 +137,7 @@ def test_searches_in_one_storage_share_what_they_have_in_common(here, set_folder
     for hard, soft in zip(*found, strict=True):
         assert hard["full"] == soft["full"]  # to the seconds that it took: it is the same trial
         assert hard["early"] == soft["early"]
-    database = optuna.storages.RDBStorage(storage[1])
-    names = [name.split()[0] for name in optuna.get_all_study_names(database)]
-    database.engine.dispose()
-    assert sorted(names) == ["distilled", "distilled", "early", "full", "random", "random"]
+    assert studies(storage[1]) == ["distilled", "distilled", "early", "full", "random", "random"]
 
     every = (set_folder, *AXES, *ONE, "--jobs", "1", "--labels", "hard", *storage, "--output", "every")
     status, output, error = here("search_architectures.py", *every, settings=QUICK)
@@ -186,6 +191,8 @@ def test_another_proxy_is_compared_with_the_truth_of_a_search(here, set_folder, 
     assert "nowhere/search.json is not what a search has found" in refused("--truth-of", "nowhere")
     other = [*longer, "evaluate.full_epochs=3"]
     assert "lacks full trainings of these candidates" in refused("--truth-of", "first", settings=other)
+    names = ["distilled", "distilled", "early", "early", "full", "random", "random"]
+    assert studies(f"sqlite:///{tmp_path / 'first' / 'search.db'}") == names  # nothing is left there by that
     assert "would be replaced" in refused("--truth-of", "first", "--output", "first")
     (tmp_path / "first" / "search.db").rename(tmp_path / "elsewhere.db")
     assert "or the --storage of that search" in refused("--truth-of", "first")

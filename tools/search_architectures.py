@@ -125,7 +125,7 @@ def main(arguments: argparse.Namespace) -> None:
             arguments.seed,
             machine_of(device),
         )
-        if arguments.truth_of and not all(campaign.results()[FULL]):
+        if arguments.truth_of and not campaign.knows_truth():
             raise UsageError(
                 "--truth-of: the storage lacks full trainings of these candidates by these settings; "
                 "expected --storage, --seed, images and --set evaluate.* as in that search, but for "

@@ -50,6 +50,12 @@ class Campaign:
             return {way: found[way] for way in PROXIES[:1]}
         return found
 
+    def knows_truth(self) -> bool:
+        """Whether every candidate has been trained in full, by this search or another; makes no studies."""
+        name = self._name(FULL)
+        found = open_studies(self.storage, {name: self._strategy(FULL)}, make=False)
+        return name in found and all(results_of(found[name], self.candidates))
+
     def verified(self) -> dict[str, list[int]]:
         """The candidates that are trained in full, by the reason for it."""
         if self.verify == ALL:
