@@ -31,7 +31,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from distilled_data import DeviceMemoryError, MissingExtraError, UnknownNameError, UsageError
+from distilled_data import DeviceMemoryError, MissingExtraError, OutputError, UnknownNameError, UsageError
 
 from .memory import is_out_of_memory
 from .report import Report, silent
@@ -94,9 +94,15 @@ def open_studies(storage: str, strategies: Mapping[str, str], *, make: bool = Tr
     except ImportError as error:
         raise MissingExtraError.of("optuna", "search", "architecture search") from error
 
+    class Patient(optuna.storages.RDBStorage):
+        def record_heartbeat(self, trial_id: int) -> None:
+            # Of a thread of its own, which would end with a traceback where others write for long.
+            with contextlib.suppress(SQLAlchemyError, optuna.exceptions.OptunaError):
+                super().record_heartbeat(trial_id)
+
     def opened() -> dict[str, Study]:
         with _calm():
-            database = optuna.storages.RDBStorage(
+            database = Patient(
                 storage,
                 engine_kwargs=patient,
                 heartbeat_interval=HEARTBEAT_SECONDS,
@@ -127,8 +133,8 @@ def open_studies(storage: str, strategies: Mapping[str, str], *, make: bool = Tr
         return opened()
     except (ImportError, ValueError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
         place = re.sub(r"//\S*@", "//", storage)  # without user and password
-        text = f"the storage {place} cannot be opened: {str(error).splitlines()[0]}"
-        raise UsageError(text) from error
+        said = _words_of_database(error) or str(error).splitlines()[0]
+        raise UsageError(f"the storage {place} cannot be opened: {said}") from error
 
 
 def search(
@@ -147,31 +153,60 @@ def search(
     with an accuracy `CHECKS` times, the last time at the end, or not at all if the strategy ends nothing
     early; what it raises itself makes the candidate a failed one. What is scored here is said to be scored by
     `machine`, in words. Raises `Stopped` when `stop` is requested:
-    what is in work is left to the next process. Raises `UsageError` for a candidate that is there twice.
+    what is in work is left to the next process. Raises `UsageError` for a candidate that is there twice, and
+    `OutputError` where the storage fails.
     """
     if len({_key(candidate) for candidate in candidates}) < len(candidates):
         raise UsageError("a candidate is there twice")
     worker = _Worker(study, space, score, machine)
-    while True:
-        progress = _Progress(study, candidates)
-        report(study.study_name, len(progress.done), len(candidates), **progress.figures())
-        if len(progress.done) == len(candidates):
-            return list(progress.done.values())
-        if stop and stop.requested:
-            raise Stopped(f"{study.study_name}, {len(progress.done)} of {len(candidates)} architectures")
-        if progress.open:
-            worker.put(random.choice(progress.open))
-        if progress.open or progress.waiting:
-            worker.run()
-        else:
-            worker.bury()
-            time.sleep(WAIT_SECONDS)
+    with _storage_of(study):
+        while True:
+            progress = _Progress(study, candidates)
+            report(study.study_name, len(progress.done), len(candidates), **progress.figures())
+            if len(progress.done) == len(candidates):
+                return list(progress.done.values())
+            if stop and stop.requested:
+                raise Stopped(f"{study.study_name}, {len(progress.done)} of {len(candidates)} architectures")
+            if progress.open:
+                worker.put(random.choice(progress.open))
+            if progress.open or progress.waiting:
+                worker.run()
+            else:
+                worker.bury()
+                time.sleep(WAIT_SECONDS)
 
 
 def results_of(study: Study, candidates: Sequence[Architecture]) -> list[Result | None]:
-    """What is known of the candidates by now, in their order; None for those that are not done."""
-    done = _Progress(study, candidates).done
+    """What is known of the candidates by now, in their order; None for those that are not done.
+
+    Raises `OutputError` where the storage fails.
+    """
+    with _storage_of(study):
+        done = _Progress(study, candidates).done
     return [done.get(_key(candidate)) for candidate in candidates]
+
+
+@contextlib.contextmanager
+def _storage_of(study: Study) -> Iterator[None]:
+    """Tells an error of the storage as one, also where Optuna breaks down over it."""
+    try:
+        yield
+    except Exception as error:
+        if said := _words_of_database(error):
+            raise OutputError(
+                f"the storage {study._storage._backend.engine.url} failed: {said}. What it holds is kept. "
+                "See that no other program locks it and that it has space; then the same search goes on."
+            ) from error
+        raise
+
+
+def _words_of_database(error: BaseException | None) -> str | None:
+    """Those of the error that is behind `error`, if it is one of the database."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    while error and not isinstance(error, SQLAlchemyError):
+        error = error.__cause__ or error.__context__
+    return str(error).splitlines()[0] if error else None
 
 
 class _Progress:

@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import sqlite3
 import threading
 import time
 import warnings
@@ -21,7 +22,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import IntegrityError
 
-from distilled_data import DeviceMemoryError, UnknownNameError, UsageError
+from distilled_data import DeviceMemoryError, OutputError, UnknownNameError, UsageError
 from ncfm_engine import search as module
 from ncfm_engine.search import CHECKS, Result, open_studies, open_study, results_of, search
 from ncfm_engine.spaces import Space
@@ -164,6 +165,41 @@ def test_an_error_of_the_storage_is_not_the_candidates(database):
 
     (result,) = search(open_study(database, "x"), SMALL, [next(iter(SMALL))], score)
     assert (result.state, result.attempts) == ("complete", 2)
+
+
+@pytest.mark.parametrize("lock", ["immediate", "exclusive"])  # others may still read, or may not
+def test_a_storage_that_another_program_has_locked_is_named_and_keeps_what_it_holds(
+    database, tmp_path, monkeypatch, lock
+):
+    monkeypatch.setattr(module, "BUSY_SECONDS", 0.01)
+    other = sqlite3.connect(tmp_path / "search.db", isolation_level=None)
+    study, few = open_study(database, "x"), SMALL.draw(3)
+    scored = []
+
+    def score(architecture, check):
+        scored.append(architecture)
+        if len(scored) == 2:
+            other.execute(f"begin {lock}")
+        return [5.0]
+
+    with pytest.raises(OutputError, match=rf"^the storage {database} failed: .*database is locked\. What it"):
+        search(study, SMALL, few, score)
+    with pytest.raises(UsageError, match=f"^the storage {database} cannot be opened: .*database is locked$"):
+        open_study(database, "another")
+    other.execute("rollback")
+    assert [result and result.value for result in results_of(study, few)].count(5.0) == 1
+    other.close()
+
+
+def test_a_sign_of_life_that_cannot_be_written_is_left_out(database, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BUSY_SECONDS", 0.01)
+    study = open_study(database, "x")
+    module._Worker(study, SMALL, by_width).put(next(iter(SMALL)))
+    trial = taken(study)
+    other = sqlite3.connect(tmp_path / "search.db", isolation_level=None)
+    other.execute("begin immediate")
+    study._storage.record_heartbeat(trial._trial_id)
+    other.close()
 
 
 def test_what_a_failed_training_held_is_freed(database):
