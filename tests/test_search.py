@@ -316,6 +316,14 @@ def test_halving_goes_on_with_the_best_third_at_the_first_and_at_the_third_check
     assert not study.pruner.prune(study, reported(study, 12, 12))
 
 
+def test_the_best_third_is_of_all_that_came_and_of_those_that_have_a_score(database):
+    study = open_study(database, "x", "halving")
+    for a in range(3):
+        reported(study, a, float("nan"))
+    trials = [reported(study, a, a) for a in (5, 4, 3)]
+    assert [study.pruner.prune(study, trial) for trial in trials] == [False, False, True]  # 2 of 6
+
+
 def test_who_was_stopped_and_trained_again_does_not_compete_with_itself(database):
     study = open_study(database, "x", "halving")
     for a in (*range(12), 9, 10, 11, 9, 10, 11):
