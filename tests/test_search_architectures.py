@@ -656,6 +656,13 @@ def test_another_search_has_another_folder_and_does_not_replace_the_results_of_t
     assert asked(*AXES[:2], *AXES[2:4])[1] == asked(*AXES[2:4], *AXES[:2])[1]
 
 
+@pytest.mark.parametrize("text", ['{"name": "mine"}', '{"settings": 3}'])
+def test_a_file_of_something_else_is_not_replaced_by_results(tool, tmp_path, text):
+    (tmp_path / "search.json").write_text(text)
+    with pytest.raises(UsageError, match=r"search\.json is not what a search has found\. Choose another"):
+        tool.check_folder(tmp_path, {})
+
+
 def test_a_report_shows_the_ten_best_of_those_that_were_scored_to_the_end(tmp_path):
     def result(*accuracies):
         mean = sum(accuracies) / len(accuracies)

@@ -266,11 +266,13 @@ def check_folder(output: Path, asked: dict[str, Any]) -> None:
     if not path.exists():
         return
     found = read_json(path)
+    if not isinstance(found.get("settings"), dict):
+        raise UsageError(f"{path} is not what a search has found. Choose another --output.")
     deciding = [*PROTOCOL, "epochs", "repeats"]
     deciding += ["full_epochs", "full_repeats"] if found.get("verified") else []
     there, ours = (
         {name: content.get(name) for name in IDENTITY}
-        | {name: content.get("settings", {}).get(name) for name in deciding}
+        | {name: content["settings"].get(name) for name in deciding}
         for content in (found, json.loads(json.dumps(asked)))
     )
     other = [f"{name} {there[name]}, not {ours[name]}" for name in ours if there[name] != ours[name]]
