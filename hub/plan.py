@@ -242,8 +242,7 @@ def _planned_files(
             entry = remote.files.get(content)
             same = content == path or (there and entry and hub_hash(there) == hub_hash(entry))
             change = "unchanged" if same else "moved"
-            altered = entry and entry.lfs and entry.lfs.sha256 != published[content].sha256
-            if entry is None or (change == "moved" and altered):
+            if entry is None or (change == "moved" and remote.sha256(content) != published[content].sha256):
                 raise IntegrityError(
                     f"{repo_id} {'lacks' if entry is None else 'has altered'} {content}, which its manifest "
                     "names. Publish that set anew."

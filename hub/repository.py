@@ -14,6 +14,7 @@ from huggingface_hub.hf_api import RepoFile
 from distilled_data import AccessError, ArtifactError, IntegrityError, NewerFormatError, UsageError
 from distilled_data.client import call
 from distilled_data.format import ARTIFACT_FILE, CARD_FILE, MANIFEST_FILE
+from distilled_data.manifest import Fingerprint
 from distilled_data.remote import RemoteSet, Repository
 
 from .card import text_of
@@ -34,6 +35,15 @@ class Contents:
     broken: tuple[str, ...] = ()  # folders of sets that cannot be read, "" for the root
     default: str | None = None
     card: str | None = None
+    source: Repository | None = None  # from which files are fetched
+
+    def sha256(self, path: str) -> str:
+        """Of a file; the Hub knows it of a large one, a small one is fetched for it."""
+        entry = self.files[path]
+        if entry.lfs:
+            return entry.lfs.sha256
+        assert self.source is not None
+        return Fingerprint.of(self.source.file(path)).sha256
 
 
 def look(api: HfApi, repo_id: str, *, tag: str | None, force: bool) -> Contents:
@@ -81,7 +91,7 @@ def look(api: HfApi, repo_id: str, *, tag: str | None, force: bool) -> Contents:
             broken.append(name)
     default = next((name for name in known if name in sets), None)
     card = _card(source, files[CARD_FILE]) if CARD_FILE in files else None
-    return Contents(head, tagged, info.private, info.gated, files, sets, tuple(broken), default, card)
+    return Contents(head, tagged, info.private, info.gated, files, sets, tuple(broken), default, card, source)
 
 
 def hub_hash(entry: RepoFile) -> str:

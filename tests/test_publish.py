@@ -625,7 +625,11 @@ def test_files_of_somebody_else_where_a_set_is_to_lie_are_kept(loopback, options
     assert loopback.files("org/digits")[path] != b"mine"
 
 
-def test_a_file_of_a_set_that_was_altered_is_not_moved_with_it(loopback, options, folders):
+@pytest.mark.parametrize("large", [LARGE, ()])  # what the Hub keeps by git it has no sha256 of
+def test_a_file_of_a_set_that_was_altered_is_not_moved_with_it(
+    loopback, options, folders, monkeypatch, large
+):
+    monkeypatch.setattr("hub_server.LARGE", large)
     push_folder(folders[2], "org/digits", options())
     size = len(loopback.files("org/digits")[PARQUET_FILE])
     loopback.put("org/digits", PARQUET_FILE, b"x" * size)
