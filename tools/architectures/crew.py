@@ -60,7 +60,13 @@ class Crew:
         for _ in range(self._missing):
             environment = os.environ | {LEADER: str(os.getpid())}
             command = [sys.executable, *sys.argv]
-            self._hands.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
+            hand = subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C is for this process; it would find hands that are still importing
+            )
+            self._hands.append(hand)
         self._missing = 0
 
     def __enter__(self) -> Self:
