@@ -48,7 +48,11 @@ class Space:
     def __post_init__(self):
         if not self.axes:
             raise UsageError("a space needs one axis at least; one architecture needs no search")
+        if not callable(self.build):
+            raise UsageError(f"build must be a function that returns a module, got {self.build!r}")
         for name, values in self.axes.items():
+            if not isinstance(name, str):
+                raise UsageError(f"the name of an axis is an argument of build, a text; got {name!r}")
             ordered = isinstance(values, Sequence) and not isinstance(values, str)
             kinds = {type(value) for value in values} if ordered else set()
             if not ordered or len(values) == 0 or not kinds <= {str, int, float, bool}:
