@@ -249,7 +249,7 @@ def load_space(name: str) -> Space:
         make = getattr(importlib.import_module(module), function)
         with seeded_with(0):  # a network that it makes to be copied has the same weights everywhere
             space = make()
-    except Exception as error:  # whatever a user's code raises
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise UsageError(f"the space {name} cannot be had: {reason}") from error
     finally:

@@ -318,10 +318,13 @@ def test_what_a_users_module_raises_is_said_and_what_it_imports_later_is_found(t
         "def fails():\n"
         "    raise KeyError('width')\n"
     )
+    (tmp_path / "script_space.py").write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(UsageError, match="broken_space:space cannot be had: SyntaxError"):
         load_space("broken_space:space")
     with pytest.raises(UsageError, match="late_space:fails cannot be had: KeyError: 'width'"):
         load_space("late_space:fails")
+    with pytest.raises(UsageError, match="script_space:space cannot be had: SystemExit: 0"):
+        load_space("script_space:space")
     with pytest.raises(UsageError, match=":space cannot be had: ValueError"):
         load_space(":space")
     assert load_space("late_space:space").network({"a": 1}, **SIZE, seed=0).weight.shape == (4, 3)
