@@ -109,6 +109,8 @@ def open_studies(storage: str, strategies: Mapping[str, str], *, make: bool = Tr
                 grace_period=GRACE_SECONDS,
             )
         weakref.finalize(database, database.engine.dispose)  # or its connections are left open
+        if storage.startswith("sqlite") and database.engine.url.database in (None, "", ":memory:"):
+            raise UsageError("it would lie in memory, where no other process and no later one finds it")
         known = strategies if make else optuna.get_all_study_names(database)
         return {
             name: optuna.create_study(
@@ -134,7 +136,10 @@ def open_studies(storage: str, strategies: Mapping[str, str], *, make: bool = Tr
     except (ImportError, ValueError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
         place = re.sub(r"//\S*@", "//", storage)  # without user and password
         said = _words_of_database(error) or str(error).splitlines()[0]
-        raise UsageError(f"the storage {place} cannot be opened: {said}") from error
+        raise UsageError(
+            f"the storage {place} cannot be opened: {said.rstrip('.')}. Expected a database that can be "
+            "written, such as sqlite:///search.db"
+        ) from error
 
 
 def search(

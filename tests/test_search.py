@@ -184,7 +184,7 @@ def test_a_storage_that_another_program_has_locked_is_named_and_keeps_what_it_ho
 
     with pytest.raises(OutputError, match=rf"^the storage {database} failed: .*database is locked\. What it"):
         search(study, SMALL, few, score)
-    with pytest.raises(UsageError, match=f"^the storage {database} cannot be opened: .*database is locked$"):
+    with pytest.raises(UsageError, match=f"^the storage {database} cannot be opened: .*database is locked"):
         open_study(database, "another")
     other.execute("rollback")
     assert [result and result.value for result in results_of(study, few)].count(5.0) == 1
@@ -540,8 +540,11 @@ def test_tables_that_another_process_makes_at_the_same_time_are_no_error(databas
 def test_names_and_storages_that_do_not_exist_are_refused(database, tmp_path):
     with pytest.raises(UnknownNameError, match=r"unknown strategy 'halve'\. Did you mean 'halving'"):
         open_study(database, "x", "halve")
-    with pytest.raises(UsageError, match=r"the storage nonsense cannot be opened"):
+    with pytest.raises(UsageError, match=r"the storage nonsense cannot be opened: .*as sqlite:///search\.db"):
         open_study("nonsense", "x")
+    for nowhere in ("sqlite://", "sqlite:///", "sqlite:///:memory:"):
+        with pytest.raises(UsageError, match=rf"the storage {nowhere} cannot be opened: it would lie in mem"):
+            open_study(nowhere, "x")
     with pytest.raises(
         UsageError, match=r"the storage sqlite:///.*none/search.db cannot be opened: .*unable"
     ):
