@@ -268,6 +268,28 @@ def test_networks_that_cannot_be_trained_are_in_the_report_with_the_reason(here,
     assert "error: none of 2 candidates could be trained; searches/out-" in " ".join(error.split())
 
 
+RIVAL = """
+import torch
+from pathlib import Path
+from ncfm_engine.spaces import Space
+
+def net(channels, size, classes, width):
+    Path("found/search.json").write_text('{"settings": {}}')
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * size[0] * size[1], classes))
+
+def space():
+    return Space({"width": (1,)}, net)
+"""
+
+
+def test_results_that_another_search_put_there_meanwhile_are_not_replaced(here, set_folder, tmp_path):
+    (tmp_path / "rival.py").write_text(RIVAL)
+    few = (set_folder, "--space", "rival:space", "--labels", "hard", "--jobs", "1", "--output", "found")
+    status, _, error = here("search_architectures.py", *few, settings=QUICK)
+    assert (status, "holds the results of another search" in " ".join(error.split())) == (2, True)
+    assert content(tmp_path / "found") == {"settings": {}}
+
+
 def test_a_search_stops_when_its_time_is_up_and_goes_on(here, set_folder, tmp_path):
     arguments = (set_folder, "--axis", "width=4", "--labels", "hard", "--output", "a?%20b", "--jobs", "1")
     status, output, _ = here("search_architectures.py", *arguments, "--time-budget", "2s", settings=QUICK)

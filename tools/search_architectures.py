@@ -145,6 +145,7 @@ def main(arguments: argparse.Namespace) -> None:
         finally:
             gc.unfreeze()
             if not is_hand():
+                check_folder(output, asked)  # another search may have put its results there meanwhile
                 write(output, summary(begun, campaign))
     if not is_hand():
         print((output / REPORT_FILE).read_text(encoding="utf-8"))
