@@ -13,10 +13,16 @@ import torch
 
 def command() -> str:
     """The command that runs, for publication: of paths only the last names, of URLs nothing before the host,
-    so that neither this machine's folders nor passwords are told.
+    of pipes nothing, so that neither this machine's folders nor passwords are told.
     """
     words = sys.argv[1:]
-    for pattern in (r"(//)\S*@", r"(sqlite:///)(?:[^/]*/)*", r"(^|[=:])/(?!/)(?:[^/]*/)*", r"(://[^?]*)\?.*"):
+    for pattern in (
+        r"(pipe:).*",
+        r"(//)\S*@",
+        r"(sqlite:///)(?:[^/]*/)*",
+        r"(^|[=:]|file://)/(?!/)(?:[^/]*/)*(?=[^/])",
+        r"(://[^?]*)\?.*",
+    ):
         words = [re.sub(pattern, r"\1", word) for word in words]
     return shlex.join([Path(sys.argv[0]).name, *words])
 

@@ -9,7 +9,10 @@ from ncfm_engine.provenance import command
     ("word", "told"),
     [
         ("/home/me/sets/digits", "digits"),
+        ("/home/me/sets/digits/", "digits/"),
         ("--data=/home/me/data", "--data=data"),
+        ("wds:file:///home/me/0.tar", "wds:file://0.tar"),
+        ("wds:pipe:curl -H 'token: secret' https://host/0.tar", "wds:pipe:"),
         ("folder:/home/me/photos", "folder:photos"),
         ("sqlite:////home/me/search.db", "sqlite:///search.db"),
         ("postgresql://me:secret@host:5432/studies", "postgresql://host:5432/studies"),
