@@ -294,8 +294,9 @@ def estimate_seconds(plan: Plan, source: Source) -> dict[str, float]:
     return {name: stage.forward * forward + (stage.returned + stage.trained) * both for name, stage in stages}
 
 
-def _probe(plan: Plan, source: Source, images: int = 256) -> tuple[float, float]:
-    """Seconds per image of a forward pass and of forward and backward."""
+def _probe(plan: Plan, source: Source) -> tuple[float, float]:
+    """Seconds per image of a forward pass and of forward and backward, of a batch as pretraining has it."""
+    images = plan.recipe.pretrain.batch_size  # the run takes the memory for these anyway
     network = build(plan.recipe.network, source, 0).to(plan.device)
     batch = torch.zeros(images, source.channels, source.height, source.width, device=plan.device)
 

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from distilled_data import OutputError, UnknownNameError, UsageError
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, PARQUET_FILE
@@ -16,6 +17,7 @@ from ncfm_engine.plan import (
     check_output,
     clear_output,
     compiles,
+    estimate_seconds,
     identity,
     layout_of,
     make_plan,
@@ -169,6 +171,14 @@ def test_a_memory_budget_cuts_the_classes_and_one_that_is_too_small_is_refused(p
         UsageError, match=r"--memory 1KiB is below the minimum of \d\.\dMiB: bank of real features"
     ):
         layout_of(dataclasses.replace(plan, memory=1024), digits)
+
+
+def test_the_probe_takes_no_larger_batches_than_training(plan, digits):
+    small = dataclasses.replace(plan, recipe=plan.recipe.replace({"pretrain.batch_size": 3}))
+    sizes = []
+    with register_module_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0]))):
+        estimate_seconds(small, digits)
+    assert max(sizes) == 3
 
 
 def test_long_runs_are_compiled_and_short_ones_are_not(plan, monkeypatch):
