@@ -122,7 +122,10 @@ def test_the_same_artifact_gives_the_same_bytes_also_when_the_folder_is_complete
 def test_an_artifact_that_records_nothing_can_be_completed(tmp_path):
     card = (make_folder(tmp_path, make_artifact(logits=False)) / CARD_FILE).read_text()
     assert "No evaluation was recorded" in card
-    assert front_matter(card)["license"] == "unknown"
+    assert "**Labels.** The class alone; there are no soft labels." in card
+    front = front_matter(card)
+    assert front["license"] == "unknown"
+    assert (front["library_name"], front["task_categories"]) == ("distilled-data", ["image-classification"])
 
 
 # The card
@@ -152,6 +155,9 @@ def test_with_a_repository_the_code_of_the_card_loads_from_it():
 def test_the_results_table_has_mean_and_deviation_of_distilled_random_and_full():
     card = render_card(make_artifact(results=(RESULTS, {"labels": "soft"})))
     assert (
+        "| Network | Protocol | Images per class | Labels | Runs | Distilled | Random real images "
+        "| Full dataset | Distilled, best epoch | Measured on |\n"
+        f"{'| --- ' * 10}|\n"
         "| convnet | ncfm | 2 | hard | 5 | 91.3 ± 0.4 | 80.0 ± 2.0 | 98.7 | 92.5 ± 0.3 | 2 cores |\n"
         "| - | - | - | soft | - | - | - | - | - | - |\n"
     ) in card
@@ -159,8 +165,13 @@ def test_the_results_table_has_mean_and_deviation_of_distilled_random_and_full()
 
 
 def test_the_card_says_how_many_runs_the_full_dataset_had_and_what_is_no_test_set():
-    card = render_card(make_artifact(results=(RESULTS | {"full_n": 3, "split": "validation 0.1"},)))
-    assert "| convnet | ncfm, validation 0.1 | 2 | hard | 5 | 91.3 ± 0.4 | 80.0 ± 2.0 | 98.7 (3) |" in card
+    card = render_card(
+        make_artifact(results=(RESULTS | {"full_n": 3, "epochs": 7, "split": "validation 0.1"},))
+    )
+    assert (
+        "| convnet | ncfm, 7 epochs, validation 0.1 | 2 | hard | 5 | 91.3 ± 0.4 | 80.0 ± 2.0 | 98.7 (3) |"
+        in card
+    )
     assert 'Rows of "validation" were tested on training images that were held out' in card
 
 
@@ -181,11 +192,16 @@ def test_the_card_answers_what_users_of_distilled_sets_ask():
         "subtract the mean (0.3), divide by the standard\n  deviation (0.4)",
         "No ZCA",
         "a grid of 2 x 2 tiles",
+        "enlarged to 8 x 8 pixels",
+        "2 stored images per class are 8 training images.",
+        "\n20 synthetic images, 2 for each of 10 classes, that stand in for",
+        "`ipc=k` loads only the first k images of each class.",
         "`align_corners=False`",
         '"9": "nine"',
         "temperature 4.0. Teacher: architecture convnet.",
     ):
         assert answer in card
+    assert "with the temperature 1.0. Teacher: not recorded." in render_card(make_artifact())
 
 
 def test_what_people_wrote_in_a_card_survives_and_generated_sections_are_renewed():
@@ -221,6 +237,10 @@ def test_a_card_without_our_sections_keeps_its_text_and_gets_them_below():
         < card.index("# My data\n\nCollected with care.\n")
         < card.index("<!-- distilled-data:begin summary")
     )
+
+
+def test_empty_front_matter_is_filled():
+    assert render_card(make_artifact(), "---\n---\n") == render_card(make_artifact())
 
 
 def test_a_card_whose_front_matter_is_broken_is_refused():
@@ -287,6 +307,10 @@ def test_a_card_over_several_sets_describes_each_and_starts_with_the_default_one
     ]
     assert "![Contact sheet: one row of images per class](ipc2/preview.png)" in card
     assert '`datasets.load_dataset("org/digits", "ipc2")`' in card
+    assert "\nSets of synthetic images, 1 and 2 images per class for 10 classes, that" in card
+    assert (
+        "The example loads `ipc2/`; `ipc=k` loads the set that was made for k images per\nclass, or" in card
+    )
     assert card.index("What is in `ipc2/`") < card.index("What is in `ipc1/`") < card.index("## Limits")
 
 
@@ -378,9 +402,24 @@ def test_the_card_shows_the_characters_of_names_and_settings_as_they_are():
     assert '"who": "Müller"' in card
 
 
-@pytest.mark.parametrize(("ipc", "size"), [(24, "n<1K"), (25, "1K<n<10K")])
+@pytest.mark.parametrize(
+    ("ipc", "size"),
+    [
+        (24, "n<1K"),
+        (25, "1K<n<10K"),
+        (249, "1K<n<10K"),
+        (250, "10K<n<100K"),
+        (2_499, "10K<n<100K"),
+        (2_500, "100K<n<1M"),
+        (24_999, "100K<n<1M"),
+        (25_000, "1M<n<10M"),
+    ],
+)
 def test_the_card_counts_every_view_of_the_largest_set(ipc, size):
-    card = render_card({"ipc1": make_artifact(1), f"ipc{ipc}": make_artifact(ipc)})
+    small = make_artifact(1, logits=False)
+    info = dataclasses.replace(small.metadata, ipc=ipc, height=2, width=2)
+    large = Artifact(torch.zeros(ipc, 10, 1, 2, 2, dtype=torch.uint8), info)
+    card = render_card({"ipc1": small, f"ipc{ipc}": large})
     assert front_matter(card)["size_categories"] == [size]
 
 
