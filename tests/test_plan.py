@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -17,6 +18,7 @@ from ncfm_engine.plan import (
     check_output,
     clear_output,
     compiles,
+    describe,
     estimate_seconds,
     identity,
     layout_of,
@@ -46,10 +48,26 @@ def test_a_flag_beats_set_and_set_beats_the_preset_and_the_preset_the_default(tm
     assert (both.recipe.distill.iterations, both.recipe.ipc) == (9, 3)
 
 
-def test_the_output_is_named_after_dataset_and_ipc(tmp_path):
-    named = make_plan(dataset="folder:some/photos", ipc=5, cache=tmp_path, device="cpu")
-    assert named.output == Path("distilled/photos-ipc5")
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        ("folder:some/photos", "photos"),
+        ("hf:org/flowers:small:train", "flowers"),
+        ("wds:https://host/some/shards/{0..9}.tar", "shards"),
+        ("wds:train.tar", "wds"),
+        ("npz:some/blood.npz", "blood"),
+    ],
+)
+def test_the_output_is_named_after_dataset_and_ipc(tmp_path, dataset, name):
+    named = make_plan(dataset=dataset, ipc=5, cache=tmp_path, device="cpu")
+    assert named.output == Path(f"distilled/{name}-ipc5")
     assert named.preset == "default"
+
+
+def test_each_process_of_torchrun_has_its_own_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "99")
+    with pytest.raises(UsageError, match="--device cuda:99 cannot be used here"):
+        make_plan(dataset="digits", cache=tmp_path, device="cuda")
 
 
 def test_the_run_folder_lies_beside_the_output_wherever_that_is(tmp_path, monkeypatch):
@@ -179,6 +197,26 @@ def test_the_probe_takes_no_larger_batches_than_training(plan, digits):
     with register_module_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0]))):
         estimate_seconds(small, digits)
     assert max(sizes) == 3
+
+
+def test_the_time_is_that_of_the_fastest_pass_for_every_image(plan, digits, monkeypatch):
+    clock = iter([0, 6, 10, 13, 20, 29, 100, 190, 200, 230, 300, 360])  # 1 s and 10 s for each of 3 images
+    monkeypatch.setattr("ncfm_engine.plan.time", SimpleNamespace(perf_counter=clock.__next__))
+    changes = {"ipc": 2, "pretrain.batch_size": 3, "pretrain.networks": 2, "pretrain.epochs": 7}
+    changes |= {"distill.iterations": 5, "distill.real_batch": 4, "distill.real_features": "fresh"}
+    changes |= {"distill.discrepancy": "dm", "distill.calibration": 0.0}
+    seconds = estimate_seconds(dataclasses.replace(plan, recipe=plan.recipe.replace(changes)), digits)
+    assert seconds["pretraining"] == 2 * 7 * 1438 * 10
+    assert seconds["distilling"] == 5 * 10 * (4 * 1 + 2 * 10)
+
+
+def test_times_are_told_in_hours_minutes_and_seconds_and_operations_in_their_unit(plan, digits, monkeypatch):
+    times = {"one": 59.4, "two": 59.6, "three": 3600, "four": 7384}
+    monkeypatch.setattr("ncfm_engine.plan.estimate_seconds", lambda *_: times)
+    monkeypatch.setattr("ncfm_engine.plan.operations", lambda *_: {"one": 1.25e12, "two": 3e15})
+    told = describe(plan, digits)
+    assert "\noperations   one 1.25 TFLOP, two 3e+03 TFLOP\n" in told
+    assert "about one 59s, two 1m 00s, three 1h 00m, four 2h 03m\n" in told
 
 
 def test_long_runs_are_compiled_and_short_ones_are_not(plan, monkeypatch):
