@@ -375,6 +375,7 @@ def test_a_dry_run_prints_the_plan_and_writes_only_the_prepared_images(here, tmp
         (["--dataset", "digit"], "Did you mean 'digits'"),
         (["--dataset", "digits", "--preset", "cpuu"], "Did you mean 'cpu'"),
         (["--dataset", "digits", "--ipc", "5000"], "smallest class"),
+        (["--dataset", "digits", "--ipc", "5000", "--dry-run"], "smallest class"),
         (["--dataset", "digits", "--dry-run", "--repo", "a/b/c"], "'a/b/c' is not a repository name"),
         (["--dataset", "digits", "--dry-run", "--revision", "v1"], "needs a --repo to publish to"),
         (["--dataset", "cifar10", "--data", "nowhere"], "nowhere"),

@@ -64,6 +64,13 @@ def test_the_output_is_named_after_dataset_and_ipc(tmp_path, dataset, name):
     assert named.preset == "default"
 
 
+def test_a_preset_says_the_size_of_images_that_are_not_prepared_yet(tmp_path):
+    given = [("folder:a", {}), ("folder:a", {"size": 32}), ("store:a", {})]
+    options = {"preset": "tinyimagenet-ipc1", "cache": tmp_path, "device": "cpu"}
+    plans = [make_plan(dataset=dataset, reading=reading, **options) for dataset, reading in given]
+    assert [plan.reading.get("size") for plan in plans] == [64, 32, None]
+
+
 def test_each_process_of_torchrun_has_its_own_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "99")
     with pytest.raises(UsageError, match="--device cuda:99 cannot be used here"):
