@@ -10,6 +10,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from distilled_data import OutputError, UnknownNameError, UsageError
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, PARQUET_FILE
 from ncfm_engine.checkpoint import previous_of, save_checkpoint
+from ncfm_engine.costs import COSTS_FILE
 from ncfm_engine.distill import CHECKPOINT_FILE, METRICS_FILE
 from ncfm_engine.plan import (
     COMPILE_FROM,
@@ -20,12 +21,14 @@ from ncfm_engine.plan import (
     compiles,
     describe,
     estimate_seconds,
+    footprint,
     identity,
     layout_of,
     make_plan,
     remove_leftovers,
     run_folder_of,
 )
+from ncfm_engine.ranks import Ranks
 
 
 @pytest.fixture
@@ -96,6 +99,7 @@ def test_neither_dataset_nor_preset_is_refused(tmp_path):
 def test_an_empty_or_missing_output_is_free(plan):
     check_output(plan)
     plan.output.mkdir()
+    put(plan.run_folder / COSTS_FILE)  # nothing to go on from
     check_output(plan)
 
 
@@ -106,10 +110,12 @@ def test_a_set_needs_overwrite_and_resume_is_not_enough(plan, name):
         with pytest.raises(OutputError, match=f"{path}.*, or replace it with --overwrite"):
             check_output(occupied)
     put(plan.output / "thesis.txt")
+    with pytest.raises(OutputError, match=r"found .* and 1 more\. Choose"):
+        check_output(plan)
     check_output(dataclasses.replace(plan, overwrite=True))
 
 
-@pytest.mark.parametrize("name", ["README.md", "deep/er/thesis.txt"])
+@pytest.mark.parametrize("name", ["README.md", "deep/er/thesis.txt", METRICS_FILE])
 def test_a_folder_that_holds_no_set_is_not_overwritten(plan, name):
     path = put(plan.output / name)
     for occupied in (plan, dataclasses.replace(plan, overwrite=True)):
@@ -123,6 +129,7 @@ def test_a_run_with_a_checkpoint_may_be_resumed_and_says_so(plan, of):
     with pytest.raises(OutputError, match="--resume"):
         check_output(plan)
     check_output(dataclasses.replace(plan, resume=True))
+    check_output(dataclasses.replace(plan, overwrite=True))
 
 
 def test_a_run_killed_before_its_first_checkpoint_may_be_resumed_too(plan):
@@ -142,6 +149,7 @@ def test_an_output_that_is_a_file_is_refused_even_with_overwrite(plan):
 
 def test_clearing_removes_what_is_derived_and_keeps_the_rest(plan):
     derived = [put(plan.output / name) for name in (MANIFEST_FILE, PARQUET_FILE)]
+    derived += [put(plan.run_folder / name) for name in (RESULTS_FILE, "evaluation-0-1.safetensors")]
     kept = [put(plan.output / name) for name in ("README.md", "notes.txt")]
     clear_output(plan)
     assert not any(path.exists() for path in derived)
@@ -208,41 +216,59 @@ def test_the_probe_takes_no_larger_batches_than_training(plan, digits):
 
 
 def test_the_time_is_that_of_the_fastest_pass_for_every_image(plan, digits, monkeypatch):
-    clock = iter([0, 6, 10, 13, 20, 29, 100, 190, 200, 230, 300, 360])  # 1 s and 10 s for each of 3 images
+    clock = iter([0, 9, 10, 16, 20, 29, 100, 190, 200, 230, 300, 360])  # 2 s and 10 s for each of 3 images
     monkeypatch.setattr("ncfm_engine.plan.time", SimpleNamespace(perf_counter=clock.__next__))
     changes = {"ipc": 2, "pretrain.batch_size": 3, "pretrain.networks": 2, "pretrain.epochs": 7}
     changes |= {"distill.iterations": 5, "distill.real_batch": 4, "distill.real_features": "fresh"}
     changes |= {"distill.discrepancy": "dm", "distill.calibration": 0.0}
     seconds = estimate_seconds(dataclasses.replace(plan, recipe=plan.recipe.replace(changes)), digits)
     assert seconds["pretraining"] == 2 * 7 * 1438 * 10
-    assert seconds["distilling"] == 5 * 10 * (4 * 1 + 2 * 10)
+    assert seconds["distilling"] == 5 * 10 * (4 * 2 + 2 * 10)
 
 
-def test_times_are_told_in_hours_minutes_and_seconds_and_operations_in_their_unit(plan, digits, monkeypatch):
+def test_a_plan_is_told_in_words_with_their_units(plan, digits, monkeypatch):
     times = {"one": 59.4, "two": 59.6, "three": 3600, "four": 7384}
     monkeypatch.setattr("ncfm_engine.plan.estimate_seconds", lambda *_: times)
     monkeypatch.setattr("ncfm_engine.plan.operations", lambda *_: {"one": 1.25e12, "two": 3e15})
-    told = describe(plan, digits)
+    changes = {"ipc": 3, "distill.factor": 2, "distill.real_batch": 64}
+    told = describe(dataclasses.replace(plan, recipe=plan.recipe.replace(changes)), digits)
+    for line in (
+        "dataset      digits: 1438 images of 1x8x8, 10 classes, tested on 359",
+        "images       uint8 [3, 10, 1, 8, 8], 12 views per class, 1920 bytes",
+        "step         10 classes x (64 real + 12 synthetic images), 256 frequencies, 10 classes and 640 real",
+        "steps        400",
+    ):
+        assert line in told
     assert "\noperations   one 1.25 TFLOP, two 3e+03 TFLOP\n" in told
     assert "about one 59s, two 1m 00s, three 1h 00m, four 2h 03m\n" in told
+
+
+def test_the_memory_is_that_of_the_networks_kept_and_the_classes_of_one_process(plan, digits):
+    recipe = plan.recipe.replace(
+        {"pretrain.networks": 3, "pretrain.snapshots": 1}
+    )  # and first and last weights
+    counts = footprint(dataclasses.replace(plan, recipe=recipe), digits, Ranks(2, 3))
+    assert (counts.kept_networks, counts.num_classes) == (9, 4)
 
 
 def test_long_runs_are_compiled_and_short_ones_are_not(plan, monkeypatch):
     from ncfm_engine import plan as module
 
-    long = dataclasses.replace(plan, recipe=plan.recipe.replace({"distill.iterations": 10_000}))
+    long = dataclasses.replace(plan, recipe=plan.recipe.replace({"distill.iterations": COMPILE_FROM}))
     monkeypatch.setattr(module, "which", lambda name: "/usr/bin/" + name)
     assert [compiles(p) for p in (plan, long)] == [False, True]
     assert [compiles(dataclasses.replace(p, compile="on")) for p in (plan, long)] == [True, True]
     assert [compiles(dataclasses.replace(p, compile="off")) for p in (plan, long)] == [False, False]
-    monkeypatch.setattr(module, "which", lambda name: None)  # no compiler
-    assert not compiles(long)
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(module, "find_spec", lambda name: object())  # Triton needs one as well
     there = dataclasses.replace(long, device="cuda")
-    assert not compiles(there)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(module, "find_spec", lambda name: object())  # Triton needs one for C
+    for compiler, expected in (("g++", [True, False]), ("clang++", [True, False]), ("gcc", [False, True])):
+        monkeypatch.setattr(module, "which", lambda name, only=compiler: only if name == only else None)
+        assert [compiles(p) for p in (long, there)] == expected
     monkeypatch.setenv("CC", "cc")
     assert compiles(there)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert not compiles(there)
 
 
 @pytest.mark.parametrize("compiled", [True, False])
