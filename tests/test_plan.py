@@ -1,10 +1,12 @@
 """The plan: flags resolved in order, occupied folders left alone, memory counted."""
 
 import dataclasses
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from distilled_data import OutputError, UnknownNameError, UsageError
@@ -207,12 +209,12 @@ def test_a_memory_budget_cuts_the_classes_and_one_that_is_too_small_is_refused(p
         layout_of(dataclasses.replace(plan, memory=1024), digits)
 
 
-def test_the_probe_takes_no_larger_batches_than_training(plan, digits):
+def test_the_probe_takes_batches_as_training_has_them_with_gradients_and_without(plan, digits):
     small = dataclasses.replace(plan, recipe=plan.recipe.replace({"pretrain.batch_size": 3}))
-    sizes = []
-    with register_module_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0]))):
+    seen = set()
+    with register_module_forward_pre_hook(lambda _, i: seen.add((len(i[0]), torch.is_grad_enabled()))):
         estimate_seconds(small, digits)
-    assert max(sizes) == 3
+    assert {batch for batch in seen if batch[0] > 1} == {(3, False), (3, True)}
 
 
 def test_the_time_is_that_of_the_fastest_pass_for_every_image(plan, digits, monkeypatch):
@@ -239,6 +241,7 @@ def test_a_plan_is_told_in_words_with_their_units(plan, digits, monkeypatch):
         "steps        400",
     ):
         assert line in told
+    assert re.search(r"\nmemory       about \d\d MiB on cpu, besides torch itself\n", told)
     assert "\noperations   one 1.25 TFLOP, two 3e+03 TFLOP\n" in told
     assert "about one 59s, two 1m 00s, three 1h 00m, four 2h 03m\n" in told
 
