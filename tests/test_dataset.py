@@ -744,6 +744,7 @@ def test_numbers_may_be_those_of_numpy(whole):
     loader.set_epoch(np.int64(2))
     json.dumps(loader.state_dict())
     assert whole.select(np.int64(2)).ipc == 2
+    assert torch.equal(whole[np.array([3, 1], np.uint8)][0], whole[[3, 1]][0])
     warmer = whole.with_labels("soft", np.float32(4))
     json.dumps(warmer.info.labels)
     assert torch.equal(warmer.soft_targets, whole.with_labels("soft", 4).soft_targets)

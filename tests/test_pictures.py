@@ -145,3 +145,9 @@ def test_five_bits_per_channel_are_not_sixteen():
     start = 14 + len(header) + len(masks)
     content = b"BM" + struct.pack("<IHHI", start + 4, 0, 0, start) + header + masks + row
     assert Decoder()(content).tolist() == [[[255, 0]], [[0, 0]], [[0, 255]]]
+
+
+def test_neither_long_rows_nor_plain_text_are_taken_for_sixteen_bits():
+    wide = np.tile(PHOTOGRAPH, (1, 6, 1))  # a .bmp says how many bytes a row has
+    np.testing.assert_array_equal(Decoder()(encoded(wide, "bmp")), wide.transpose(2, 0, 1))
+    assert Decoder()(b"P3 2 1 255 1 2 3 4 5 6").tolist() == [[[1, 4]], [[2, 5]], [[3, 6]]]
