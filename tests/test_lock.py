@@ -108,6 +108,13 @@ def test_a_missing_lock_file_names_the_command_that_writes_it(tmp_path):
         read_lock(tmp_path / "lock")
 
 
+@pytest.mark.parametrize("command", ["sync", "verify"])
+def test_an_empty_lock_file_is_not_said_to_be_verified(run, tmp_path, command):
+    write_lock(tmp_path / "distilled.lock", [])
+    with pytest.raises(LockError, match="holds no repository"):
+        run(command)
+
+
 def test_the_lock_holds_commit_sizes_and_hashes_of_what_is_loaded(loopback, push, run, tmp_path, folders):
     run("lock", f"{REPO}@v1")
     [entry] = tomllib.loads((tmp_path / "distilled.lock").read_text())["repository"]
