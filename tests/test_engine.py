@@ -71,7 +71,8 @@ def test_labels_are_the_mean_logits_of_the_trained_networks_for_every_view(digit
 
 def test_the_teacher_is_recorded_with_its_accuracy_and_weights(digits, pool, logits):
     entry = teacher(LabelConfig(temperature=2.0), NETWORK, pool, digits, "cpu")
-    assert entry["temperature"] == 2.0
+    assert (entry["kind"], entry["temperature"]) == ("logits", 2.0)
+    assert entry["teacher"]["architecture"] == "convnet width 16 depth 2 norm instance"
     assert entry["teacher"]["networks"] == 2
     assert entry["teacher"]["accuracy"] == round(accuracy(logits.mean(0), digits.test.targets), 2)
     assert entry["teacher"]["weights_sha256"] == pool.weights_hash

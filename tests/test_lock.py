@@ -274,3 +274,9 @@ def test_the_command_ends_with_a_status_and_an_error_in_words(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr.startswith("error: distilled.lock does not exist")
+
+
+def test_no_command_is_none(capsys):
+    with pytest.raises(SystemExit):
+        __main__.parser().parse_args([])
+    assert "required: command" in capsys.readouterr().err
