@@ -1,8 +1,12 @@
 """What a result says of where it was measured."""
 
+import platform
+import subprocess
+
 import pytest
 
-from ncfm_engine.provenance import command
+from ncfm_engine import provenance as module
+from ncfm_engine.provenance import command, provenance
 
 
 @pytest.mark.parametrize(
@@ -24,3 +28,25 @@ from ncfm_engine.provenance import command
 def test_the_command_is_told_without_places_and_passwords(monkeypatch, word, told):
     monkeypatch.setattr("sys.argv", ["/home/me/tools/tool.py", word])
     assert command() == f"tool.py {told}"
+
+
+def test_the_revision_of_the_code_is_told_where_it_can_be_known(monkeypatch, tmp_path):
+    def git(*words: str) -> str:
+        here = ["git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me@host"]
+        return subprocess.run([*here, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    def told() -> str:
+        return provenance("cpu")["code_revision"]
+
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "ncfm_engine" / "provenance.py"))
+    assert told() == "unknown"  # of what is installed
+    git("init", "-q")
+    assert told() == "unknown"  # nothing is committed
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    assert told() == git("rev-parse", "HEAD")
+    (tmp_path / "file").touch()
+    git("add", "file")
+    assert told() == git("rev-parse", "HEAD") + "-dirty"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert told() == "unknown"  # without git
+    assert provenance("cpu")["device"] == f"cpu ({platform.machine()})"
