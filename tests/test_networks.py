@@ -95,6 +95,11 @@ def test_no_norm_erases_the_image_at_eight_pixels(name):
     assert (first - second).abs().max() > 1e-3
 
 
+def test_a_resnet_halves_its_map_rounding_up_while_four_pixels_are_left():
+    network = build_network("resnet18_x0_25", channels=1, size=9, classes=2)
+    assert network.features(images(1, 1, 9)).shape[2:] == (3, 3)
+
+
 def test_the_vit_sees_every_pixel_where_patches_do_not_divide_the_side():
     network = build_network("vit", channels=1, size=11, classes=2)
     x = images(1, 1, 11).requires_grad_()
