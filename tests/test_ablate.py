@@ -50,6 +50,13 @@ def test_the_variants_of_a_study_differ_from_the_preset_and_from_each_other(step
     assert "frequencies: 1024" not in study("claims", recipe)  # which the preset has
 
 
+@pytest.mark.parametrize("change", [{"distill.schedule": "plateau"}, {"distill.ema": "0.99"}])
+def test_a_recipe_that_cannot_act_in_its_few_steps_is_studied_as_any_other(change):
+    few = Recipe().replace({"distill.iterations": 100})
+    assert {"the preset", "random real images"} < set(study("recipe", few))
+    assert set(study("recipe", few)) <= set(study("recipe", few.replace(change)))
+
+
 def test_without_steps_the_preset_is_not_prolonged(here, tmp_path):
     flags = (
         "ablate.py",

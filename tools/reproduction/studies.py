@@ -110,9 +110,10 @@ def study(name: str, recipe: Recipe) -> Study:
 def _tells(variant: Variant, recipe: Recipe) -> bool:
     if int(variant.changes.get("pretrain.snapshots", 0)) >= recipe.pretrain.epochs:
         return False
-    changed, steps = recipe.replace(dict(variant.changes)), recipe.distill.iterations
+    changed = recipe.replace(dict(variant.changes))
     if variant.changes and changed == recipe:
         return False
-    standstill = changed.distill.schedule != "plateau" or steps > 4 * PLATEAU_STEPS
+    ours, given, steps = changed.distill, recipe.distill, recipe.distill.iterations
+    standstill = ours.schedule in ("constant", "cosine", given.schedule) or steps > 4 * PLATEAU_STEPS
     # An average over more than a tenth of the steps would still hold the images it began with.
-    return standstill and changed.distill.ema <= max(0.0, 1 - 10 / max(steps, 1))
+    return standstill and (ours.ema == given.ema or ours.ema <= 1 - 10 / max(steps, 1))
