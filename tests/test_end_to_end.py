@@ -305,10 +305,10 @@ def test_a_run_resumed_at_another_temperature_puts_it_into_the_artifact(here):
 
 
 def test_a_set_of_the_hub_is_evaluated_by_its_name(finished, tmp_path, loopback):
-    options = PushOptions(revision="v1", endpoint=loopback.url, token="hf_alice")
+    options = PushOptions(revision="made/today", endpoint=loopback.url, token="hf_alice")
     push_folder(finished[0] / "out", "org/digits-tiny", options)
     hub = {"HF_ENDPOINT": loopback.url, "HF_TOKEN": "hf_alice", "HF_HOME": str(tmp_path / "hf")}
-    words = ["org/digits-tiny@v1", "--ipc", "1", "--seeds", "1", "--set", "evaluate.labels=hard"]
+    words = ["org/digits-tiny@made/today", "--ipc", "1", "--seeds", "1", "--set", "evaluate.labels=hard"]
     result = called([sys.executable, str(ROOT / "tools" / "evaluate.py"), *words], tmp_path, **hub)
     assert result.returncode == 0, result.stderr
     assert "random images" in result.stdout

@@ -75,7 +75,7 @@ def main(arguments: argparse.Namespace) -> None:
     device = resolve_device(arguments.device)
     folder = Path(arguments.artifact)
     if of_hub := is_repository(arguments.artifact):
-        folder = Path("evaluations") / folder.name.partition("@")[0]
+        folder = Path("evaluations") / Path(arguments.artifact.partition("@")[0]).name
     with lock_of(folder):
         pass  # or the set may be another one by the time it is evaluated
     options = {
