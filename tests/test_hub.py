@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from artifacts import DIGITS, make_artifact, make_folder
 from huggingface_hub import DatasetCard
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from distilled_data import Artifact, DistilledDataset, UsageError
 from distilled_data.decode import decode
@@ -362,13 +363,15 @@ def test_front_matter_in_braces_is_kept_by_its_values():
 
 
 def test_the_preview_shows_the_packed_images_as_stored_with_classes_as_rows():
-    artifact = make_artifact(ipc=3)
+    wide = make_artifact(ipc=3, channels=3)
+    artifact = Artifact(wide.images[..., :6, :], dataclasses.replace(wide.metadata, height=6), wide.logits)
+    cell = 64, 48  # eight times as large, for at least 48 pixels
+    expected = Image.new("RGB", (3 * (64 + GAP) + GAP, 10 * (48 + GAP) + GAP), "white")
+    for column, row in itertools.product(range(3), range(10)):
+        image = Image.fromarray(artifact.images[column, row].permute(1, 2, 0).contiguous().numpy())
+        expected.paste(image.resize(cell, 0), (GAP + column * (64 + GAP), GAP + row * (48 + GAP)))
     sheet = np.asarray(Image.open(io.BytesIO(preview_png(artifact))))
-    step = CELL + GAP
-    grid = sheet[:, -(3 * step + GAP) :]
-    assert len(sheet) == 10 * step + GAP
-    cell = grid[7 * step + GAP :, 2 * step + GAP :][:CELL, :CELL, 0]
-    assert np.array_equal(cell, artifact.images[2, 7, 0].numpy().repeat(6, 0).repeat(6, 1))
+    assert np.array_equal(sheet[:, -expected.width :], np.asarray(expected))
 
 
 def test_every_row_of_the_preview_has_a_name_at_its_left():
@@ -378,13 +381,29 @@ def test_every_row_of_the_preview_has_a_name_at_its_left():
     assert (names.min((1, 2)) < 128).all()
 
 
-def test_a_preview_that_leaves_classes_out_says_so_below():
-    whole, cut = (
-        Image.open(io.BytesIO(preview_png(make_artifact(classes=[f"class {i}" for i in range(count)]))))
-        for count in (20, 25)
-    )
-    assert cut.height > whole.height
-    assert np.asarray(cut.convert("L"))[whole.height :].min() < 128
+def test_a_preview_that_leaves_classes_and_images_out_says_so_below(monkeypatch):
+    drawn, draw = [], ImageDraw.ImageDraw.text
+
+    def text(self, place, words, *rest, **options):
+        drawn.append(words)
+        draw(self, place, words, *rest, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    names = ["a name of\ntwo lines", "of" * 50, *(f"class {i}" for i in range(23))]
+    sheets = (preview_png(make_artifact(ipc, classes=names[:n])) for ipc, n in ((10, 20), (12, 25), (11, 2)))
+    whole, cut, few = (np.asarray(Image.open(io.BytesIO(sheet)).convert("L")) for sheet in sheets)
+    assert drawn[20] == ""
+    assert drawn[21] == "a name of two lines"
+    assert re.fullmatch(r"(of){8,}o?\.\.\.", drawn[22])
+    assert drawn[40:42] == ["class 17", "first 20 of 25 classes, first 10 of 12 images per class"]
+    assert drawn[44] == "first 10 of 11 images per class"
+    assert len(whole) == 20 * (CELL + GAP) + GAP
+    grid = 10 * (CELL + GAP) + GAP
+    assert np.array_equal(cut[: len(whole), -grid:], whole[:, -grid:])
+    for footer in (cut[len(whole) :], few[2 * (CELL + GAP) + GAP :]):
+        assert footer.min() < 128
+        assert min(footer[[0, -1]].min(), footer[:, [0, -1]].min()) == 255  # the words are not cut
+    assert cut[:, :GAP].min() == 255
 
 
 def test_the_card_of_a_converted_set_claims_neither_our_method_nor_what_its_makers_know():
