@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -114,6 +115,31 @@ def test_the_profile_shares_out_all_the_time_and_counts_the_operations(content):
     forward = 2 * 9 * 3 * 8 * 8 * 8  # of the only convolution of one image, two per multiply-add
     real, synthetic = 3 * 16 * forward, 3 * 4 * 2 * 2 * forward  # two networks, forward and backward
     assert real + synthetic < found["operations"] < 2 * (real + synthetic)
+    assert list(found["shares"].values()) == sorted(found["shares"].values(), reverse=True)
+    assert set(found["rates"]) == {"float32", "bfloat16"}
+    for name, rate in found["rates"].items():
+        assert found["limit_seconds"][name] * rate == pytest.approx(found["operations"])
+        assert found["fraction"][name] * found["seconds"] == pytest.approx(found["limit_seconds"][name])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten::mkldnn_convolution", "convolution"),
+        ("aten::addmm", "matrix multiplication"),
+        ("aten::add_", "elementwise and reductions"),
+        ("aten::native_group_norm", "normalisation"),
+        ("aten::normal_", "random and copy"),
+        ("triton_per_fused_native_group_norm_3", "elementwise (fused)"),
+        ("something new", "other"),
+    ],
+)
+def test_an_operation_has_a_kind_and_what_a_step_of_the_optimiser_does_is_the_optimisers(name, kind):
+    kind_of = part("arithmetic").kind_of
+    outer = SimpleNamespace(name="Optimizer.step#SGD.step", cpu_parent=None)
+    between = SimpleNamespace(name="aten::add", cpu_parent=outer)
+    assert kind_of(SimpleNamespace(name=name, cpu_parent=None)) == kind
+    assert kind_of(SimpleNamespace(name=name, cpu_parent=between)) == "optimiser"
 
 
 def test_pretraining_is_timed(content):
