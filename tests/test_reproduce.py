@@ -305,13 +305,17 @@ def test_a_damaged_artifact_is_made_again_from_its_checkpoint(copied):
         "results/digits/results.json",
     ],
 )
-def test_a_damaged_file_of_results_is_named_and_left_as_it_is(copied, name):
+def test_a_damaged_file_of_results_is_named_and_left_as_it_is_until_it_is_removed(copied, name):
     path = copied / name
     for damaged in (path.read_text()[:-20], "[]\n"):
         path.write_text(damaged)
         with pytest.raises(CheckpointError, match=rf"{path.name} is damaged: .* Remove it and run again"):
             make(copied, stages=(campaign.DISTIL,))
         assert path.read_text() == damaged
+    path.unlink()  # as it says
+    make(copied, stages=(campaign.DISTIL,))
+    assert [result["labels"] for result in summary(copied)["rows"][:2]] == ["hard", "soft"]
+    assert path.exists()
 
 
 def test_the_most_telling_rows_come_first():

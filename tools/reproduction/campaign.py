@@ -106,7 +106,8 @@ class Campaign:
                 done = _done(plan)
                 stages = done["stages"].items()
                 latest = [key for stage, key in stages if not self._repeats_first(row, stage, plan)]
-                if done["stages"].get(DISTIL) and (plan.run_folder / RESULTS_FILE).exists():
+                whole = all((plan.run_folder / name).exists() for name in (RESULTS_FILE, COSTS_FILE))
+                if done["stages"].get(DISTIL) and whole:
                     known[row.name] = self._collect(row, plan, latest)
                 elif plan.run_folder.exists():  # begun here, anew or on other real images
                     known.pop(row.name, None)
@@ -152,7 +153,7 @@ class Campaign:
         try:
             verify_folder(plan.output)
             there = DistilledDataset.from_folder(plan.output)
-            results = read_json(plan.run_folder / RESULTS_FILE)
+            results, _ = (read_json(plan.run_folder / name) for name in (RESULTS_FILE, COSTS_FILE))
         except (OSError, ArtifactError):
             return False
         if _of_results(Recipe.from_dict(there.info.recipe["settings"])) != _of_results(plan.recipe):
