@@ -455,9 +455,12 @@ def test_the_command_makes_a_folder_that_loads_and_says_what_it_guessed(pixels, 
     status, output, errors = here("convert.py", "data.pt", "out", "--factor", "2", "--license", "cc0-1.0")
     assert (status, errors) == (0, "")
     assert "note: values from 0.00 to 1.00: taken for 'unit'" in output
+    assert output.endswith("\nwritten to out\n")
     data = DistilledDataset.from_folder(tmp_path / "out")
     data.verify()
     assert (data.info.factor, data.ipc) == (2, 3)
+    assert here("convert.py", "data.pt", "out.npz", "--factor", "2")[0] == 0
+    assert read_set(tmp_path / "out.npz").content_hash == data.content_hash
     card = (tmp_path / "out" / "README.md").read_text()
     assert "license: cc0-1.0" in card
     assert "- ncfm" not in card
