@@ -486,15 +486,28 @@ def test_a_part_of_the_readme_is_the_file_it_names(tmp_path):
         readme.fill(text.replace("table.md", "absent.md"), tmp_path)
 
 
-def test_the_tables_of_the_readme_are_made_from_the_results():
-    pages = readme.render_results(ROOT / "tools" / "results")
-    for path, text in pages.items():
+def test_every_page_of_results_is_made_from_the_results_alone(tmp_path):
+    results = ROOT / "tools" / "results"
+    names = ("headline.md", "table.md", "searches.md", "report.md")
+    there = [path for path in results.rglob("*.md") if path.name in names or path.name.startswith("study-")]
+    for path in results.rglob("*.json"):
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    for page in readme.PAGES:
+        there.append(ROOT / page)
+        text, count = readme.PART.subn(r"<!-- begin: \1 -->\nold\n<!-- end -->", there[-1].read_text())
+        assert count
+        (tmp_path / page).write_text(text)
+    made = {ROOT / path.relative_to(tmp_path): path.read_text() for path in readme.update(tmp_path)}
+    assert set(made) == set(there)
+    for path, text in made.items():
         assert path.read_text() == text, (
             f"{path.name} is not what its results say: tools/reproduce.py --readme"
         )
-    for text in ((ROOT / page).read_text() for page in readme.PAGES):
-        assert readme.PART.search(text)
-        assert readme.fill(text, ROOT) == text
+    assert readme.update(tmp_path) == []
+    (tmp_path / "tools" / "results" / "headline.md").write_text("old")
+    assert readme.update(tmp_path) == [tmp_path / "tools" / "results" / "headline.md"]
 
 
 def test_the_headline_says_what_the_tables_say():
