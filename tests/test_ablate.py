@@ -57,24 +57,15 @@ def test_a_recipe_that_cannot_act_in_its_few_steps_is_studied_as_any_other(chang
     assert set(study("recipe", few)) <= set(study("recipe", few.replace(change)))
 
 
-def test_without_steps_the_preset_is_not_prolonged(here, tmp_path):
-    flags = (
-        "ablate.py",
-        "--ipc",
-        "1",
-        "--seeds",
-        "1",
-        "--output",
-        "rows.json",
-        "--only",
-        "the preset",
-        "--only",
-        "no steps",
-    )
-    status, _, error = here(*flags, settings=[*SMALL, "distill.schedule=constant"])
+def test_a_variant_without_steps_does_not_prolong_the_preset_and_has_no_curve_to_draw(here, tmp_path):
+    flags = ("--ipc", "1", "--seeds", "1", "--output", "rows.json", "--plot")
+    chosen = ("--only", "the preset", "--only", "no steps")
+    status, _, error = here("ablate.py", *flags, *chosen, settings=[*SMALL, "distill.schedule=constant"])
     assert status == 0, error
     rows = findings(tmp_path / "rows.json")
     assert rows["no steps (the real images it starts from)"]["runs"][0]["curve"] == {}
+    assert rows["the preset"]["runs"][0]["curve"]["step"][-1] == 4
+    assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_preset_without_images_is_studied_on_those_that_are_named(here, tmp_path):
@@ -336,20 +327,3 @@ def test_a_nested_study_compares_prefixes_with_sets_of_their_own(here, tmp_path)
         )
         == 3
     )
-
-
-def test_the_losses_of_a_study_are_drawn(here, tmp_path):
-    flags = (
-        "ablate.py",
-        "--study",
-        "claims",
-        "--ipc",
-        "1",
-        "--seeds",
-        "1",
-        "--output",
-        "rows.json",
-        "--plot",
-    )
-    assert here(*flags, "--only", "the preset", settings=SMALL)[0] == 0
-    assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")

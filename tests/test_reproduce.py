@@ -12,14 +12,15 @@ from types import SimpleNamespace
 import pytest
 from commands import ROOT, TINY
 
-from distilled_data import CheckpointError, DistilledDataset
+from distilled_data import CheckpointError, DistilledDataset, UsageError
 from distilled_data.format import ARTIFACT_FILE
+from ncfm_engine.config import Recipe
 from ncfm_engine.plan import make_plan
 from ncfm_engine.presets import PRESETS
 from ncfm_engine.report import silent
 from ncfm_engine.stop import Stopped, StopRequest
 from tools.reproduction import campaign, readme
-from tools.reproduction.findings import Finding, difference, is_kept, markdown
+from tools.reproduction.findings import Finding, curve, difference, is_kept, markdown, read, write
 from tools.reproduction.ranking import augmentation_robust_score, label_robust_score
 from tools.reproduction.summary import headline, scores
 from tools.reproduction.summary import markdown as table_of
@@ -440,6 +441,37 @@ def test_a_difference_has_the_standard_error_of_both_means():
     assert gain == 4
     assert error == pytest.approx(math.sqrt(4 / 3 + 1 / 3))
     assert difference(finding("a", [12.0]), finding("b", [9.0, 10.0]))[1] is None
+
+
+def test_findings_are_taken_from_older_versions_and_not_from_elsewhere(tmp_path):
+    path, head = tmp_path / "rows.json", {"torch": "2.11", "settings": dataclasses.asdict(Recipe())}
+    write(path, head, [finding("a", [12.0, 14.5], {"distill.alpha": "1"})])
+    old = json.loads(path.read_text())
+    [row] = old["findings"]
+    assert {name: value for name, value in row.items() if name != "runs"} == {
+        "variant": "a",
+        "changes": {"distill.alpha": "1"},
+        "n": 2,
+        "mean": 13.25,
+        "std": 1.77,
+        "seconds": 1.0,
+    }
+    del old["settings"]["distill"]["ema"]  # as if it was new
+    path.write_text(json.dumps(old))
+    assert read(path, head)["a"].values == [12.0, 14.5]
+    with pytest.raises(UsageError, match=r"another study: torch is '2\.11' there and '2\.12' here"):
+        read(path, head | {"torch": "2.12"})
+
+
+def test_points_of_a_curve_have_four_digits():
+    losses = {"discrepancy": 0.000123456, "calibration": 0, "amplitude": 123456.0, "phase": 2 / 3}
+    assert curve([{"step": 10, **losses, "seconds": 1.0}]) == {
+        "step": [10.0],
+        "discrepancy": [0.0001235],
+        "calibration": [0.0],
+        "amplitude": [123500.0],
+        "phase": [0.6667],
+    }
 
 
 def test_a_finding_is_kept_if_the_set_of_the_table_is_made_so():
