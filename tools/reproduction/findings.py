@@ -88,7 +88,6 @@ def _findings(content: Mapping[str, Any]) -> dict[str, Finding]:
 
 
 def write(path: Path, head: Mapping[str, Any], findings: Sequence[Finding]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_rows(path, head, "findings", [finding.row() for finding in findings])
 
 
