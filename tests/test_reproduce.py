@@ -483,19 +483,26 @@ def test_a_finding_is_kept_if_the_set_of_the_table_is_made_so():
 
 
 def test_a_study_of_several_sizes_is_one_table(tmp_path):
-    for ipc, mean in ((10, 50.0), (1, 30.0)):
-        rows = [
-            finding("the preset", [mean, mean + 2]),
-            finding("alpha 1", [mean + 3, mean + 5], {"distill.alpha": "1"}),
-        ]
+    def written(ipc: int, *rows: Finding) -> Path:
         content = {"study": "claims", "preset": "digits", "dataset": "digits", "ipc": ipc}
         path = tmp_path / f"study-claims-digits-ipc{ipc}.json"
         path.write_text(json.dumps(content | {"findings": [row.row() for row in rows]}))
-    lines = markdown(sorted(tmp_path.iterdir())).splitlines()
+        return path
+
+    alpha = {"distill.alpha": "1"}
+    large, small = (
+        written(ipc, finding("the preset", [mean, mean + 2]), finding("alpha 1", [mean + 3, mean + 5], alpha))
+        for ipc, mean in ((10, 50.0), (2, 30.0))
+    )
+    lines = markdown([large, small]).splitlines()
     head = "| {} per class | n | against the preset | kept "
-    assert lines[0] == "| change " + head.format(1) + head.format(10) + "|"
+    assert lines[0] == "| change " + head.format(2) + head.format(10) + "|"
     assert lines[2] == "| the preset | 31.0 ± 1.4 | 2 |  |  | 51.0 ± 1.4 | 2 |  |  |"
     assert lines[3] == "| alpha 1 | 34.0 ± 1.4 | 2 | +3.0 ± 1.4 | no | 54.0 ± 1.4 | 2 | +3.0 ± 1.4 | no |"
+    alone = written(5, finding("alpha 1", [34.0], alpha))  # of --only
+    assert markdown([alone]).splitlines()[2] == "| alpha 1 | 34.0 | 1 |  | no |"
+    base = written(5, finding("the preset", [31.0]), finding("alpha 1", [34.0, 35.0], alpha))
+    assert markdown([base]).splitlines()[3] == "| alpha 1 | 34.5 ± 0.7 | 2 | +3.5 | no |"
 
 
 def test_labels_by_the_teacher_have_lines_of_their_own_in_a_table():
