@@ -4,9 +4,11 @@ import dataclasses
 import itertools
 import json
 import re
+import shlex
 import shutil
 import sys
-from argparse import ArgumentTypeError
+import threading
+from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +17,7 @@ import torch
 from commands import ROOT, TINY, called, distil
 from PIL import Image
 
-from distilled_data import DistilledDataset
+from distilled_data import DistilledDataset, DivergenceError, UsageError
 from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, MANIFEST_FILE, read_artifact, write_artifact
 from distilled_data.manifest import Fingerprint, Index, write_manifest
 from hub import PushOptions, push_folder
@@ -24,7 +26,7 @@ from ncfm_engine.origin import real_images, recipe_of
 from ncfm_engine.pipeline import _recorded, evaluate_set
 from ncfm_engine.proxies import proxies, splits
 from ncfm_engine.stop import Stopped
-from tools.command_line import duration, lock_of, size, table
+from tools.command_line import add_push_flags, duration, lock_of, push_command, run_command, size, table
 from tools.command_line import settings as settings_of
 
 
@@ -103,6 +105,64 @@ def test_sizes_and_times_are_read_as_people_write_them():
     for text in ("", "-1s", "10 minutes", "s", "1e3", "2GiB"):
         with pytest.raises(ArgumentTypeError, match="is not a quantity like 10m; units: s, m, h"):
             duration(text)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (UsageError("one\ntwo"), 2, "error: one two\n"),
+        (DivergenceError("too fast"), 1, "error: too fast\n"),
+        (ValueError("odd"), 1, "error: ValueError: odd. Run with --debug for the traceback.\n"),
+        (KeyboardInterrupt(), "\ninterrupted", ""),  # Python shows it, and ends with 1
+    ],
+)
+def test_a_command_ends_with_the_status_of_its_error(monkeypatch, capsys, error, status, words):
+    def main(_):
+        raise error
+
+    for flags in ([], ["--debug"]):
+        monkeypatch.setattr(sys, "argv", ["tool", *flags])
+        with pytest.raises((SystemExit, type(error))) as end:
+            run_command(main, ArgumentParser())
+        if flags and isinstance(error, Exception):
+            assert end.value is error
+        else:
+            assert (end.value.code, capsys.readouterr().err) == (status, words)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--revision v1 --private --default --force --endpoint http://hub",
+        "--gated manual --create-pr",
+    ],
+)
+def test_the_command_that_publishes_asks_for_what_was_asked_for(flags):
+    parser = ArgumentParser()
+    parser.add_argument("repo")
+    add_push_flags(parser)
+    words = shlex.split(push_command(Path("my sets/a"), parser.parse_args(["org/a", *flags.split()])))
+    assert words[:4] == ["python", "tools/push.py", "my sets/a", "org/a"]
+    assert sorted(words[4:]) == sorted(flags.split())
+
+
+def test_another_process_is_waited_for_as_long_as_is_said(tmp_path):
+    taken, done = threading.Event(), threading.Event()
+
+    def work():
+        with lock_of(tmp_path / "out"):
+            taken.set()
+            done.wait()
+
+    other = threading.Thread(target=work)
+    other.start()
+    taken.wait()
+    with pytest.raises(UsageError, match="another process is at work on"), lock_of(tmp_path / "out"):
+        pass
+    threading.Timer(0.1, done.set).start()
+    with lock_of(tmp_path / "out", 60):
+        other.join()
 
 
 def test_of_a_setting_that_is_given_twice_the_last_one_counts():
