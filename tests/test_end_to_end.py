@@ -26,7 +26,17 @@ from ncfm_engine.origin import real_images, recipe_of
 from ncfm_engine.pipeline import _recorded, evaluate_set
 from ncfm_engine.proxies import proxies, splits
 from ncfm_engine.stop import Stopped
-from tools.command_line import add_push_flags, duration, lock_of, push_command, run_command, size, table
+from tools.command_line import (
+    add_push_flags,
+    add_source_flags,
+    duration,
+    lock_of,
+    push_command,
+    reading,
+    run_command,
+    size,
+    table,
+)
 from tools.command_line import settings as settings_of
 
 
@@ -163,6 +173,25 @@ def test_another_process_is_waited_for_as_long_as_is_said(tmp_path):
     threading.Timer(0.1, done.set).start()
     with lock_of(tmp_path / "out", 60):
         other.join()
+
+
+def test_real_images_are_read_as_the_flags_say():
+    parser = ArgumentParser()
+    add_source_flags(parser)
+    flags = (
+        "--data d --size 8 --fit squash --channels 1 --classes c --label-column l --skip-damaged --workers 0"
+    )
+    assert reading(parser.parse_args(flags.split())) == {
+        "data": Path("d"),
+        "size": 8,
+        "fit": "squash",
+        "channels": 1,
+        "classes": Path("c"),
+        "label_column": "l",
+        "skip_damaged": True,
+        "workers": 0,
+    }
+    assert reading(parser.parse_args([])) == {}
 
 
 def test_of_a_setting_that_is_given_twice_the_last_one_counts():
