@@ -288,6 +288,11 @@ def test_evaluating_again_adds_a_row_and_keeps_the_images(finished, here, tmp_pa
         (1, "hard"),
         (1, "teacher"),
     ]
+    rows = json.loads(Path("copy.run/results.json").read_text())["rows"]
+    assert [(row["labels"], list(row["stages"])) for row in rows] == [
+        ("hard", ["evaluating"]),
+        ("teacher", ["evaluating"]),
+    ]
     DistilledDataset.from_folder(tmp_path / "copy").verify()
 
 
