@@ -230,12 +230,15 @@ def test_labels_and_rounding_are_measured_on_the_images_that_are_there(here, tmp
 
 @pytest.fixture
 def laboratory(digits, tmp_path, monkeypatch):
-    """Of a tiny recipe with changes; `seen` has how each network was trained, on what, in how many steps."""
-    seen = []
+    """Of a tiny recipe with changes; `seen` has how each network was trained, on what, in how many steps;
+    `images` these themselves.
+    """
+    seen, images = [], []
 
     def train(loader, epochs, source, config, network, seed, checks, **options):
         labels = "soft" if loader.targets.is_floating_point() else "hard"
         seen.append((labels, loader.images.dtype, len(loader.images), epochs * len(loader)))
+        images.append(loader.images)
         return 50.0, 50.0
 
     monkeypatch.setattr(runs, "train_and_test", train)
@@ -246,7 +249,7 @@ def laboratory(digits, tmp_path, monkeypatch):
         plan = make_plan(dataset="digits", ipc=4, changes=settings | changes, **options)
         return runs.Laboratory(plan, digits, tmp_path / "work", StopRequest(), silent)
 
-    make.seen = seen
+    make.seen, make.images = seen, images
     return make
 
 
@@ -272,6 +275,10 @@ def test_every_variant_is_trained_on_its_own_images_in_as_many_steps(laboratory)
         ("soft", torch.uint8, 40, steps),
         ("soft", torch.uint8, 40, steps),
     ]
+    stored, exact, random, first = laboratory.images[:4]
+    assert 0 < (exact - stored).abs().max() <= 0.501
+    assert torch.equal(first, stored[:10])
+    assert not torch.equal(random, stored)
 
 
 def test_what_was_distilled_with_other_networks_is_not_used(laboratory, tmp_path):
