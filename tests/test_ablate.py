@@ -77,6 +77,7 @@ def test_a_preset_without_images_is_studied_on_those_that_are_named(here, tmp_pa
     assert status == 0, error
     content = json.loads((tmp_path / "rows.json").read_text())
     assert (content["preset"], content["dataset"]) == ("tinyimagenet-ipc1", "digits")
+    assert content["settings"]["validation"] == 0.1  # the test set is not chosen by
 
 
 def test_what_a_run_was_made_by_stays_with_it(here, tmp_path, monkeypatch):

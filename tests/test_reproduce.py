@@ -123,6 +123,7 @@ def test_a_row_has_every_figure_and_an_artifact_that_loads(finished):
     folder = finished / "results" / "digits" / "digits-ipc1"
     dataset = DistilledDataset.from_folder(folder)
     dataset.verify()
+    assert f"| {ARCHITECTURE} |" in (folder / "README.md").read_text()
     row = summary(finished)
     kinds = {(r["network"], r["labels"], r["protocol"]) for r in row["rows"]}
     assert kinds == {
