@@ -226,7 +226,8 @@ def test_labels_and_rounding_are_measured_on_the_images_that_are_there(here, tmp
     rows = findings(tmp_path / "rows.json")
     assert len(rows) == 4
     assert len(list((tmp_path / "work").iterdir())) == 1  # distilled once
-    assert len({rows[name]["runs"][0]["seconds"] for name in rows if "random" not in name}) == 1
+    seconds = [rows[name]["runs"][0]["seconds"] for name in rows if "random" not in name]
+    assert max(seconds) - min(seconds) < 0.15  # of one distillation, and of loading it, rounded to tenths
 
 
 @pytest.fixture
