@@ -30,6 +30,7 @@ from tools.command_line import (
     add_push_flags,
     add_source_flags,
     duration,
+    json_file,
     lock_of,
     push_command,
     reading,
@@ -115,6 +116,14 @@ def test_sizes_and_times_are_read_as_people_write_them():
     for text in ("", "-1s", "10 minutes", "s", "1e3", "2GiB"):
         with pytest.raises(ArgumentTypeError, match="is not a quantity like 10m; units: s, m, h"):
             duration(text)
+
+
+def test_results_are_written_to_a_json_file(tmp_path):
+    (tmp_path / "folder.json").mkdir()
+    assert json_file("somewhere/rows.json") == Path("somewhere/rows.json")
+    for text in (".", "rows.png", "rows", str(tmp_path / "folder.json")):
+        with pytest.raises(ArgumentTypeError, match=re.escape(f"{text!r} is not the name of a JSON")):
+            json_file(text)
 
 
 @pytest.mark.parametrize(

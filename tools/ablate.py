@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import add_run_flags, alone, run_command, settings
+from command_line import add_run_flags, alone, json_file, run_command, settings
 
 from distilled_data import UsageError
 from distilled_data.files import make_folder
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     add("--data", type=Path, help="folder with the files of a named dataset")
     add("--ipc", type=int, help="packed images per class (default: as the preset says)")
     add("--seeds", type=int, default=3, help="distillations per variant (default: 3)")
-    add("--output", type=Path, help="JSON file (default: reproduced/results/study-STUDY-PRESET-ipcN.json)")
+    add("--output", type=json_file, help="default: reproduced/results/study-STUDY-PRESET-ipcN.json")
     work = Path("reproduced/studies")
     add("--work", type=Path, default=work, help=f"where unfinished runs lie (default: {work})")
     add("--plot", action="store_true", help="draw the loss curves to a PNG file of the same name")

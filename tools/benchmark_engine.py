@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import duration, run_command, settings, size
+from command_line import duration, json_file, run_command, settings, size
 
 from distilled_data import UsageError
 from distilled_data.files import write_file, write_json
@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda (default: auto)")
     add("--threads", type=int, help="of torch on the CPU (default: its own choice)")
     add("--no-tf32", action="store_true", help="exact float32 on a GPU")
-    add("--output", type=Path, help="JSON file (default: tools/results/benchmark-DATE-DEVICE.json)")
+    add("--output", type=json_file, help="JSON file (default: tools/results/benchmark-DATE-DEVICE.json)")
     return parser
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import run_command
+from command_line import json_file, run_command
 
 from distilled_data import DistilledDataset
 from distilled_data.files import write_json
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=2, help="worker processes where there are any (default: 2)")
     add("--rounds", type=int, default=5, help="turns of every contender (default: 5)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    add("--output", type=Path, help="write the seconds to this JSON file")
+    add("--output", type=json_file, help="write the seconds to this JSON file")
     return parser
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from command_line import run_command
+from command_line import json_file, run_command
 
 from distilled_data.files import write_json
 from ncfm_engine.provenance import provenance
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=2, help="processes that decode (default: 2)")
     add("--rounds", type=int, default=1, help="turns of every contender (default: 1)")
     add("--folder", type=Path, help="where the source is kept between runs (default: nowhere)")
-    add("--output", type=Path, help="write the figures to this JSON file")
+    add("--output", type=json_file, help="write the figures to this JSON file")
     return parser
 
 

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from command_line import add_source_flags, reading, run_command, settings
+from command_line import add_source_flags, json_file, reading, run_command, settings
 
 from distilled_data import DistilledDataset
 from distilled_data.files import write_json
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=3, help="(default: 3)")
     add("--dataset", help="the real images, where the artifact's name is not enough: folder:PATH, ...")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    add("--output", type=Path, help="write the measurements to this JSON file")
+    add("--output", type=json_file, help="write the measurements to this JSON file")
     add_source_flags(parser)
     return parser
 

@@ -233,6 +233,14 @@ def duration(text: str) -> float:
     return _quantity(text, TIMES, "10m")
 
 
+def json_file(text: str) -> Path:
+    """Where results are written; a slip is told before they are measured, which may take hours."""
+    path = Path(text)
+    if path.suffix != ".json" or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a JSON file, such as results.json")
+    return path
+
+
 def settings(
     pairs: list[str], flag: str = "--set", form: str = "field=value, for instance distill.alpha=0.3"
 ) -> dict[str, str]:
