@@ -27,6 +27,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -80,7 +81,7 @@ def open_study(storage: str, name: str, strategy: str = "exhaustive") -> Study:
 
 def open_studies(storage: str, strategies: Mapping[str, str], *, make: bool = True) -> dict[str, Study]:
     """Studies of one database, and their strategies, by name; made, as the database is, if they do not exist,
-    or with `make=False` left out.
+    or with `make=False` left out, as all are where SQLite would make the database.
 
     `storage` is a URL as Optuna takes it, e.g. "sqlite:///search.db". To open it takes 0.1 s, a study 0.01.
     Raises `UsageError` if it cannot be opened, `UnknownNameError` for a strategy that does not exist.
@@ -90,17 +91,24 @@ def open_studies(storage: str, strategies: Mapping[str, str], *, make: bool = Tr
             raise UnknownNameError.of("strategy", strategy, STRATEGIES)
     try:
         import optuna
+        from sqlalchemy import make_url
         from sqlalchemy.exc import SQLAlchemyError
     except ImportError as error:
         raise MissingExtraError.of("optuna", "search", "architecture search") from error
 
     class Patient(optuna.storages.RDBStorage):
+        def record_first_heartbeat(self, trial_id: int) -> None:
+            super().record_heartbeat(trial_id)
+
         def record_heartbeat(self, trial_id: int) -> None:
             # Of a thread of its own, which would end with a traceback where others write for long.
             with contextlib.suppress(SQLAlchemyError, optuna.exceptions.OptunaError):
                 super().record_heartbeat(trial_id)
 
     def opened() -> dict[str, Study]:
+        file = storage.startswith("sqlite:///") and "uri=true" not in storage
+        if file and not make and not Path(make_url(storage).database or "").exists():
+            return {}
         with _calm():
             database = Patient(
                 storage,
@@ -329,7 +337,8 @@ class _Worker:
         from sqlalchemy.exc import SQLAlchemyError
 
         self._number = trial.number
-        self.study._storage.record_heartbeat(trial._trial_id)  # before another thread begins to do so
+        # before another thread begins to do so; whoever has none, or no "begun", cannot be buried
+        self.study._storage._backend.record_first_heartbeat(trial._trial_id)
         trial.set_user_attr("begun", True)
         if self._is_taken(trial):
             trial.set_user_attr("given_up", TAKEN)

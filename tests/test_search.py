@@ -199,6 +199,8 @@ def test_a_sign_of_life_that_cannot_be_written_is_left_out(database, tmp_path, m
     other = sqlite3.connect(tmp_path / "search.db", isolation_level=None)
     other.execute("begin immediate")
     study._storage.record_heartbeat(trial._trial_id)
+    with pytest.raises(StorageInternalError, match="during the commit"):  # or the trial could never be buried
+        study._storage._backend.record_first_heartbeat(trial._trial_id)
     other.close()
 
 

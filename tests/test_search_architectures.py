@@ -193,6 +193,8 @@ def test_another_proxy_is_compared_with_the_truth_of_a_search(here, set_folder, 
     assert "lacks full trainings of these candidates" in refused("--truth-of", "first", settings=other)
     names = ["distilled", "distilled", "early", "early", "full", "random", "random"]
     assert studies(f"sqlite:///{tmp_path / 'first' / 'search.db'}") == names  # nothing is left there by that
+    assert "lacks full" in refused("--truth-of", "first", "--storage", f"sqlite:///{tmp_path / 'typo.db'}")
+    assert not (tmp_path / "typo.db").exists()
     assert "would be replaced" in refused("--truth-of", "first", "--output", "first")
     (tmp_path / "first" / "search.db").rename(tmp_path / "elsewhere.db")
     assert "or the --storage of that search" in refused("--truth-of", "first")
@@ -282,11 +284,18 @@ def space():
 """
 
 
-def test_results_that_another_search_put_there_meanwhile_are_not_replaced(here, set_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("stopped", "status", "words"),
+    [(False, 2, "holds the results of another search"), (True, 75, "")],
+)
+def test_results_that_another_search_put_there_meanwhile_are_not_replaced(
+    here, set_folder, tmp_path, stopped, status, words
+):
     (tmp_path / "rival.py").write_text(RIVAL)
     few = (set_folder, "--space", "rival:space", "--labels", "hard", "--jobs", "1", "--output", "found")
-    status, _, error = here("search_architectures.py", *few, settings=QUICK)
-    assert (status, "holds the results of another search" in " ".join(error.split())) == (2, True)
+    settings = [*QUICK, "evaluate.epochs=100000"] if stopped else QUICK
+    found, _, error = here("search_architectures.py", *few, "--time-budget", "3s", settings=settings)
+    assert (found, words in " ".join(error.split())) == (status, True), error
     assert content(tmp_path / "found") == {"settings": {}}
 
 

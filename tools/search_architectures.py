@@ -12,6 +12,7 @@ them work on it together. Results: search.json, report.md and plots in the outpu
 """
 
 import argparse
+import contextlib
 import dataclasses
 import gc
 import hashlib
@@ -139,14 +140,21 @@ def main(arguments: argparse.Namespace) -> None:
                 crew.mend()
             show(f"search ({stage.partition(' ')[0]})", done, total, **figures)
 
-        gc.freeze()  # what is there by now, or the collections after each candidate take 0.25 s with it
-        try:
-            campaign.run(stop, report)
-        finally:
-            gc.unfreeze()
+        def save() -> None:
             if not is_hand():
                 check_folder(output, asked)  # another search may have put its results there meanwhile
                 write(output, summary(begun, campaign))
+
+        gc.freeze()  # what is there by now, or the collections after each candidate take 0.25 s with it
+        try:
+            campaign.run(stop, report)
+        except BaseException:
+            with contextlib.suppress(UsageError):  # why it ends says more
+                save()
+            raise
+        finally:
+            gc.unfreeze()
+        save()
     if not is_hand():
         print((output / REPORT_FILE).read_text(encoding="utf-8"))
         if not any(result and result.state == "complete" for result in campaign.results()["distilled"]):
