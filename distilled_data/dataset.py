@@ -423,7 +423,8 @@ class DistilledDataset(Dataset[Any]):
         come out, on the CPU, where a `teacher` has to be too: every worker has a copy of it, and one thread,
         so that its labels may differ in rounding. `options` are those of `DataLoader`, such as `num_workers`
         and `pin_memory`; workers persist unless it is said otherwise, as it may take seconds to start them.
-        Its `sampler.set_epoch` is that of `Loader`. `loader_class` may be torchdata's `StatefulDataLoader`.
+        Its sampler tells the epoch; `sampler.set_epoch` is that of `Loader`. `loader_class` may be
+        torchdata's `StatefulDataLoader`.
         """
         loader = self.loader(
             batch_size,

@@ -114,7 +114,8 @@ class Loader:
         first, self._first = self._first, 0
         while True:
             epoch, self.epoch, count = self.epoch, self.epoch + 1, len(self)
-            order, numbers = upload(self.order(epoch), self.images.device), self.numbers(epoch)
+            order = upload(self.order(epoch), self.images.device)
+            numbers = self.numbers(self.share, self.place(epoch))
             for begin in range(first, count, self._ahead):
                 end = min(begin + self._ahead, count)
                 part = slice(begin * self.batch_size, end * self.batch_size)
@@ -137,16 +138,16 @@ class Loader:
         again = order.expand(-(-length // len(order)), -1).flatten()  # once: a view, nothing is copied
         return again[:length][self.rank :: self.world_size]
 
-    def numbers(self, epoch: int) -> Tensor:
-        """What a strategy of augmentation draws in `epoch`, float32 [images of this rank, numbers], in their
-        order, on the CPU. It is drawn at once, which takes the host of a GPU less time than batch by batch.
+    def numbers(self, count: int, place: Place) -> Tensor:
+        """What a strategy of augmentation draws for `count` images at a place, float32 [count, numbers] on
+        the CPU: those of an epoch at once, which takes the host of a GPU less time than batch by batch.
         """
         if not isinstance(self.augment, str):
-            return torch.empty(self.share, 0, device="cpu")
-        return draw_each(self.augment, self.share, generator_at(self.seed, "augment", *self.place(epoch)))
+            return torch.empty(count, 0, device="cpu")
+        return draw_each(self.augment, count, generator_at(self.seed, "augment", *place))
 
     def place(self, *address: int) -> Place:
-        """Where the draws of an epoch are, or of the batch that begins at a position of it."""
+        """Where the draws of an epoch are, of the batch that begins at a position of it, or of any others."""
         return address if self.world_size == 1 else (*address, self.rank)
 
     def batches(self, rows: Tensor, numbers: Tensor, places: Sequence[Place]) -> Iterator[Any]:
@@ -271,9 +272,9 @@ class Batches(Dataset[Any]):
     """The images of a `Loader` for a `DataLoader`, which asks for a whole batch of them: in a worker process.
 
     An index says epoch and position: epoch * images of an epoch + position in its order. So the indices are
-    plain numbers, which frameworks may batch and share out over ranks as they do with any others. Batches
-    that are put together as `Loader` does it are the same ones; in others an image is augmented by the same
-    numbers, and what is drawn once for a batch by where it begins.
+    plain numbers, which frameworks may batch and share out over ranks as they do with any others. A run of
+    them is augmented as `Loader` does it; what is drawn for others depends on all of their indices, or the
+    sampler of somebody else, of which every epoch is the first one, would augment an image once for all.
     """
 
     def __init__(self, loader: Loader):
@@ -287,10 +288,15 @@ class Batches(Dataset[Any]):
         epoch, first = divmod(indices[0], len(self))
         loader = self.loader
         if epoch != self._epoch:
-            self._epoch, self._order, self._numbers = epoch, loader.order(epoch), loader.numbers(epoch)
+            self._epoch, self._order = epoch, loader.order(epoch)
+            self._numbers = loader.numbers(len(self), loader.place(epoch))
         positions = torch.tensor(indices, device="cpu") % len(self)
-        place = loader.place(epoch, first)
-        return next(loader.batches(self._order[positions], self._numbers[positions], [place]))
+        if indices == list(range(indices[0], indices[0] + len(indices))):
+            place, numbers = loader.place(epoch, first), self._numbers[positions]
+        else:
+            place = loader.place(*indices)
+            numbers = loader.numbers(len(indices), place)
+        return next(loader.batches(self._order[positions], numbers, [place]))
 
 
 class Indices(Sampler[int]):

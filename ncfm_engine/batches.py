@@ -23,6 +23,8 @@ from distilled_data.transfer import upload
 from .memory import free_memory
 from .sources import LabelledImages, Source
 
+DRAWS = 2  # raised when the same seed draws other numbers: what was trained by these is something else
+
 
 def real_loader(source: Source, part: LabelledImages, batch_size: int, device: str, **options) -> Loader:
     """Batches of real images, normalised; on a GPU they stay where it has room for twice as many."""
@@ -57,7 +59,7 @@ class Batches:
 
     The loaders have the same number of images, batch size, augmentation and `relabel`; loaders of the same
     images share their memory (see `reseeded`). With probability `cutmix` a network's batch is mixed; targets
-    are then probabilities [M, B, classes] for all of them. On a GPU several batches are made in one go.
+    are then probabilities [M, B, classes] for all that is made in one go, which on a GPU are several batches.
     """
 
     def __init__(self, loaders: Sequence[Loader], *, classes: int, cutmix: float):
@@ -93,7 +95,8 @@ class Batches:
             pairs = zip(self.loaders, self._starts, strict=True)
             order = torch.stack([loader.order(epoch) + start for loader, start in pairs])  # [M, N]
             self._epoch, self._order = epoch, upload(order, self.images.device)
-            self._numbers = torch.stack([loader.numbers(epoch) for loader in self.loaders])
+            drawn = [loader.numbers(loader.share, loader.place(epoch)) for loader in self.loaders]
+            self._numbers = torch.stack(drawn)
         index, numbers = (self._part(rows, batches) for rows in (self._order, self._numbers))
         tiles = take(self.images, index.flatten(), first.factor)
         targets = first.label(upload(self.targets[index], first.device))  # they may lie in main memory

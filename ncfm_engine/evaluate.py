@@ -18,7 +18,7 @@ from distilled_data import DistilledDataset, DivergenceError, UsageError
 from distilled_data.loader import Loader
 from distilled_data.randomness import generator_at, seed_at
 
-from .batches import Batches, real_loader, real_test_loader, reseeded
+from .batches import DRAWS, Batches, real_loader, real_test_loader, reseeded
 from .cache import sha256_of
 from .checkpoint import discard, load_checkpoint, save_checkpoint
 from .config import EvaluateConfig, NetworkConfig
@@ -376,6 +376,7 @@ def _identity(
         "split": source.split,
         "teacher": pool and pool.weights_hash,
         "seed": seed,
+        "draws": DRAWS,
         "torch": torch.__version__,
         "device": torch.device(device).type,
     }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distilled_data import CheckpointError, DivergenceError, UsageError
 from distilled_data.randomness import seed_at
 
-from .batches import Batches, real_loader, reseeded
+from .batches import DRAWS, Batches, real_loader, reseeded
 from .cache import sha256_of
 from .checkpoint import Checkpoint, discard, load_checkpoint, save_checkpoint
 from .config import NetworkConfig, PretrainConfig
@@ -101,7 +101,7 @@ def pool_key(
     """
     content = dataclasses.asdict(config) | {"network": dataclasses.asdict(network), "seed": seed}
     del content["networks"], content["at_once"]
-    content |= {"fingerprint": source.fingerprint, "torch": torch.__version__}
+    content |= {"fingerprint": source.fingerprint, "torch": torch.__version__, "draws": DRAWS}
     content["device"] = torch.device(device).type
     content |= pool_schedule(config)
     return sha256_of(content)[:20]

@@ -99,8 +99,8 @@ def test_another_run_is_refused_with_the_differences_listed(path):
 
 
 def test_another_format_version_is_refused(path, monkeypatch):
-    monkeypatch.setattr(module, "FORMAT", 3)
-    with pytest.raises(CheckpointError, match="has checkpoint format 2; this version reads format 3"):
+    monkeypatch.setattr(module, "FORMAT", 2)
+    with pytest.raises(CheckpointError, match="has checkpoint format 1; this version reads format 2"):
         load_checkpoint(path, IDENTITY)
 
 
@@ -189,8 +189,8 @@ def test_a_header_that_does_not_fit_its_tensors_any_more_is_damage(path, change)
 
 
 def test_a_later_format_of_another_build_is_refused_and_not_taken_for_damage(path):
-    path.write_bytes(safetensors.torch.save({}, {"checkpoint": json.dumps({"format": 3})}))
-    with pytest.raises(CheckpointError, match="has checkpoint format 3; this version reads format 2"):
+    path.write_bytes(safetensors.torch.save({}, {"checkpoint": json.dumps({"format": 2})}))
+    with pytest.raises(CheckpointError, match="has checkpoint format 2; this version reads format 1"):
         load_checkpoint(path, IDENTITY)
 
 

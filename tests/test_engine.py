@@ -332,7 +332,7 @@ def test_an_evaluation_that_died_does_not_train_again_what_was_finished(digits, 
     assert {**row, "seconds": 0} == {**whole, "seconds": 0}
 
 
-def test_progress_on_other_real_images_is_refused(digits, dataset, tmp_path):
+def test_progress_on_other_real_images_or_by_other_draws_is_refused(digits, dataset, tmp_path, monkeypatch):
     config = dataclasses.replace(BATCHED, labels=("hard",))
     arguments = {"dataset": dataset, "source": digits, "config": config, "network": NETWORK, "seed": 0}
     with pytest.raises(Stopped):
@@ -340,6 +340,9 @@ def test_progress_on_other_real_images_is_refused(digits, dataset, tmp_path):
     other = {"source": dataclasses.replace(digits, fingerprint="other")}
     with pytest.raises(CheckpointError, match="fingerprint is"):
         evaluate(**arguments | other, device="cpu", folder=tmp_path, resume=True)
+    monkeypatch.setattr("ncfm_engine.evaluate.DRAWS", 3)
+    with pytest.raises(CheckpointError, match="draws is 2 there and 3 here"):
+        evaluate(**arguments, device="cpu", folder=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize(

@@ -325,6 +325,10 @@ def test_the_first_epoch_is_number_0(data):
     loader.set_epoch(0)
     assert same(list(loader), first)
     assert loader.order(0)[:6].tolist() == [33, 4, 47, 19, 17, 3]
+    # whoever changes these raises `DRAWS` of ncfm_engine.batches
+    drawn = data.loader(5, augment="crop|flip", seed=2).numbers(2, (0,))
+    expected = [0.2287671, 0.0215118, 0.2371363, 0.0665904, 0.5554769, 0.0728647]
+    assert drawn.flatten().tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_ranks_share_an_epoch_out_evenly_and_together_see_every_image(data):
@@ -352,13 +356,14 @@ def test_an_infinite_loader_is_the_epochs_one_after_the_other(data):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_dataloader_gives_the_batches_of_the_loader_with_workers_and_without(data, workers):
     options = {"num_workers": workers, "multiprocessing_context": "spawn" if workers else None}
-    made, loader = data.dataloader(5, augment="dsa", seed=2, **options), data.loader(5, augment="dsa", seed=2)
+    drawn = {"augment": "dsa", "mix": "cutmix|mixup", "seed": 2, "rank": 1, "world_size": 2}
+    made, loader = data.dataloader(5, **drawn, **options), data.loader(5, **drawn)
     assert len(made) == len(loader)
     assert made.persistent_workers == (workers > 0)
     for _ in range(2):
         assert same(list(made), list(loader))
     made.sampler.set_epoch(0)
-    assert same(list(made)[:1], list(data.loader(5, augment="dsa", seed=2))[:1])
+    assert same(list(made)[:1], list(data.loader(5, **drawn))[:1])
 
 
 # Mixing, others' transforms
@@ -573,6 +578,10 @@ def test_batches_put_together_otherwise_hold_their_own_images_and_draws(data):
     assert torch.equal(straight, again)
     assert torch.equal(straight[5:], shifted[:5])  # their numbers stay with the images
     assert len(torch.cat([straight, shifted[5:]]).flatten(1).unique(dim=0)) == 15
+    sampled, otherwise = (equal.__getitems__(indices)[0] for indices in ([3, 0, 7], [3, 0, 8]))
+    assert torch.equal(sampled, equal.__getitems__([3, 0, 7])[0])
+    # a sampler that does not tell the epoch: only what else is in the batch changes
+    assert len(torch.cat([straight[[3, 0]], sampled[:2], otherwise[:2]]).flatten(1).unique(dim=0)) == 6
 
 
 def test_a_state_of_another_dataloader_is_refused(data):

@@ -194,6 +194,12 @@ def test_a_larger_pool_begins_with_the_networks_of_a_smaller_one(digits):
 def test_everything_else_about_pretraining_has_a_cache_key_of_its_own(digits, change):
     other = dataclasses.replace(TINY, **change)
     assert pool_key(other, NARROW, digits, 0) != pool_key(TINY, NARROW, digits, 0)
+
+
+def test_networks_that_saw_other_draws_are_not_taken_from_the_cache(digits, monkeypatch):
+    key = pool_key(TINY, NARROW, digits, 0)
+    monkeypatch.setattr("ncfm_engine.pretrain.DRAWS", 1)
+    assert pool_key(TINY, NARROW, digits, 0) != key
     assert pool_key(TINY, NARROW, digits, 1) != pool_key(TINY, NARROW, digits, 0)
     changed = dataclasses.replace(digits, fingerprint="other")
     assert pool_key(TINY, NARROW, changed, 0) != pool_key(TINY, NARROW, digits, 0)

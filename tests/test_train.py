@@ -242,6 +242,17 @@ def test_every_network_sees_the_images_that_its_own_loader_gives(loader, shared,
     assert not torch.equal(batches.at(0, len(batches) - 1)[0], images)
 
 
+def test_batches_made_in_one_go_are_of_the_memory_of_one_loader_and_can_be_changed_in_place(loader):
+    first = reseeded(loader, 0)
+    first._ahead = 7
+    batches = Batches([reseeded(first, seed) for seed in SEEDS], classes=10, cutmix=0.0)
+    assert batches._ahead == 7 // len(SEEDS) > 1
+    (images, _), (others, _) = (batches.at(0, number) for number in range(2))
+    before, shift = others.clone(), torch.ones((), requires_grad=True)
+    images.add_(shift).sum().backward()  # as a network may do
+    assert torch.equal(others, before)
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 60])
 def test_the_rate_falls_as_torchs_own_schedule_does(loader, epochs):
     milestones = [epochs * k // 5 for k in range(1, 5)]
