@@ -152,8 +152,7 @@ class Loader:
 
     def batches(self, rows: Tensor, numbers: Tensor, places: Sequence[Place]) -> Iterator[Any]:
         """The batches that `rows` are, drawn at these places; all are gathered and augmented in one go."""
-        several = len(places) > 1
-        count = len(rows)
+        count, several = len(rows), len(places) > 1
         size = self.batch_size if several else count
         counts = [min(size, count - begin) for begin in range(0, count, size)]
         tiles = upload(take(self.images, rows, self.factor), self.device)
@@ -279,7 +278,8 @@ class Batches(Dataset[Any]):
 
     def __init__(self, loader: Loader):
         self.loader = loader
-        self._epoch, self._order, self._numbers = -1, *(torch.empty(0, device="cpu"),) * 2
+        nothing = torch.empty(0, device="cpu")
+        self._epoch, self._order, self._numbers = -1, nothing, nothing
 
     def __len__(self) -> int:
         return self.loader.share
