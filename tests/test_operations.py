@@ -56,6 +56,17 @@ def test_the_operations_of_distilling_are_those_of_its_steps(digits, pool, chang
     assert operations(recipe, digits)["distilling"] == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
+def test_every_view_of_a_packed_image_is_counted(digits):
+    packed = {"ipc": 3, "distill.factor": 2, "distill.sampler_steps": 3, "distill.calibration": 1.0}
+    recipe = BASE.replace(packed | {"evaluate.epochs": 7, "evaluate.repeats": 1, "evaluate.full_repeats": 0})
+    views = 3 * 2 * 2 * 10
+    stage = passes(recipe, digits)["distilling"]
+    assert stage.forward == 20 * (30 * 10 + 2 * views)  # real ones, and synthetic ones for psi's own turns
+    assert stage.returned == 20 * 2 * views  # by a feature network, and by the one that calibrates
+    assert passes(recipe.replace({"distill.calibration": 0.0}), digits)["distilling"].returned == 20 * views
+    assert passes(recipe, digits)["evaluating"].trained == 2 * 2 * 7 * views
+
+
 def test_a_run_without_steps_can_be_counted(digits):
     recipe = BASE.replace({"distill.iterations": 0, "distill.sampler_steps": 3})
     assert operations(recipe, digits)["distilling"] == 0
