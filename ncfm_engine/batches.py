@@ -83,6 +83,7 @@ class Batches:
             self._made = {}  # others take its memory
             full = self.loaders[0].share // self.loaders[0].batch_size
             batches = range(batch, max(batch + 1, min(batch + self._ahead, full)))
+            # "unsafe" is what autograd does not take for views: a network may change its images in place
             made = (parts.unsafe_split(len(self.loaders)) for parts in self._several(epoch, batches))
             addresses = product([epoch], batches)
             self._made = dict(zip(addresses, zip(*made, strict=True), strict=True))

@@ -337,7 +337,7 @@ class _Worker:
         from sqlalchemy.exc import SQLAlchemyError
 
         self._number = trial.number
-        # before another thread begins to do so; whoever has none, or no "begun", cannot be buried
+        # before another thread begins to do so: one that has "begun" and none could never be buried
         self.study._storage._backend.record_first_heartbeat(trial._trial_id)
         trial.set_user_attr("begun", True)
         if self._is_taken(trial):
