@@ -107,6 +107,7 @@ PRESETS: dict[str, Preset] = {
     **{
         f"cifar10-small-ipc{ipc}": Preset("cifar10", ipc, _SMALL | changes) for ipc, changes in _STEPS.items()
     },
+    "cifar100-small-ipc1": Preset("cifar100", 1, _SMALL | _STEPS[1]),
     # No result is published for these three; they have the settings of CIFAR-10.
     "mnist": Preset("mnist", 10, _SMALL_IMAGES | {"distill.learning_rate": _TEN} | _NO_FLIP),
     "fashion_mnist": Preset("fashion_mnist", 10, _SMALL_IMAGES | {"distill.learning_rate": _TEN}),

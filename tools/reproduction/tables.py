@@ -104,6 +104,13 @@ TABLES: Mapping[str, tuple[Row, ...]] = {
             {"evaluate.repeats": "1"},
             QUARTER,
         ),
+        Row(
+            "cifar100-ipc1",
+            "cifar100-small-ipc1",
+            _KEPT | {"distill.iterations": "2000"},
+            {"evaluate.repeats": "1", "evaluate.epochs": "100"},
+            QUARTER,
+        ),
     ),
     # The embedded digits, in minutes.
     "digits": (
