@@ -69,7 +69,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that `write_json` wrote. Raises `CheckpointError` for a damaged file, and `OSError`."""
+    """The object that `write_json` wrote. Raises `CheckpointError` for a damaged file, `OutputError` for one
+    that cannot be read, and `FileNotFoundError`.
+    """
     try:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
@@ -77,6 +79,10 @@ def read_json(path: Path) -> dict[str, Any]:
         return content
     except ValueError as error:  # of JSON or UTF-8
         raise CheckpointError(f"{path} is damaged: {error}. Remove it and run again.") from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read: {error.strerror}. Check it, and run again.") from error
 
 
 def make_folder(path: Path) -> None:

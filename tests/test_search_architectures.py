@@ -19,7 +19,7 @@ from commands import ROOT, called, flags
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
-from distilled_data import DistilledDataset, UsageError
+from distilled_data import DistilledDataset, OutputError, UsageError
 from hub import PushOptions, push_folder
 from ncfm_engine import trust
 from ncfm_engine.config import EvaluateConfig, Recipe
@@ -276,7 +276,7 @@ from pathlib import Path
 from ncfm_engine.spaces import Space
 
 def net(channels, size, classes, width):
-    Path("found/search.json").write_text('{"settings": {}}')
+    Path("found/search.json").write_text(Path("theirs").read_text())
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * size[0] * size[1], classes))
 
 def space():
@@ -285,18 +285,25 @@ def space():
 
 
 @pytest.mark.parametrize(
-    ("stopped", "status", "words"),
-    [(False, 2, "holds the results of another search"), (True, 75, "")],
+    ("theirs", "stopped", "status", "words"),
+    [
+        ('{"settings": {}}', False, 2, "holds the results of another search"),
+        ('{"settings": {}}', True, 75, ""),
+        ('{"settings"', True, 75, ""),  # damaged
+    ],
 )
 def test_results_that_another_search_put_there_meanwhile_are_not_replaced(
-    here, set_folder, tmp_path, stopped, status, words
+    here, set_folder, tmp_path, theirs, stopped, status, words
 ):
     (tmp_path / "rival.py").write_text(RIVAL)
+    (tmp_path / "theirs").write_text(theirs)
     few = (set_folder, "--space", "rival:space", "--labels", "hard", "--jobs", "1", "--output", "found")
-    settings = [*QUICK, "evaluate.epochs=100000"] if stopped else QUICK
-    found, _, error = here("search_architectures.py", *few, "--time-budget", "3s", settings=settings)
+    settings = QUICK
+    if stopped:
+        few, settings = (*few, "--time-budget", "3s"), [*QUICK, "evaluate.epochs=100000"]
+    found, _, error = here("search_architectures.py", *few, settings=settings)
     assert (found, words in " ".join(error.split())) == (status, True), error
-    assert content(tmp_path / "found") == {"settings": {}}
+    assert (tmp_path / "found" / "search.json").read_text() == theirs
 
 
 def test_a_search_stops_when_its_time_is_up_and_goes_on(here, set_folder, tmp_path):
@@ -692,6 +699,12 @@ def test_another_search_has_another_folder_and_does_not_replace_the_results_of_t
 def test_a_file_of_something_else_is_not_replaced_by_results(tool, tmp_path, text):
     (tmp_path / "search.json").write_text(text)
     with pytest.raises(UsageError, match=r"search\.json is not what a search has found\. Choose another"):
+        tool.check_folder(tmp_path, {})
+
+
+def test_results_that_cannot_be_read_are_not_replaced(tool, tmp_path):
+    (tmp_path / "search.json").mkdir()
+    with pytest.raises(OutputError, match=r"search\.json cannot be read: Is a directory"):
         tool.check_folder(tmp_path, {})
 
 

@@ -24,7 +24,7 @@ from urllib.parse import quote
 from command_line import add_source_flags, duration, load, reading, run_command, settings
 from filelock import FileLock
 
-from distilled_data import DistilledDataError, DistilledDataset, UsageError
+from distilled_data import CheckpointError, DistilledDataError, DistilledDataset, UsageError
 from distilled_data.files import make_folder, read_json
 from ncfm_engine.allocator import keep_freed
 from ncfm_engine.cache import cache_folder
@@ -149,7 +149,7 @@ def main(arguments: argparse.Namespace) -> None:
         try:
             campaign.run(stop, report)
         except BaseException:
-            with contextlib.suppress(UsageError):  # why it ends says more
+            with contextlib.suppress(UsageError, CheckpointError):  # why it ends says more
                 save()
             raise
         finally:
