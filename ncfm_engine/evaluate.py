@@ -28,7 +28,7 @@ from .report import Report, silent
 from .sampling import ClassSampler
 from .sources import Source
 from .stop import StopRequest
-from .train import CHECKPOINT_SECONDS, Course, Networks, Training, counting, grouped, named, trained_at_once
+from .train import Course, Networks, Training, counting, grouped, named, trained_at_once
 
 PROGRESS_PREFIX = "evaluation"  # of files in the run folder, until the rows are there
 CHECKS = 10  # evenly spaced tests during a training, for the best-over-epochs column
@@ -48,7 +48,6 @@ def evaluate(
     folder: Path | None = None,
     resume: bool = False,
     stop: StopRequest | None = None,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     report: Report = silent,
 ) -> list[dict[str, Any]]:
     """Rows of `results.json` (accuracies in percent), one for each label kind of `config.labels`.
@@ -67,7 +66,7 @@ def evaluate(
     identity = _identity(dataset, source, config, network, seed, device, pool)
     path = folder and _progress_path(folder, settings_hash(config, network, seed), dataset.content_hash)
     progress = _Progress(path, identity, resume)
-    trainings = _Trainings(source, config, network, seed, device, progress, checkpoint_seconds, stop, report)
+    trainings = _Trainings(source, config, network, seed, device, progress, stop, report)
     options: dict[str, Any] = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
 
     @functools.cache
@@ -190,7 +189,6 @@ class _Trainings:
     seed: int
     device: str
     progress: _Progress
-    checkpoint_seconds: float
     stop: StopRequest | None
     report: Report
 
@@ -210,7 +208,6 @@ class _Trainings:
                 name,
                 group,
                 partial(self._start, loaders, seeds, epochs, checks),
-                checkpoint_seconds=self.checkpoint_seconds,
                 stop=self.stop,
                 after_epoch=counting(self.report, f"evaluate ({name})", done, repeats * epochs, len(group)),
             )

@@ -19,7 +19,7 @@ from .pool import FeaturePool, build
 from .report import Report, silent
 from .sources import Source
 from .stop import StopRequest
-from .train import CHECKPOINT_SECONDS, Course, Networks, Training, counting, grouped, named, trained_at_once
+from .train import Course, Networks, Training, counting, grouped, named, trained_at_once
 
 FEW_EPOCHS = 6  # in fewer the rate falls in the middle of an epoch
 
@@ -45,7 +45,6 @@ def train_pool(
     cache: Path,
     share: tuple[int, int] = (0, 1),
     stop: StopRequest | None = None,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     report: Report = silent,
 ) -> list[Tensor]:
     """Trajectories float32 [S + 2, P] of the networks rank, rank + ranks, ... of the pool, on the CPU.
@@ -71,7 +70,6 @@ def train_pool(
             _training(config, network, source, [seed_at(seed, "pool", i) for i in group], device),
             folder,
             group,
-            checkpoint_seconds=checkpoint_seconds,
             stop=stop,
             after_epoch=counting(report, "pretrain", done, total, len(group)),
         )

@@ -258,12 +258,11 @@ class Training:
         name: str = "training",
         *,
         save: Save | None = None,
-        checkpoint_seconds: float = CHECKPOINT_SECONDS,
         stop: StopRequest | None = None,
         after_epoch: Callable[[int], None] = lambda epoch: None,
         after_test: Callable[[list[float]], None] = lambda scores: None,
     ) -> None:
-        """Train to the end. `save` gets the state every `checkpoint_seconds`, and when `stop` is requested.
+        """Train to the end. `save` gets the state every `CHECKPOINT_SECONDS`, and when `stop` is requested.
         `after_test` gets the M accuracies of each test; what it raises ends the training.
 
         Raises `Stopped` then, with `name` and the epoch, but never before one step: a chain of runs
@@ -273,7 +272,7 @@ class Training:
         with tuned_convolutions(self.course.steps):
             while self.step < self.course.steps:
                 stopped = stop is not None and stop.requested and self.step > began
-                if save and (stopped or time.monotonic() - saved >= checkpoint_seconds):
+                if save and (stopped or time.monotonic() - saved >= CHECKPOINT_SECONDS):
                     save(*self.state())
                     saved = time.monotonic()
                 if stopped:

@@ -316,7 +316,9 @@ def test_what_tells_most_is_evaluated_first(digits, pool, dataset):
     assert list(dict.fromkeys(stages)) == [*hard, "evaluate (all real images)", *soft]
 
 
-def test_an_evaluation_that_died_does_not_train_again_what_was_finished(digits, dataset, tmp_path):
+def test_an_evaluation_that_died_does_not_train_again_what_was_finished(
+    digits, dataset, tmp_path, monkeypatch
+):
     def die(stage, done, total):
         if (stage, done) == ("evaluate (hard labels, random)", 3):  # one epoch of the second network
             raise KeyboardInterrupt
@@ -324,8 +326,9 @@ def test_an_evaluation_that_died_does_not_train_again_what_was_finished(digits, 
     config, stop = dataclasses.replace(BATCHED, labels=("hard",)), StopAfter(100)
     arguments = {"dataset": dataset, "source": digits, "config": config, "network": NETWORK, "seed": 0}
     arguments |= {"device": "cpu", "folder": tmp_path}
+    monkeypatch.setattr("ncfm_engine.train.CHECKPOINT_SECONDS", 0)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(**arguments, checkpoint_seconds=0, report=die)
+        evaluate(**arguments, report=die)
     (row,) = evaluate(**arguments, resume=True, stop=stop)
     assert stop.asked == 3 + 1  # steps of the last epoch, and the one before that was not saved yet
     (whole,) = evaluate(**arguments)

@@ -14,6 +14,7 @@ from torch.nn.utils import parameters_to_vector
 
 from distilled_data import DivergenceError, UsageError
 from distilled_data.randomness import seed_at
+from ncfm_engine import train
 from ncfm_engine.batches import real_loader
 from ncfm_engine.config import NetworkConfig, PretrainConfig
 from ncfm_engine.pool import FlatNetwork, build
@@ -84,7 +85,8 @@ def pretrain_until_killed(cache):
             os.kill(os.getpid(), signal.SIGKILL)
 
     digits = load_source("digits")
-    pretrain(TINY, NARROW, digits, **ON_CPU, cache=cache, checkpoint_seconds=0, report=report)
+    train.CHECKPOINT_SECONDS = 0  # in this process, which is killed
+    pretrain(TINY, NARROW, digits, **ON_CPU, cache=cache, report=report)
 
 
 def test_a_killed_pretraining_goes_on_from_its_checkpoint_to_the_same_bits(digits, tmp_path):

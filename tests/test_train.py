@@ -321,7 +321,8 @@ def test_the_state_is_saved_when_the_time_has_passed_and_not_before(loader, monk
     monkeypatch.setattr(module, "time", type("Clock", (), {"monotonic": lambda: next(seconds)}))
     saved = []
     training = training_of(loader, [5])
-    training.run(save=lambda tensors, progress: saved.append(progress["step"]), checkpoint_seconds=4)
+    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 4)
+    training.run(save=lambda tensors, progress: saved.append(progress["step"]))
     assert saved == [3, 7, 11]
     assert training.step == 3 * len(training.batches)
 
