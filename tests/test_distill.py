@@ -346,7 +346,8 @@ def test_seconds_are_those_of_all_parts_of_a_run(play, tmp_path):
     assert play(folder=tmp_path, resume=True).step == 12
     longer = play(dataclasses.replace(CONFIG, iterations=20), folder=tmp_path, resume=True)
     assert 0 < before < longer.seconds < before + 60
-    assert [row["seconds"] > before for row in metrics(tmp_path)] == [False, False, True]
+    # a row is rounded to thousandths, which may be up
+    assert [row["seconds"] > before + 0.001 for row in metrics(tmp_path)] == [False, False, True]
 
 
 def test_a_checkpoint_of_another_run_is_refused(play, tmp_path):
