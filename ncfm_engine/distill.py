@@ -20,7 +20,7 @@ from .checkpoint import Checkpoint, discard, load_checkpoint, save_checkpoint, u
 from .config import DistillConfig
 from .initial import initial_images
 from .kernels import rounded_products, tuned_convolutions
-from .matching import MatchingStep
+from .matching import MatchingStep, StepLosses
 from .memory import Layout, is_out_of_memory
 from .pool import FeaturePool
 from .ranks import Ranks
@@ -205,9 +205,7 @@ class _Match:
             self.images.clamp_(0, 1)
             if self.average is not None:
                 self.average.lerp_(self.images, 1 - self.config.ema)
-        self._pending.append(
-            torch.stack([losses.discrepancy, losses.calibration, losses.amplitude, losses.phase])
-        )
+        self._pending.append(torch.stack(losses))
         self.step += 1
 
     def _seen(self) -> Tensor:
@@ -260,8 +258,7 @@ class _Match:
         """Write the row of the steps since the last one, means over steps and classes."""
         table = self._finite()
         self._pending = []
-        names = ("discrepancy", "calibration", "amplitude", "phase")
-        values = dict(zip(names, table.mean((0, 2)).tolist(), strict=True))
+        values = dict(zip(StepLosses._fields, table.mean((0, 2)).tolist(), strict=True))
         if self.config.schedule == "plateau":
             self.plateau.step(values["discrepancy"])
         rate = self.descent.param_groups[0]["lr"]
@@ -276,8 +273,9 @@ class _Match:
         No process goes on before it is written: a stop ends all of them, and the last would be cut off.
         """
         pending = self._finite()
-        first, second = self._moments()
-        tensors = {"images": self.images, "first moment": first, "second moment": second}
+        state = self.descent.state[self.images]
+        moments = {"first moment": state["exp_avg"], "second moment": state["exp_avg_sq"]}
+        tensors = {"images": self.images} | moments
         if self.average is not None:
             tensors["average"] = self.average
         whole = {name: self.ranks.gather(tensor, 1, self.classes) for name, tensor in tensors.items()}
@@ -330,10 +328,6 @@ class _Match:
             state["state"] = {int(index): {"momentum_buffer": value} for index, value in buffers.items()}
             self.ascent.load_state_dict(state)
         self._pending = list(tensors["pending"][:, :, part].to(self.images.device))
-
-    def _moments(self) -> tuple[Tensor, Tensor]:
-        state = self.descent.state[self.images]
-        return state["exp_avg"], state["exp_avg_sq"]
 
     def _finite(self) -> Tensor:
         """The pending losses of all classes, [n, 4, C] on the CPU. Raises `DivergenceError`."""

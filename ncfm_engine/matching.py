@@ -1,6 +1,6 @@
 """One step of the game: what both players are told about all classes."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,7 @@ from .sources import Source
 PLAIN = {"mmd": mmd, "dm": dm, "mse": mse}  # discrepancies without frequencies
 
 
-@dataclass
-class StepLosses:
+class StepLosses(NamedTuple):
     """One value per class, left on the device: float32 [C] each."""
 
     discrepancy: Tensor
