@@ -127,7 +127,8 @@ def plan_push(folder: str | Path, repo_id: str, options: PushOptions | None = No
         repo_id = f"{call(repo_id, api.whoami)['name']}/{repo_id}"
     remote = contents_for(api, repo_id, options)
     wanted, sets = _wanted(folder, artifact, remote, options)
-    wanted[CARD_FILE] = render_card(sets, _words(folder, remote), repo_id=repo_id).encode()
+    card = read_card(folder) if remote.card is None else remote.card
+    wanted[CARD_FILE] = render_card(sets, card, repo_id=repo_id).encode()
     metadata = artifact.metadata
     plan = PushPlan(
         folder=folder,
@@ -160,11 +161,6 @@ def contents_for(api: HfApi, repo_id: str, options: PushOptions) -> Contents:
         )
     _settings(repo_id, remote, options)
     return remote
-
-
-def _words(folder: Path, remote: Contents) -> str | None:
-    """The card that is brought up to date."""
-    return read_card(folder) if remote.card is None else remote.card
 
 
 def _settings(repo_id: str, remote: Contents, options: PushOptions) -> dict[str, Any]:
@@ -207,7 +203,7 @@ def _wanted(
         sets[place], manifests[place] = found.artifact, (found.folder / MANIFEST_FILE).read_bytes()
         wanted |= {f"{place}/{name}": f"{known}/{name}" if known else name for name in found.manifest.files}
         wanted[f"{place}/{MANIFEST_FILE}"] = manifests[place]
-    first = ours if options.default or remote.default is None else places[remote.default]
+    first = ours if options.default or not remote.sets else places[next(iter(remote.sets))]
     order = sorted(sets, key=lambda place: (place != first, sets[place].metadata.ipc))
     prints = {place: Fingerprint.of_bytes(manifests[place]) for place in order}
     wanted[MANIFEST_FILE] = Index(first, prints).to_bytes()

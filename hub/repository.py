@@ -31,9 +31,8 @@ class Contents:
     private: bool | None = None
     gated: str | bool | None = None
     files: Mapping[str, RepoFile] = field(default_factory=dict)
-    sets: Mapping[str, RemoteSet] = field(default_factory=dict)  # by folder; "" alone, or ipc1, ipc10, ...
+    sets: Mapping[str, RemoteSet] = field(default_factory=dict)  # by folder ("", ipc1), the default first
     broken: tuple[str, ...] = ()  # folders of sets that cannot be read, "" for the root
-    default: str | None = None
     card: str | None = None
     source: Repository | None = None  # from which files are fetched
 
@@ -89,9 +88,8 @@ def look(api: HfApi, repo_id: str, *, tag: str | None, force: bool) -> Contents:
             sets[name] = found
         else:
             broken.append(name)
-    default = next((name for name in known if name in sets), None)
     card = _card(source, files[CARD_FILE]) if CARD_FILE in files else None
-    return Contents(head, tagged, info.private, info.gated, files, sets, tuple(broken), default, card, source)
+    return Contents(head, tagged, info.private, info.gated, files, sets, tuple(broken), card, source)
 
 
 def hub_hash(entry: RepoFile) -> str:
