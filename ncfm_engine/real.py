@@ -15,7 +15,6 @@ from .features import FrozenNetwork
 from .memory import Layout
 from .sampling import ClassSampler
 from .sources import Source
-from .sources.images import narrow
 
 
 class RealImages:
@@ -30,7 +29,7 @@ class RealImages:
         self.part, self.device = part, torch.device(device)
         counts = self.sampler.counts
         self._first = int(counts[: part.start or 0].sum())
-        images = narrow(source.train.images, self._first, int(counts[part].sum()))
+        images = source.train.images.narrow(0, self._first, int(counts[part].sum()))
         self._streamed = self.device.type == "cuda" and not resident
         self.images = images if self._streamed else images.to(device)
         self._stream = torch.cuda.Stream(device) if self._streamed else None

@@ -23,7 +23,7 @@ from ncfm_engine.distill import distill
 from ncfm_engine.sampling import ClassSampler
 from ncfm_engine.sources import Source, hold_out, load_source, store
 from ncfm_engine.sources.export import to_webdataset
-from ncfm_engine.sources.images import Images, narrow
+from ncfm_engine.sources.images import Images
 from ncfm_engine.sources.prepare import prepare
 from ncfm_engine.sources.reader import ArrayReader, Origin
 from ncfm_engine.sources.source import digests_of, pixel_sums
@@ -103,7 +103,7 @@ def test_several_files_are_the_same_source_as_one(folder, tmp_path, small_files)
         assert torch.equal(many.train.images[order], one.train.images[order])
     for row in (0, 4, 5, 31, -1):
         assert torch.equal(many.train.images[row], one.train.images[row])
-    part = narrow(many.train.images, 3, 20)
+    part = many.train.images.narrow(0, 3, 20)
     assert torch.equal(part[2:6], one.train.images[5:9])
     assert torch.equal(part[torch.tensor([7, 0])], one.train.images[torch.tensor([10, 3])])
 
@@ -132,7 +132,7 @@ def test_a_part_of_a_part_holds_the_images_it_should(folder, tmp_path, small_fil
     for source in (open_store(folder), prepare(reader(), tmp_path / "many", workers=0)):
         train = hold_out(source, 0.25).train
         expected = torch.stack(list(train.images))[5:15]
-        part = narrow(train.images, 5, 10)
+        part = train.images.narrow(0, 5, 10)
         assert torch.equal(part[:], expected)
         assert torch.equal(part[torch.tensor([9, 0])], expected[[9, 0]])
         assert torch.equal(part[3], expected[3])

@@ -8,13 +8,6 @@ from torch import Tensor
 BLOCK = 2**26  # bytes that are copied at once
 
 
-def narrow(images: "Tensor | Images", first: int, count: int) -> "Tensor | Images":
-    """`count` images in a row, without reading them."""
-    if isinstance(images, Tensor):
-        return images[first : first + count]
-    return images.at(torch.arange(first, first + count))
-
-
 class Images:
     """uint8 [N, channels, height, width]: `rows` of what lies in `parts`, tensors that may be mapped files.
 
@@ -45,6 +38,10 @@ class Images:
     def at(self, rows: Tensor) -> "Images":
         """Some of these images, without reading them; `rows` is int64 [n]."""
         return Images(self.parts, rows if self.rows is None else self.rows[rows])
+
+    def narrow(self, dim: int, first: int, count: int) -> "Images":
+        """`count` images in a row, without reading them."""
+        return self.at(torch.arange(first, first + count))
 
     def __getitem__(self, index: "int | slice | Tensor") -> Tensor:
         if isinstance(index, Tensor):
