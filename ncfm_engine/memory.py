@@ -200,9 +200,7 @@ def free_memory(device: torch.device | str) -> int:
 
 def _places(cpu: bool) -> list[dict[str, bool]]:
     """On a CPU there is no other memory to move to."""
-    if cpu:
-        return [{"images_resident": True, "bank_resident": True}]
-    order = ((True, True), (True, False), (False, False))
+    order = [(True, True)] if cpu else [(True, True), (True, False), (False, False)]
     return [{"images_resident": images, "bank_resident": bank} for images, bank in order]
 
 

@@ -260,8 +260,7 @@ def describe(plan: Plan, source: Source) -> str:
     check_packing(config, source, recipe.ipc)
     check_blendable(build(recipe.network, source, recipe.seed), recipe.network)
     counts, layout = footprint(plan, source), layout_of(plan, source)
-    real = min(config.real_batch, int(source.train.counts.min()))
-    views = recipe.ipc * config.factor**2
+    real, views = counts.real_per_class, counts.views_per_class
     times, counted = estimate_seconds(plan, source), operations(recipe, source)
     shape = [recipe.ipc, source.num_classes, source.channels, source.height, source.width]
     files = [plan.output / name for name in FOLDER_FILES]
