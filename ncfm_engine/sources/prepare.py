@@ -30,7 +30,7 @@ from .decode import Decoder
 from .reader import PARTS, Reader
 from .sorting import Sorted, check_damaged, damage_list
 from .source import Source
-from .spool import Spool, decode_unit, is_decoded, spool_path
+from .spool import Spool, decode_unit, spool_path
 from .spread import default_workers, spread
 from .store import INDEX_FILE, Index, map_shards, open_store, read_index, shard_path, write_index
 
@@ -77,8 +77,9 @@ def prepare(
             damaged = tuple(damage for spool in spools for damage in spool.damaged)
             check_damaged(damaged, sum(len(s.labels) for s in spools), reader.where, skip_damaged)
             found = Sorted.of(reader, spools, seed)
-            if ranks.rank == 0:
-                _remove_store(plan.folder)
+            if ranks.rank == 0 and (plan.folder / INDEX_FILE).exists():  # a store that is to be replaced
+                (plan.folder / INDEX_FILE).unlink()
+                _remove_shards(plan.folder)
             ranks.barrier()  # before another one asks which files are written
             _work(plan, ranks, stop, report, "sort", found)
             if ranks.rank == 0:
@@ -163,13 +164,6 @@ def _is_whole(folder: Path, stamp: str, overwrite: bool) -> bool:
     return True
 
 
-def _remove_store(folder: Path) -> None:
-    """Remove a store that is to be replaced; not the files of one that is being made."""
-    if (folder / INDEX_FILE).exists():
-        (folder / INDEX_FILE).unlink()
-        _remove_shards(folder)
-
-
 def _remove_shards(folder: Path, but: Sequence[Path] = ()) -> None:
     for path in folder.iterdir():
         if _OURS.fullmatch(path.name) and path not in but:
@@ -185,7 +179,8 @@ def _work(
     if found is None:
         jobs = plan.reader.units[ranks.rank :: ranks.count]
         paths = plan.spools[ranks.rank :: ranks.count]
-        todo = [unit for unit, path in zip(jobs, paths, strict=True) if not is_decoded(path)]
+        decoded = [path.with_suffix(".safetensors").exists() for path in paths]
+        todo = [unit for unit, done in zip(jobs, decoded, strict=True) if not done]
         function = partial(decode_unit, plan.reader, plan.decoder, plan.work)
         if todo:
             _ = plan.reader.classes  # some readers load them, which the workers then need not
@@ -212,15 +207,12 @@ def _work(
 
 def _finish(plan: _Plan, found: Sorted, damaged: tuple) -> None:
     """Write the index, and remove what is not part of the store."""
-    shards: dict[str, list[int]] = {part: [] for part in PARTS}
-    for shard in found.shards:
-        shards[shard.part].append(len(shard.rows))
+    shards = {part: [len(shard.rows) for shard in found.shards if shard.part == part] for part in PARTS}
     source = map_shards(plan.folder, plan.reader.origin, found.classes, found.shape, found.counts, shards)
-    channels, height, width = found.shape
     index = Index(
         plan.reader.origin,
         found.classes,
-        (channels, height, width),
+        found.shape,
         source.mean,
         source.std,
         source.fingerprint,

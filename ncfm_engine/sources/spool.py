@@ -66,10 +66,6 @@ def spool_path(work: Path, reader: Reader, decoder: Decoder, unit: Unit) -> Path
     return work / sha256_of([*what, REVISION])[:32]
 
 
-def is_decoded(path: Path) -> bool:
-    return path.with_suffix(".safetensors").exists()
-
-
 def decode_unit(reader: Reader, decoder: Decoder, work: Path, unit: Unit) -> int:
     """Decode one unit into its spool; how many images it has. Raises `SourceError` for different shapes."""
     path, shape, first = spool_path(work, reader, decoder, unit), (), ""

@@ -47,7 +47,7 @@ class Index:
 
     origin: Origin
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]  # channels, height, width
+    shape: tuple[int, ...]  # channels, height, width
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str  # of `Source`
@@ -57,10 +57,6 @@ class Index:
     decoder: dict[str, Any]  # how images were resized and converted
     stamp: str  # changes with the files of the source and with how they were prepared
     damaged: tuple[Damage, ...]  # what was left out
-
-    def to_bytes(self) -> bytes:
-        content = {"format_version": FORMAT_VERSION} | dataclasses.asdict(self)
-        return json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def read_index(folder: Path) -> Index:
@@ -198,7 +194,8 @@ def is_written(path: Path, shape: Sequence[int], digests: np.ndarray, sums: np.n
 
 
 def write_index(folder: Path, index: Index) -> None:
-    write_file(folder / INDEX_FILE, index.to_bytes())
+    content = {"format_version": FORMAT_VERSION} | dataclasses.asdict(index)
+    write_file(folder / INDEX_FILE, json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
 
 
 def _layout(count: int, shape: Sequence[int]) -> dict[str, tuple[torch.dtype, list[int], int, int]]:
