@@ -24,7 +24,8 @@ of its message alone, so that it comes out of a worker process as what it is.
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Self
 
 
@@ -59,6 +60,15 @@ class MissingExtraError(DistilledDataError, ImportError):
             f"Install it with: pip install 'distilled-data[{extra}]', in a checkout with: pip install -e "
             f"'.[{extra}]'"
         )
+
+    @classmethod
+    @contextmanager
+    def unless(cls, package: str, extra: str, purpose: str) -> Iterator[None]:
+        """An import that fails within it raises this error instead."""
+        try:
+            yield
+        except ImportError as error:
+            raise cls.of(package, extra, purpose) from error
 
 
 class SourceError(DistilledDataError):

@@ -31,10 +31,8 @@ def to_hf(data: "DistilledDataset") -> Any:
 
     Raises `MissingExtraError`.
     """
-    try:
+    with MissingExtraError.unless("datasets", "data", "a Hugging Face dataset"):
         import datasets
-    except ImportError as error:
-        raise MissingExtraError.of("datasets", "data", "a Hugging Face dataset") from error
     features: dict[str, Any] = {
         "image": datasets.Image(),
         "label": datasets.ClassLabel(names=list(data.classes)),
@@ -65,10 +63,8 @@ def to_webdataset(data: "DistilledDataset", path: str | Path) -> None:
 
     Raises `UsageError` for a compressed one, `OutputError` and `MissingExtraError`.
     """
-    try:
+    with MissingExtraError.unless("webdataset", "data", "a WebDataset shard"):
         from webdataset.writer import TarWriter
-    except ImportError as error:
-        raise MissingExtraError.of("webdataset", "data", "a WebDataset shard") from error
     path = Path(path)
     if path.name.endswith("gz"):
         raise UsageError(f"a shard is not compressed, PNG is already; name it .tar, got {path.name}")
@@ -116,10 +112,8 @@ def to_png(image: Tensor) -> bytes:
 
 def to_pil(image: Tensor) -> Any:
     """A PIL image of values 0..255 [channels, height, width], 1 or 3 channels. Raises `MissingExtraError`."""
-    try:
+    with MissingExtraError.unless("pillow", "engine", "a PIL image"):
         from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError.of("pillow", "engine", "a PIL image") from error
     array = image.round().byte().permute(1, 2, 0).numpy()
     return Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array)
 

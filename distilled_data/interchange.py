@@ -270,10 +270,8 @@ def _text(name: object) -> str:
 
 
 def _read_folder(path: Path) -> Found:
-    try:
+    with MissingExtraError.unless("pillow", "engine", "reading images"):
         from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError.of("pillow", "engine", "reading images") from error
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and folder.name[0] != ".")
     if sets := [folder.name for folder in folders if (folder / ARTIFACT_FILE).exists()]:
         raise UsageError(f"{path} holds artifact folders, not classes: {', '.join(sets)}. Convert each.")

@@ -123,10 +123,8 @@ def plot_regret(columns: Columns, path: Path) -> None:
 
 
 def _figure(titles: list[str], width: float, height: float = 3.2) -> tuple[Any, list[Any]]:
-    try:
+    with MissingExtraError.unless("matplotlib", "engine", "the plot"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError.of("matplotlib", "engine", "the plot") from error
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = list(figure.subplots(1, len(titles), squeeze=False)[0])
     for axis, title in zip(axes, titles, strict=True):

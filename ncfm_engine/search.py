@@ -89,12 +89,10 @@ def open_studies(storage: str, strategies: Mapping[str, str], *, make: bool = Tr
     for strategy in strategies.values():
         if strategy not in STRATEGIES:
             raise UnknownNameError.of("strategy", strategy, STRATEGIES)
-    try:
+    with MissingExtraError.unless("optuna", "search", "architecture search"):
         import optuna
         from sqlalchemy import make_url
         from sqlalchemy.exc import SQLAlchemyError
-    except ImportError as error:
-        raise MissingExtraError.of("optuna", "search", "architecture search") from error
 
     class Patient(optuna.storages.RDBStorage):
         def record_first_heartbeat(self, trial_id: int) -> None:

@@ -34,10 +34,8 @@ def clusters(features: Tensor, count: int, seed: int) -> Tensor:
 
     k-means of scikit-learn, as DREAM (arXiv 2302.14416) chooses its real images. Raises `MissingExtraError`.
     """
-    try:
+    with MissingExtraError.unless("scikit-learn", "data", "distill.initialisation=clusters"):
         from sklearn.cluster import k_means
-    except ImportError as error:
-        raise MissingExtraError.of("scikit-learn", "data", "distill.initialisation=clusters") from error
     rows = features.numpy()
     # Equal rows can be in one cluster only.
     distinct = len(np.unique(rows, axis=0)) if count > len(rows) // 2 else count

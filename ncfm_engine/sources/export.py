@@ -21,10 +21,8 @@ def to_webdataset(source: Source, folder: str | Path) -> list[Path]:
     not there, and for names of classes that do not fit on a line each, `OutputError` where it cannot be
     written.
     """
-    try:
+    with MissingExtraError.unless("webdataset", "data", "writing WebDataset shards"):
         from webdataset.writer import TarWriter
-    except ImportError as error:
-        raise MissingExtraError.of("webdataset", "data", "writing WebDataset shards") from error
     names = []
     size = max(1, SHARD_BYTES // (source.channels * source.height * source.width))
     with new_folder(folder) as place:

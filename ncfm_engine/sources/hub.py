@@ -28,10 +28,8 @@ class HubReader:
     """
 
     def __init__(self, spec: str, label: str | None = None):
-        try:
+        with MissingExtraError.unless("datasets", "data", f"the dataset 'hf:{spec}'"):
             import datasets
-        except ImportError as error:
-            raise MissingExtraError.of("datasets", "data", f"the dataset 'hf:{spec}'") from error
         self.where = f"hf:{spec}"
         repo, config, splits = [*spec.split(":", 2), "", ""][:3]
         if not repo or splits.count(",") > 1:

@@ -46,11 +46,9 @@ class ShardReader:
     """
 
     def __init__(self, pattern: str, classes: Sequence[str] | None = None):
-        try:
+        with MissingExtraError.unless("webdataset", "data", f"the dataset 'wds:{pattern}'"):
             from webdataset.gopen import gopen
             from webdataset.shardlists import expand_urls
-        except ImportError as error:
-            raise MissingExtraError.of("webdataset", "data", f"the dataset 'wds:{pattern}'") from error
         self._open: Callable[[str], Any] = gopen
         self.where = f"wds:{pattern}"
         local = os.path.expanduser(pattern)

@@ -82,11 +82,9 @@ def exponents(rows: list[dict]) -> list[float | None]:
 
 def plot(rows: list[dict]) -> bytes:
     """PNG: seconds and memory per axis, log-log; a dashed line of slope 1 is growth in proportion."""
-    try:
+    with MissingExtraError.unless("matplotlib", "engine", "the plot of the growth"):
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-    except ImportError as error:
-        raise MissingExtraError.of("matplotlib", "engine", "the plot of the growth") from error
     axes = [axis for axis in AXES if sum(row["axis"] == axis for row in rows) > 1] or [rows[0]["axis"]]
     figure = Figure(figsize=(1.2 + 3.2 * len(axes), 5.6), layout="constrained")
     panels = figure.subplots(2, len(axes), sharey="row", squeeze=False)
