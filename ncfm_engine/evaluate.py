@@ -255,7 +255,7 @@ def train_and_test(
 
 def start_training(
     loaders: list[Loader],
-    networks: list[nn.Module],
+    networks: Sequence[nn.Module],
     source: Source,
     config: EvaluateConfig,
     *,

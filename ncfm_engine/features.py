@@ -20,7 +20,7 @@ class FrozenNetwork:
         self._flat = FlatNetwork(pool.template, device)
         self._half = precision == "bfloat16"
         network = self._flat.network
-        self._features: Callable[[Tensor], Tensor] = network.features  # type: ignore[assignment]
+        self._features: Callable[[Tensor], Tensor] = network.features
         self._logits: Callable[[Tensor], Tensor] = network
         if compile:
             self._features = torch.compile(self._features, dynamic=False)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distilled_data import UsageError
 
 from .config import DistillConfig
+from .networks import Network
 from .sources import Source
 
 CACHE = 8 * 2**20  # bytes of one activation: on a CPU, batches whose activations leave the caches are slower
@@ -65,7 +66,7 @@ class Footprint:
     def of(
         cls,
         config: DistillConfig,
-        template: nn.Module,
+        template: Network,
         source: Source,
         *,
         ipc: int,
@@ -210,7 +211,7 @@ def _even(layout: Layout, num_classes: int) -> Layout:
     return replace(layout, classes=-(-num_classes // chunks))
 
 
-def _count(template: nn.Module, shape: tuple[int, ...]) -> tuple[int, list[int], list[int], int]:
+def _count(template: Network, shape: tuple[int, ...]) -> tuple[int, list[int], list[int], int]:
     """Bytes that autograd saves for one image, bytes of each layer's output, plain and with the channels
     padded as the convolutions of a CPU have them, and the length of the features.
 
@@ -230,7 +231,7 @@ def _count(template: nn.Module, shape: tuple[int, ...]) -> tuple[int, list[int],
     for module in network.modules():
         if not any(True for _ in module.children()):
             module.register_forward_hook(note)
-    features, saved = bytes_saved(network.features, weights, torch.zeros(shape, requires_grad=True))  # type: ignore[arg-type]
+    features, saved = bytes_saved(network.features, weights, torch.zeros(shape, requires_grad=True))
     return saved, outputs, laid_out, features.numel()
 
 

@@ -92,4 +92,4 @@ def _of_one_image(network: NetworkConfig, source: Source) -> list[float]:
 
 def _dim(network: NetworkConfig, source: Source) -> int:
     image = torch.zeros(1, source.channels, source.height, source.width)
-    return build(network, source, 0).features(image).numel()  # type: ignore[operator]
+    return build(network, source, 0).features(image).numel()

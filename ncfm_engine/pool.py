@@ -5,10 +5,10 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .config import NetworkConfig
-from .networks import build_network
+from .networks import Network, build_network
 from .sources import Source
 
 
@@ -19,7 +19,7 @@ class FeaturePool:
     `trajectory` is float32 [M, S + 2, P]: initial, S snapshots evenly spaced in epochs, trained.
     """
 
-    template: nn.Module
+    template: Network
     trajectory: Tensor
 
     def __len__(self) -> int:
@@ -29,7 +29,7 @@ class FeaturePool:
     def trained(self) -> Tensor:
         return self.trajectory[:, -1]
 
-    def blend(self, index: int, beta: Tensor | float, out: "FlatNetwork") -> nn.Module:
+    def blend(self, index: int, beta: Tensor | float, out: "FlatNetwork") -> Network:
         """Fill `out` with the weights at `beta` (0 initial, 1 trained) of network `index`.
 
         The way is piecewise linear through the points of its trajectory, which are evenly spaced in `beta`.
@@ -52,7 +52,7 @@ class FeaturePool:
 class FlatNetwork:
     """A frozen copy of a network; its parameters are views of one flat vector, changed by one write."""
 
-    def __init__(self, network: nn.Module, device: torch.device | str):
+    def __init__(self, network: Network, device: torch.device | str):
         self.network = copy.deepcopy(network).to(device).eval().requires_grad_(False)
         parameters = list(self.network.parameters())
         self.weights = torch.cat([p.detach().flatten() for p in parameters])
@@ -62,7 +62,7 @@ class FlatNetwork:
             parameter.data = part.view_as(parameter)
 
 
-def build(config: NetworkConfig, source: Source, seed: int) -> nn.Module:
+def build(config: NetworkConfig, source: Source, seed: int) -> Network:
     """A fresh network of `config` for the images and classes of `source`."""
     return build_network(
         config.name,
