@@ -1,6 +1,7 @@
 """Real images and their features: where they lie, and how often a network looks at them."""
 
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -141,9 +142,8 @@ class RealFeatures:
             of_class = numbers.unflatten(0, (-1, self.per_class))[self.images.part][classes]
             numbers = of_class.flatten(0, 1)
         size, found = self.layout.images, []
-        for images, part in zip(
-            self.images.batches(rows.flatten(), size), _parts(numbers, rows.numel(), size), strict=True
-        ):
+        parts = numbers.split(size) if len(numbers) > 1 else repeat(numbers)
+        for images, part in zip(self.images.batches(rows.flatten(), size), parts, strict=False):
             images = apply(self.normalise(images.float() / 255), operations, part)
             found.append(self.network.features(images))
         return torch.cat(found).unflatten(0, (len(rows), -1))
@@ -157,9 +157,3 @@ class RealFeatures:
             drawn = draw(self.config.augment, count, generator_at(self.seed, "augment", entry))
             self._drawn = entry, (rows, *drawn)
         return self._drawn[1]
-
-
-def _parts(numbers: Tensor, total: int, size: int) -> Iterator[Tensor]:
-    """The rows of `numbers` [N or 1, U] for each batch."""
-    for first in range(0, total, size):
-        yield numbers if len(numbers) == 1 else numbers[first : first + size]

@@ -53,14 +53,14 @@ def plot_losses(metrics: Path, path: Path) -> None:
     """Draw the rows of `metrics.jsonl` as a PNG: what the players pull at, and what it is made of."""
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     panels = {
-        "discrepancy, mean over classes": {"discrepancy": "discrepancy"},
-        "cross-entropy under a trained network": {"calibration": "calibration"},
-        "squared differences at the frequencies": {"amplitude": "amplitude", "phase": "phase"},
+        "discrepancy, mean over classes": ["discrepancy"],
+        "cross-entropy under a trained network": ["calibration"],
+        "squared differences at the frequencies": ["amplitude", "phase"],
     }
     figure, axes = _figure(list(panels), width=12)
-    for axis, lines in zip(axes, panels.values(), strict=True):
-        for name, label in lines.items():
-            axis.plot([row["step"] for row in rows], [row[name] for row in rows], label=label, linewidth=1.2)
+    for axis, names in zip(axes, panels.values(), strict=True):
+        for name in names:
+            axis.plot([row["step"] for row in rows], [row[name] for row in rows], label=name, linewidth=1.2)
         axis.set(xlabel="step", ylim=(0, None))
     axes[-1].legend(frameon=False)
     _write(figure, path)

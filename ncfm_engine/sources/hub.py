@@ -116,8 +116,11 @@ class HubReader:
         path = image["path"]
         if not _lies_in(path, *self.own):  # or a data set could have any file read that its user may read
             return Damage(name, f"instead of an image the path {path!r:.200}, which is not in the data set")
+        import fsspec
+
         try:
-            return Record(name, label, _opened(path))
+            with fsspec.open(path, "rb") as file:
+                return Record(name, label, file.read())  # type: ignore[attr-defined]
         except (FileNotFoundError, IsADirectoryError):
             return Damage(name, f"no file {path}")
 
@@ -179,10 +182,3 @@ def _columns(spec: str, features: Any, label: str | None) -> tuple[str, str]:
 
 def _one(found: Sequence[str], preferred: Sequence[str]) -> str | None:
     return found[0] if len(found) == 1 else next((name for name in preferred if name in found), None)
-
-
-def _opened(path: str) -> bytes:
-    import fsspec
-
-    with fsspec.open(path, "rb") as file:
-        return file.read()  # type: ignore[attr-defined]

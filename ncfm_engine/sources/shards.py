@@ -199,11 +199,8 @@ def _label(files: dict[str, bytes]) -> int | str:
         label = int(text) if re.fullmatch(r"-?\d+", text) else text
     elif "json" in files:
         content = json.loads(files["json"])
-        label = (
-            next((content[name] for name in _LABELS if name in content), None)
-            if type(content) is dict
-            else None
-        )
+        content = content if isinstance(content, dict) else {}
+        label = next((content[name] for name in _LABELS if name in content), None)
     else:
         raise ValueError("expected .cls or .json")
     if type(label) not in (int, str) or label == "":
