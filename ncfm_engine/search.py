@@ -74,11 +74,6 @@ class Result:
     machine: str = ""  # that scored it
 
 
-def open_study(storage: str, name: str, strategy: str = "exhaustive") -> Study:
-    """The study of this name in a database, see `open_studies`."""
-    return open_studies(storage, {name: strategy})[name]
-
-
 def open_studies(storage: str, strategies: Mapping[str, str], *, make: bool = True) -> dict[str, Study]:
     """Studies of one database, and their strategies, by name; made, as the database is, if they do not exist,
     or with `make=False` left out, as all are where SQLite would make the database.

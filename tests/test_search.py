@@ -24,7 +24,7 @@ from sqlalchemy.exc import IntegrityError
 
 from distilled_data import DeviceMemoryError, OutputError, UnknownNameError, UsageError
 from ncfm_engine import search as module
-from ncfm_engine.search import CHECKS, Result, open_studies, open_study, results_of, search
+from ncfm_engine.search import CHECKS, Result, open_studies, results_of, search
 from ncfm_engine.spaces import Space
 from ncfm_engine.stop import Stopped
 
@@ -35,6 +35,10 @@ SMALL = Space({"a": (1, 2, 3), "b": (True, False)}, torch.nn.Linear)
 @pytest.fixture
 def database(tmp_path):
     return f"sqlite:///{tmp_path / 'search.db'}"
+
+
+def open_study(storage, name, strategy="exhaustive"):
+    return open_studies(storage, {name: strategy})[name]
 
 
 def taken(study):
