@@ -56,10 +56,11 @@ def augment(images: Tensor, strategy: str, generator: torch.Generator, *, shared
 
 
 def augment_each(images: Tensor, counts: Sequence[int], strategy: str, numbers: Tensor) -> Tensor:
-    """`augment` of several batches side by side in `images`, `counts` of them, by the `numbers` of
-    `draw_each` on the CPU. What a batch draws once, its first image decides.
+    """Augments several batches that follow one another in `images`, with `counts` images each.
 
-    Those that draw the same operations go through them together, which on a GPU costs one as much as many.
+    `numbers` are those of `draw_each`, on the CPU. Which operations a batch gets, the numbers of its first
+    image decide. Batches with the same operations go through them together: on a GPU that takes as long as
+    one alone.
     """
     slots = parse(strategy)
     firsts = [0, *accumulate(counts)][:-1] if any(len(slot) > 1 for slot in slots) else [0]
@@ -81,8 +82,8 @@ def augment_each(images: Tensor, counts: Sequence[int], strategy: str, numbers: 
 
 
 def draw_each(strategy: str, count: int, generator: torch.Generator) -> Tensor:
-    """What `augment_each` takes for `count` images: a number for each place of the strategy, then as many as
-    its operations take at most.
+    """The numbers that `augment_each` takes for `count` images, a row each: one for each place of the
+    strategy, to choose an alternative by, then as many as its operations take at most.
     """
     slots = parse(strategy)
     most = sum(max(OPERATIONS[name].uniforms for name in slot) for slot in slots)

@@ -59,7 +59,7 @@ class Metadata:
     ipc: int  # packed images per class
     factor: int = 1  # each packed image holds factor x factor tiles
     labels: dict[str, Any] = field(default_factory=dict)  # kind, temperature, teacher
-    source: dict[str, Any] = field(default_factory=dict)  # id, fingerprint, size, licence, citation
+    source: dict[str, Any] = field(default_factory=dict)  # id, fingerprint, images, license, citation ...
     recipe: dict[str, Any] = field(default_factory=dict)  # complete resolved configuration, versions
     results: tuple[dict[str, Any], ...] = ()  # rows of an evaluation, see `ncfm_engine.evaluate`
 

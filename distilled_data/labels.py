@@ -58,7 +58,7 @@ def relabelled(images: Tensor, teacher: Function, label: Function, classes: int)
     if not isinstance(logits, Tensor) or logits.shape != (len(images), classes):
         got = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise UsageError(f"a teacher must give logits [{len(images)}, {classes}] for this batch, got {got}")
-    return label(logits.clone() if logits.is_inference() else logits)  # these could not be learned from
+    return label(logits.clone() if logits.is_inference() else logits)  # no backward pass takes those
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:

@@ -38,10 +38,10 @@ class Loader:
     generators of torch, Python or numpy. `relabel` makes targets of the finished images [B, channels, H, W],
     in the place of the stored ones. Each pass counts as the next epoch.
 
-    Of `world_size` processes each gets its share of every epoch, all of them as many images: some are there
-    twice, or with `drop_last` some are left out; then every batch has `batch_size` images, as CUDA graphs
-    need it. An `infinite` loader goes from epoch to epoch without an end. `state_dict` says after which batch
-    it is. With `keys` (image, label) a batch is a dict.
+    Each of `world_size` processes gets a share of every epoch. The shares are equal: some images come twice
+    or, with `drop_last`, are left out, and then every batch has `batch_size` images, as CUDA graphs need it.
+    An `infinite` loader goes from epoch to epoch without an end. `state_dict` says after which batch it is.
+    With `keys` (image, label) a batch is a dict.
     """
 
     def __init__(
@@ -139,19 +139,23 @@ class Loader:
         return again[:length][self.rank :: self.world_size]
 
     def numbers(self, count: int, place: Place) -> Tensor:
-        """What a strategy of augmentation draws for `count` images at a place, float32 [count, numbers] on
-        the CPU: those of an epoch at once, which takes the host of a GPU less time than batch by batch.
+        """The random numbers that augmentation takes for `count` images, float32 [count, numbers] on the CPU.
+
+        Those of an epoch are drawn at once, which takes the host of a GPU less time than batch by batch.
         """
         if not isinstance(self.augment, str):
             return torch.empty(count, 0, device="cpu")
         return draw_each(self.augment, count, generator_at(self.seed, "augment", *place))
 
     def place(self, *address: int) -> Place:
-        """Where the draws of an epoch are, of the batch that begins at a position of it, or of any others."""
+        """The address of draws, below seed and purpose: (epoch,), or (epoch, position where a batch begins).
+
+        Of several processes each has its rank at the end, so that it draws for itself.
+        """
         return address if self.world_size == 1 else (*address, self.rank)
 
     def batches(self, rows: Tensor, numbers: Tensor, places: Sequence[Place]) -> Iterator[Any]:
-        """The batches that `rows` are, drawn at these places; all are gathered and augmented in one go."""
+        """`rows` as one batch for each of `places`, which address its draws. All are made in one go."""
         count, several = len(rows), len(places) > 1
         size = self.batch_size if several else count
         counts = [min(size, count - begin) for begin in range(0, count, size)]
@@ -268,12 +272,13 @@ class Loader:
 
 
 class Batches(Dataset[Any]):
-    """The images of a `Loader` for a `DataLoader`, which asks for a whole batch of them: in a worker process.
+    """The images of a `Loader` as a dataset that gives whole batches to a `DataLoader`, often in a worker.
 
-    An index says epoch and position: epoch * images of an epoch + position in its order. So the indices are
-    plain numbers, which frameworks may batch and share out over ranks as they do with any others. A run of
-    them is augmented as `Loader` does it; what is drawn for others depends on all of their indices, or the
-    sampler of somebody else, of which every epoch is the first one, would augment an image once for all.
+    An index is epoch * images of an epoch + position in the order of that epoch: a plain number, so that
+    frameworks can batch indices and share them out over ranks as usual. A batch of consecutive indices is
+    augmented exactly as `Loader` does it. Any other batch was put together by another sampler, which gives
+    the same indices in every epoch. Its draws depend on all of its indices, so that an image in another batch
+    is augmented in another way.
     """
 
     def __init__(self, loader: Loader):

@@ -11,8 +11,9 @@ images per class, and in its root an index over their manifests:
     {"format_version": 1, "default": "ipc10", "checksum": "…",
      "configurations": {"ipc1": {"sha256": "…", "size": 1}, "ipc10": …}}
 
-An artifact that does not fit its manifest gives both away. What the index says of the default fits any set,
-so the index has a checksum of its own: sha256 of the other entries, as sorted JSON without spaces.
+Damage to an artifact or to its manifest shows when the two are compared. An index that names another default
+would still fit all sets, so it has a checksum of its own: sha256 of the other entries, as sorted JSON without
+spaces.
 """
 
 import hashlib

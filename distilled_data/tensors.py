@@ -128,11 +128,12 @@ def arrange(
 
 
 def _usual_order(targets: Tensor, favoured: Tensor) -> Tensor | None:
-    """Rows [N] of the images sorted by class, by the order they stand in; None where their labels decide.
+    """Rows [N] that sort the images by class, if the order of the file tells it; None: go by the labels.
 
-    Learned labels may favour another class than the one an image was made for. So the order counts where it
-    is one of the two that people use, and the labels fit it but for a few, or favour some classes more often.
-    One-hot labels, smoothed or not, were not learned: they mean what they say.
+    The largest entry of a learned label may be another class than the one the image was made for. So the
+    order of the file decides, where it is one of the two usual ones and either most of the labels agree with
+    it or they name some classes more often than others. One-hot labels, smoothed or not, were not learned:
+    they are taken at their word.
     """
     count = targets.shape[1]
     rows = torch.arange(len(favoured), device="cpu").view(-1, count)

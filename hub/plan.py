@@ -61,7 +61,7 @@ class PlannedFile:
     path: str  # in the repository
     change: str  # new, changed, unchanged, moved, removed
     size: int  # bytes
-    hash: str  # sha256; of a small file that goes, its git object
+    hash: str  # sha256; of a small file that is moved or removed, its git object
     content: Path | bytes | str | None = field(repr=False)  # file, bytes, or where in the repository it was
 
 
