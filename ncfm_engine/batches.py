@@ -1,5 +1,5 @@
-"""Batches of real images; and those for several networks at once: each draws for itself, and all are gathered
-and augmented together.
+"""Batches of real images, for one network or for several that are trained together: each network draws for
+itself, and what all of them drew is gathered and augmented at once.
 
 The draws are those of `distilled_data.loader.Loader` and `distilled_data.augment.cutmix`, so a network sees
 the same images whether it is trained alone or beside others. The numbers are drawn on the CPU and uploaded

@@ -65,7 +65,7 @@ def forget_peak() -> None:
 def held(name: str) -> int:
     """Bytes of main memory that Linux counts under this name for this process: "VmRSS" now, "VmHWM" at most.
 
-    Elsewhere the most it has ever held. On Linux that is no measure: it counts the process that started it.
+    Other systems tell only the most it ever held. On Linux that would include the process that started it.
     """
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(errors="replace").splitlines():

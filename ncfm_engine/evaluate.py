@@ -71,7 +71,7 @@ def evaluate(
 
     @functools.cache
     def full() -> list[list[float]]:
-        """Asked for after the first label kind, which tells most should the time not suffice."""
+        """Trained after the first label kind, whose scores say most if the time runs out."""
         all_images = same_images(real_loader(source, source.train, **options))
         return trainings.scores("all real images", config.full_repeats, config.full_epochs, all_images)
 

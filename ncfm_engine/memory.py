@@ -206,7 +206,7 @@ def _places(cpu: bool) -> list[dict[str, bool]]:
 
 
 def _even(layout: Layout, num_classes: int) -> Layout:
-    """As many chunks, as equal as they can be with one shape: only the last one may be smaller."""
+    """The same number of chunks, as equal as possible; only the last one may be smaller."""
     chunks = -(-num_classes // layout.classes)
     return replace(layout, classes=-(-num_classes // chunks))
 

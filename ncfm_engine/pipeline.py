@@ -163,8 +163,8 @@ def _recorded(plan: Plan, artifact: Artifact) -> list[dict[str, Any]] | None:
 
 
 def _results_of(plan: Plan, artifact: Artifact) -> tuple[dict[str, Any], ...] | None:
-    """The results in the artifact that lies there, if a run goes on that made the same images and labels,
-    else None.
+    """The results of the artifact that is in the output folder, if this run resumes the one that made it: if
+    images and labels are the same. Else None.
     """
     try:
         there = read_artifact(plan.output / ARTIFACT_FILE)

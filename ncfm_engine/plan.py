@@ -145,9 +145,9 @@ def resolve_device(name: str) -> str:
 def identity(plan: Plan, source: Source) -> dict[str, Any]:
     """Everything that decides the distilled images, flat; a checkpoint made under another is refused.
 
-    torch, the kind of device and whether passes are compiled do: they round, and draw on a GPU, differently.
-
-    The number of iterations is left out where nothing depends on it: such a run may be prolonged.
+    The version of torch, the kind of device and whether passes are compiled are part of it: with another one
+    results are rounded in another way, and on a GPU other numbers are drawn. The number of iterations is left
+    out where nothing depends on it: such a run may be prolonged.
     """
     content = flatten(dataclasses.asdict(plan.recipe))
     free = {"distill.checkpoint_every", "pretrain.at_once"}

@@ -95,7 +95,7 @@ def pool_key(
 ) -> str:
     """A name for everything that decides the weights; the number of networks, in all or at once, does not.
 
-    torch and the kind of device do: they round differently.
+    The version of torch and the kind of device do: they round differently.
     """
     content = dataclasses.asdict(config) | {"network": dataclasses.asdict(network), "seed": seed}
     del content["networks"], content["at_once"]

@@ -49,7 +49,7 @@ class Ranks:
             tensor.copy_(total.view_as(tensor))
 
     def gather(self, tensor: Tensor, dim: int, num_classes: int) -> Tensor:
-        """The parts of all processes, joined along the dimension of the classes; on the CPU."""
+        """The parts of all processes, joined along the dimension of the classes; on the CPU if several."""
         if self.count == 1:
             return tensor
         shape = list(tensor.shape)
@@ -85,10 +85,10 @@ class Ranks:
 def join(device: str) -> Iterator[Ranks]:
     """Meet the other processes that torchrun started; without torchrun, be alone. Raises `RankError`.
 
-    Nothing may keep the group: a thread of gloo that drops its tensor while Python ends aborts the process
-    (one run in 20 on a busy machine; pytorch pull request 179291). The default arguments of
-    `torch.distributed.nn.functional` are the group that is there when it is first imported, which parts of
-    torch do at any time.
+    Nothing may refer to the group any more at the end: a thread of gloo that frees a tensor while Python
+    shuts down aborts the process (one run in 20 on a busy machine; pytorch pull request 179291). The default
+    arguments of `torch.distributed.nn.functional` keep the group that exists when it is first imported, and
+    parts of torch import it at any time; so it is imported above, while there is none.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:

@@ -36,7 +36,7 @@ class RealImages:
         self._stream = torch.cuda.Stream(device) if self._streamed else None
 
     def draw(self, per_class: int, generator: torch.Generator) -> Tensor:
-        """Rows of `images`, int64 [C, per_class] on the CPU; the same in whatever part they are drawn."""
+        """Rows of `images`, int64 [C, per_class] on the CPU: of a class the same ones, whatever `part` is."""
         return self.sampler.draw(per_class, generator)[self.part] - self._first
 
     def batches(self, rows: Tensor, size: int) -> Iterator[Tensor]:

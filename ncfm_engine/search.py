@@ -284,7 +284,7 @@ class _Worker:
             name: CategoricalDistribution(tuple(values)) for name, values in space.axes.items()
         }
         self._number = -1  # of the trial in work
-        self._fatal: Exception | None = None  # after which this process is of no use any more
+        self._fatal: Exception | None = None  # after which this process cannot compute any more
 
     def put(self, candidate: Architecture) -> None:
         """Add a trial of this candidate, which the next `run` of any process will take."""
@@ -374,7 +374,7 @@ class _Worker:
         return mean
 
     def _is_taken(self, trial: Trial) -> bool:
-        """Whether an earlier trial of the same candidate is done or in work; or this one has none."""
+        """Whether an earlier trial of the same candidate is done or in work, or this one has no candidate."""
         key, same = _key(trial.params), []
         for other in self.study.get_trials(deepcopy=False):
             if other.number < trial.number and _key(other.params) == key:

@@ -53,8 +53,8 @@ class StopRequest:
             self.announce()
 
     def announce(self) -> None:
-        """Tell whoever pressed Ctrl-C that it was heard. What is forked from this process keeps still, and
-        what torchrun started, which does not hear a second one.
+        """Tell whoever pressed Ctrl-C that it was heard, once for this process and all that it forked. Under
+        torchrun nothing is told, since a second Ctrl-C does not reach the process there.
         """
         if os.getpid() == self._process and "RANK" not in os.environ:
             with contextlib.suppress(OSError):  # `| tee log` may have ended by it

@@ -61,9 +61,9 @@ class Networks:
     `buffers` are the others and running statistics, [M, ...] each, as the last batch left them.
     `precision` "bfloat16" computes under autocast; weights and optimiser stay float32.
 
-    One alone is the module itself, of which parameters, their gradients and buffers are made views of these
-    rows: whatever it does, in its backward pass too, is what it does in anybody's loop. Of several the first
-    lends its structure to all. Raises `UsageError` for parameters that make no row.
+    One alone is the module itself: its parameters, their gradients and its buffers become views of these
+    rows, and it does all that it does in anybody's loop, in its backward pass too. Several are computed with
+    the structure of the first one. Raises `UsageError` for parameters that make no row.
     """
 
     def __init__(self, networks: Sequence[nn.Module], device: str, precision: str = "float32"):
@@ -120,7 +120,7 @@ class Networks:
 
     @torch.no_grad()
     def _keep(self) -> None:
-        """Keep in the rows what lies elsewhere: at first, and after `weight.data = ...` or `zero_grad()`."""
+        """Bring into the rows what is not there: at first, and after `weight.data = ...` or `zero_grad()`."""
         for weight, part, gradient in self._rows:
             if weight.grad is not gradient:
                 weight.grad = gradient
@@ -167,7 +167,7 @@ def _shapes(network: nn.Module) -> dict[str, torch.Size]:
 
 
 def _move(tensor: Tensor, place: Tensor) -> None:
-    """Give the values of `tensor` to `place`, and that to it."""
+    """Copy `tensor` to `place`, where it lies from then on."""
     if tensor.data_ptr() != place.data_ptr() and tensor.shape == place.shape:
         place.copy_(tensor)
         tensor.data = place
@@ -181,8 +181,8 @@ def _logits(logits: Any, images: Tensor) -> Tensor:
 
 
 def _assigned(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The values of buffers that were assigned anew, and not changed in place. One of another shape each time
-    is no state, but what a module keeps for its caller.
+    """The values of buffers that a forward pass replaced by other tensors, not of those changed in place. One
+    that got another shape is no state, but something that a module leaves for its caller.
     """
     return {
         name: after[name].detach().to(buffer.dtype, copy=True)
@@ -196,15 +196,15 @@ def trained_at_once(network: nn.Module, source: Source, batch_size: int, device:
 
     A CPU is busy with one, and stacked convolutions are slower there. A GPU takes as many as half of its
     memory holds what autograd saves for; not of what is free at the moment, or a resumed run would form
-    other groups. One that is not the same beside others is trained alone: it keeps parameters where they
-    cannot be exchanged, or draws at random in testing.
+    other groups. One that computes something else when stacked is trained alone: it keeps parameters where
+    they cannot be exchanged, or draws at random in eval mode.
     """
     if torch.device(device).type == "cpu":
         return 1
     shape = source.channels, source.height, source.width
 
     def saved(images: int) -> float:
-        """Bytes of each of the two for so many images."""
+        """Bytes that autograd saves for one of the pair, of a batch of so many images."""
         batch, weights = torch.zeros(images, *shape), pair.weights.untyped_storage().data_ptr()
         return bytes_saved(pair, {weights}, batch)[1] / 2
 

@@ -54,8 +54,8 @@ def _interval(name: str, values: np.ndarray) -> dict[str, float | None]:
 
 
 def _samples(count: int) -> np.ndarray:
-    """How often a sample has each of the candidates, [R, n]. The first one has each once, and it is the only
-    one of fewer than five.
+    """How often each candidate is in each of the bootstrap samples, [R, n]. The first row is the candidates
+    themselves, each once; of fewer than five there are no others.
     """
     draws = np.random.default_rng(0).integers(count, size=(RESAMPLES if count >= 5 else 0, count))
     return np.stack([np.ones(count), *(np.bincount(draw, minlength=count) for draw in draws)])

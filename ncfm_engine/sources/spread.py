@@ -27,8 +27,9 @@ def default_workers() -> int:
 def spread(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> Iterator[Any]:
     """What `function` makes of the jobs, in any order, in so many processes. Raises what `function` raises.
 
-    None are started before jobs have been done here for as long as that takes: so small jobs are done without
-    any, and many need at most so much longer, and one job. Raises `SourceError` if a process is killed.
+    Before any is started, jobs are done here for as long as starting them takes: so little work is done
+    without them, and much work takes longer by no more than that time and one job. Raises `SourceError` if a
+    process is killed.
     """
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     begun, number = time.monotonic(), 0
