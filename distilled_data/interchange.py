@@ -205,15 +205,14 @@ def _read(path: Path, experiment: int) -> Found:
         case {"data": [*pairs]}:
             raise UsageError(f"{path} has no experiment {experiment}; it has {len(pairs)}")
         case [_, _]:
-            found = _pair(path, "list of images and labels (NCFM, IDC)", content)
-            return replace(found, factor=None)
+            return _pair(path, "list of images and labels (NCFM, IDC)", content, factor=None)
     raise FormatError(f"{path} holds {_shape(content)}; {EXPECTED}")
 
 
-def _pair(path: Path, form: str, content: Any) -> Found:
+def _pair(path: Path, form: str, content: Any, factor: int | None = 1) -> Found:
     match content:
         case [Tensor(layout=torch.strided) as images, Tensor(layout=torch.strided) as labels]:
-            return Found(form, images, labels, factor=1)
+            return Found(form, images, labels, factor=factor)
     raise FormatError(f"{path} holds {_shape(content)}; {EXPECTED}")
 
 

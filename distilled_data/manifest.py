@@ -105,7 +105,8 @@ class Index:
 
     def to_bytes(self) -> bytes:
         content = {"default": self.default, "configurations": _plain(self.configurations)}
-        return _json(**content, checksum=_checksum(content))
+        checked = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+        return _json(**content, checksum=Fingerprint.of_bytes(checked).sha256)
 
     def choose(self, ipc: int | None) -> str:
         """The folder to read `ipc` images per class from.
@@ -324,10 +325,6 @@ def hexadecimal(text: str) -> str:
 
 def _plain(entries: Mapping[str, Fingerprint]) -> dict[str, dict[str, Any]]:
     return {name: asdict(entry) for name, entry in entries.items()}
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _json(**content: object) -> bytes:

@@ -110,7 +110,7 @@ def _row(
     of_distilled = trainings.scores(names[0], config.repeats, config.epochs, distilled, CHECKS)
     of_random = trainings.scores(names[1], config.repeats, epochs, random)
     of_all = full()
-    return {
+    row = {
         "dataset": source.name,
         "ipc": dataset.ipc,
         "network": trainings.network.name,
@@ -128,12 +128,10 @@ def _row(
         "seconds": round(sum(trainings.progress.seconds[name] for name in names), 1),
         "seed": trainings.seed,
         "content_hash": dataset.content_hash,
-        **({} if pool is None or labels == "hard" else _of_teacher(dataset, pool)),
     }
-
-
-def _of_teacher(dataset: DistilledDataset, pool: FeaturePool) -> dict[str, Any]:
-    return {"temperature": dataset.info.labels.get("temperature"), "teacher": pool.weights_hash[:16]}
+    if pool is not None and labels != "hard":
+        row |= {"temperature": dataset.info.labels.get("temperature"), "teacher": pool.weights_hash[:16]}
+    return row
 
 
 class _Progress:

@@ -60,8 +60,10 @@ def train_pool(
     check_blendable(template, network)
     key = pool_key(config, network, source, seed, device)
     folder, mine = cache / "pool" / key, range(share[0], config.networks, share[1])
-    cached = {index: _cached(folder, index) for index in mine}
-    found = {index: trajectory for index, trajectory in cached.items() if trajectory is not None}
+    found: dict[int, Tensor] = {}
+    for index in mine:
+        if cached := _load_if_valid(_path(folder, index), {"pool": key, "network": index}):
+            found[index] = cached.tensors["trajectory"]
     missing = [index for index in mine if index not in found]
     size = config.at_once or trained_at_once(template, source, config.batch_size, device)
     for group in grouped(missing, size):
@@ -174,11 +176,6 @@ def _trained(training: Training, folder: Path, group: list[int], **options: Any)
 
 def _path(folder: Path, index: int) -> Path:
     return folder / f"network-{index:03d}.safetensors"
-
-
-def _cached(folder: Path, index: int) -> Tensor | None:
-    found = _load_if_valid(_path(folder, index), {"pool": folder.name, "network": index})
-    return found and found.tensors["trajectory"]
 
 
 def _load_if_valid(path: Path, identity: dict[str, Any]) -> Checkpoint | None:

@@ -44,7 +44,13 @@ class Ranks:
         if self.count == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        self._sum(flat)
+        try:
+            dist.all_reduce(flat)
+        except RuntimeError as error:
+            raise RankError(
+                f"process {self.rank} of {self.count} lost another one ({str(error).splitlines()[0]}). Its "
+                "own message says why it ended. The last checkpoint is kept; go on with --resume."
+            ) from error
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
@@ -70,15 +76,6 @@ class Ranks:
 
     def barrier(self) -> None:
         self.all_gather(0)
-
-    def _sum(self, flat: Tensor) -> None:
-        try:
-            dist.all_reduce(flat)
-        except RuntimeError as error:
-            raise RankError(
-                f"process {self.rank} of {self.count} lost another one ({str(error).splitlines()[0]}). Its "
-                "own message says why it ended. The last checkpoint is kept; go on with --resume."
-            ) from error
 
 
 @contextmanager
