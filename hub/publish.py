@@ -46,9 +46,7 @@ def push(plan: PushPlan) -> Pushed:
         plan = plan_push(plan.folder, plan.repo_id, options)
     assert plan.parent is not None
     for file in plan.changes:
-        if isinstance(file.content, Path) and Fingerprint.of(file.content) != Fingerprint(
-            file.hash, file.size
-        ):
+        if isinstance(file.content, Path) and not _is_as_planned(file.content, file):
             raise ConflictError(f"{file.content} changed after the push was planned. Nothing was pushed.")
     if plan.settings:
         call(plan.repo_id, api.update_repo_settings, plan.repo_id, repo_type="dataset", **plan.settings)
@@ -58,6 +56,13 @@ def push(plan: PushPlan) -> Pushed:
     if options.revision and plan.tagged != done.commit:
         _set_tag(api, plan, options.revision, done.commit)
     return done
+
+
+def _is_as_planned(path: Path, file: PlannedFile) -> bool:
+    try:
+        return Fingerprint.of(path) == Fingerprint(file.hash, file.size)
+    except OSError:  # it is gone
+        return False
 
 
 def push_folder(

@@ -17,7 +17,10 @@ LABELS = ("hard", "soft", "teacher")
 
 
 class _Config:
-    """Refuses values of another type than the field's, and numbers that are not finite."""
+    """Refuses values of another type than the field's, and numbers that are not finite.
+
+    A whole number in place of a fraction becomes one: what is equal has the same hash of its JSON, too.
+    """
 
     def __post_init__(self):
         for name, kind in typing.get_type_hints(type(self)).items():
@@ -26,6 +29,8 @@ class _Config:
             fits = fits and (kind is bool or not isinstance(value, bool))
             finite = not isinstance(value, (int, float)) or math.isfinite(value)
             self._require(fits and finite, name, f"must be {getattr(kind, '__name__', kind)}")
+            if kind is float:
+                object.__setattr__(self, name, float(value))
 
     def _require(self, condition: bool, name: str, rule: str) -> None:
         if not condition:

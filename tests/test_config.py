@@ -31,6 +31,12 @@ def test_the_settings_of_every_published_artifact_can_be_read():
         assert recipe.distill.discrepancy == "ncfd"
 
 
+def test_a_whole_number_in_place_of_a_fraction_makes_the_same_recipe():
+    ours, same = Recipe().replace({"distill.alpha": 1}), Recipe().replace({"distill.alpha": "1"})
+    assert json.dumps(dataclasses.asdict(ours)) == json.dumps(dataclasses.asdict(same))
+    assert type(LabelConfig(temperature=2).temperature) is float
+
+
 @pytest.mark.parametrize(
     ("config", "name", "values"),
     [

@@ -9,7 +9,9 @@ import pickle
 import stat
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,7 @@ from distilled_data import (
     UsageError,
 )
 from distilled_data import format as f
-from distilled_data.files import new_folder
+from distilled_data.files import new_folder, replacing
 
 GOLDEN = Path(__file__).parent / "golden" / "format-v1.safetensors"
 GOLDEN_CONTENT_HASH = "d33a6eddc47513304deb53e4eba8633277988e6a329a34c004309bec17fd41e2"
@@ -335,6 +337,18 @@ def test_a_mount_without_modes_and_syncs_of_folders_is_written_to(tmp_path, monk
     with new_folder(tmp_path / "folder") as folder:
         (folder / "b").write_bytes(b"y")
     assert (tmp_path / "a").read_bytes() + (tmp_path / "folder" / "b").read_bytes() == b"xy"
+
+
+def test_threads_that_replace_one_file_at_once_do_not_write_into_each_others(tmp_path):
+    def replace(content):
+        with replacing(tmp_path / "a") as temporary:
+            temporary.write_bytes(content)
+            both.wait()
+
+    both = threading.Barrier(2, timeout=60)
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(replace, [b"x", b"yy"])) == [None, None]
+    assert (tmp_path / "a").read_bytes() in (b"x", b"yy")
 
 
 def write_again_and_again(path, written):

@@ -1,5 +1,6 @@
 """Publishing with the genuine client, over HTTP, to the loopback Hub: one commit or none, and a tag."""
 
+import dataclasses
 import json
 import threading
 from pathlib import Path
@@ -431,6 +432,9 @@ def test_a_folder_that_changed_after_planning_is_not_pushed(loopback, options, t
     make_folder(tmp_path, make_artifact(2, channels=3))
     with pytest.raises(ConflictError, match="changed after the push was planned"):
         push(plan)
+    (folder / ARTIFACT_FILE).unlink()
+    with pytest.raises(ConflictError, match=f"{ARTIFACT_FILE} changed after the push was planned"):
+        push(dataclasses.replace(plan, files=[file for file in plan.files if file.path == ARTIFACT_FILE]))
     assert len(commits(loopback)) == 1
 
 
