@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import add_run_flags, alone, json_file, run_command, settings
+from command_line import add_run_flags, alone, command_parser, json_file, run_command, settings
 
 from distilled_data import UsageError
 from distilled_data.files import make_folder
@@ -35,9 +35,7 @@ RESULTS = Path("reproduced") / "results"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--study", choices=NAMES, default="recipe", help="which variants (default: recipe)")
     add("--only", action="append", default=[], metavar="TEXT", help="only variants whose name holds TEXT")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import duration, json_file, run_command, settings, size
+from command_line import command_parser, duration, json_file, run_command, settings, size
 
 from distilled_data import UsageError
 from distilled_data.files import write_file, write_json
@@ -47,9 +47,7 @@ PROFILED = 5  # steps
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--dataset", help="real images, for instance cifar10 or cifar100 (default: random ones)")
     add("--data", type=Path, help="folder with the files of a named dataset")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import json_file, run_command
+from command_line import command_parser, json_file, run_command
 
 from distilled_data import DistilledDataset
 from distilled_data.files import write_json
@@ -59,9 +59,7 @@ IMPORT = "import time, torch; start = time.perf_counter(); import {}; print(time
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--images", type=int, default=5000, help="of 3 x 32 x 32 (default: 5000)")
     add("--batch-size", type=int, default=256, help="default: 256")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from command_line import json_file, run_command
+from command_line import command_parser, json_file, run_command
 
 from distilled_data.files import write_json
 from ncfm_engine.provenance import provenance
@@ -26,9 +26,7 @@ from tools.benchmark.preparing import bare, make_source, peak_memory, sampling_r
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--classes", type=int, default=1000, help="default: 1000")
     add("--per-class", type=int, default=300, help="images (default: 300)")

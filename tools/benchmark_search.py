@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from command_line import add_source_flags, json_file, reading, run_command, settings
+from command_line import add_source_flags, command_parser, json_file, reading, run_command, settings
 
 from distilled_data import DistilledDataset
 from distilled_data.files import write_json
@@ -59,9 +59,7 @@ class Trainer:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("folder", nargs="?", type=Path, default=DIGITS, help="artifact (default: the committed digits)")
     add("--axis", action="append", default=[], metavar="NAME=A,B", help="other values of an axis of the grid")

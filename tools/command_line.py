@@ -32,6 +32,13 @@ SIZES = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "
 TIMES = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
+def command_parser(description: str | None) -> argparse.ArgumentParser:
+    """Its help begins with `description`, the docstring of a command, as it is written there."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
     """Parse, call `main`, and exit: 0 done, 2 wrong usage or input, 75 stopped on request, 1 anything else.
 

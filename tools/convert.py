@@ -16,7 +16,7 @@ import argparse
 import warnings
 from pathlib import Path
 
-from command_line import run_command
+from command_line import command_parser, run_command
 
 from distilled_data import DistilledDataset, UsageError
 from distilled_data.files import new_folder
@@ -29,9 +29,7 @@ WORDS = ("name", "classes", "factor", "values", "mean", "std", "license", "exper
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("source", type=Path, help="a set of another project, or an artifact folder")
     add("output", type=Path, help="artifact folder to write, or the file or folder to export to")

@@ -15,6 +15,7 @@ from command_line import (
     add_push_flags,
     add_run_flags,
     add_source_flags,
+    command_parser,
     lock_of,
     push_command,
     push_options,
@@ -37,9 +38,7 @@ from ncfm_engine.sources import SPECS
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--dataset", help=f"the real images: {SPECS}")
     add("--ipc", type=int, help="packed images per class (default: as the preset says, or 10)")

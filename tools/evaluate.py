@@ -15,6 +15,7 @@ from pathlib import Path
 
 from command_line import (
     add_source_flags,
+    command_parser,
     duration,
     is_repository,
     load,
@@ -41,9 +42,7 @@ RECORDING = 30.0  # seconds that others may take to record their results
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("artifact", metavar="FOLDER_OR_REPO", help="a set in a folder, or org/name[@revision] on the Hub")
     add(

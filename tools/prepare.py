@@ -15,7 +15,7 @@ import argparse
 import time
 from pathlib import Path
 
-from command_line import add_source_flags, duration, reading, run_command
+from command_line import add_source_flags, command_parser, duration, reading, run_command
 
 from distilled_data import UsageError
 from ncfm_engine.ranks import join
@@ -27,9 +27,7 @@ from ncfm_engine.stop import StopRequest
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("source", help=SPECS)
     add("store", type=Path, nargs="?", help="folder to write; none for a source that is a store")

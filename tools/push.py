@@ -10,15 +10,13 @@ What people wrote in the card on the Hub stays. What is there already is not com
 import argparse
 from pathlib import Path
 
-from command_line import add_push_flags, push_options, run_command
+from command_line import add_push_flags, command_parser, push_options, run_command
 
 from hub import plan_push, push_folder
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("folder", type=Path, help="artifact folder, as distill_and_push.py writes it")
     add("repo", help="dataset repository, org/name; without org/, one of your own")

@@ -14,7 +14,7 @@ their accuracy on the network they were made with, then the other architectures.
 import argparse
 from pathlib import Path
 
-from command_line import add_run_flags, alone, run_command, settings
+from command_line import add_run_flags, alone, command_parser, run_command, settings
 
 from distilled_data import UnknownNameError, UsageError
 from distilled_data.files import make_folder
@@ -33,9 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("table", nargs="?", metavar="TABLE", help=", ".join(TABLES))
     add(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from command_line import add_source_flags, duration, load, reading, run_command, settings
+from command_line import add_source_flags, command_parser, duration, load, reading, run_command, settings
 from filelock import FileLock
 
 from distilled_data import CheckpointError, DistilledDataError, DistilledDataset, UsageError
@@ -49,9 +49,7 @@ IDENTITY = ("content_hash", "ipc", "labels", "space", "axes", "truth_of", "strat
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("artifact", metavar="FOLDER_OR_REPO", help="folder, or repository of the Hub: org/name@revision")
     add("--ipc", type=int, help="use only the first images of each class")
