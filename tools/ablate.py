@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import add_run_flags, alone, command_parser, json_file, run_command, settings
+from command_line import add_distilling_flags, alone, command_parser, json_file, run_command, settings
 
 from distilled_data import UsageError
 from distilled_data.files import make_folder
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     work = Path("reproduced/studies")
     add("--work", type=Path, default=work, help=f"where unfinished runs lie (default: {work})")
     add("--plot", action="store_true", help="draw the loss curves to a PNG file of the same name")
-    add_run_flags(parser)
+    add_distilling_flags(parser)
     return parser
 
 

@@ -122,18 +122,29 @@ def reading(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None and value is not False}
 
 
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
+def add_set_flags(parser: argparse.ArgumentParser, settings: str) -> None:
+    """A distilled set, what its real images are, and how networks are trained on both."""
+    add = parser.add_argument
+    add("artifact", metavar="FOLDER_OR_REPO", help="a set in a folder, or org/name[@revision] on the Hub")
+    add("--ipc", type=int, help="use only the first images of each class (default: all)")
+    places = "cifar10, folder:PATH, ..."
+    add("--dataset", help=f"the real images, where the set does not name them itself: {places}")
+    add_run_flags(parser, settings)
+    add_source_flags(parser)
+
+
+def add_run_flags(parser: argparse.ArgumentParser, settings: str) -> None:
     """On what, for how long and with which settings a run is made."""
     add = parser.add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    add(
-        "--compile",
-        choices=["auto", "on", "off"],
-        default="auto",
-        help="torch.compile (default: in long runs)",
-    )
     add("--time-budget", type=duration, metavar="10m", help="stop in good order after this time")
-    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any setting of the recipe")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help=f"any setting of {settings}")
+
+
+def add_distilling_flags(parser: argparse.ArgumentParser) -> None:
+    choices, words = ["auto", "on", "off"], "torch.compile (default: auto, in long runs)"
+    parser.add_argument("--compile", choices=choices, default="auto", help=words)
+    add_run_flags(parser, "the recipe")
 
 
 def add_push_flags(parser: argparse.ArgumentParser) -> None:

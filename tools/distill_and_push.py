@@ -12,8 +12,8 @@ import os
 from pathlib import Path
 
 from command_line import (
+    add_distilling_flags,
     add_push_flags,
-    add_run_flags,
     add_source_flags,
     command_parser,
     lock_of,
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print what would be done; prepare the real images, and write nothing else",
     )
-    add_run_flags(parser)
+    add_distilling_flags(parser)
     add_source_flags(parser)
     add_push_flags(parser)
     return parser

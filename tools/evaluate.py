@@ -14,9 +14,8 @@ import argparse
 from pathlib import Path
 
 from command_line import (
-    add_source_flags,
+    add_set_flags,
     command_parser,
-    duration,
     is_repository,
     load,
     lock_of,
@@ -44,24 +43,15 @@ RECORDING = 30.0  # seconds that others may take to record their results
 def parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add("artifact", metavar="FOLDER_OR_REPO", help="a set in a folder, or org/name[@revision] on the Hub")
-    add(
-        "--dataset",
-        help="the real images, where the set does not name them itself: cifar10, folder:PATH, ...",
-    )
+    add_set_flags(parser, "evaluate.* and network.*")
     add("--network", help=f"{', '.join(NETWORKS)} (default: the artifact's own)")
-    add("--ipc", type=int, help="use only the first images of each class")
     add(
         "--seeds",
         type=int,
         help="networks trained on the set, and on random images (default: as its recipe says)",
     )
     add("--protocol", choices=["ncfm"], default="ncfm", help="how networks are trained (default: ncfm)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    add("--time-budget", type=duration, metavar="10m", help="stop at a checkpoint after this time")
     add("--resume", action="store_true", help="go on from the last checkpoint of the same evaluation")
-    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any of evaluate and network")
-    add_source_flags(parser)
     return parser
 
 

@@ -14,7 +14,7 @@ their accuracy on the network they were made with, then the other architectures.
 import argparse
 from pathlib import Path
 
-from command_line import add_run_flags, alone, command_parser, run_command, settings
+from command_line import add_distilling_flags, alone, command_parser, run_command, settings
 
 from distilled_data import UnknownNameError, UsageError
 from distilled_data.files import make_folder
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="count operations, and estimate hours from them")
     add("--rate", type=float, default=40.0, help="TFLOP/s that a device sustains, to estimate (default: 40)")
     add("--readme", action="store_true", help="only make tables and README from tools/results")
-    add_run_flags(parser)
+    add_distilling_flags(parser)
     return parser
 
 

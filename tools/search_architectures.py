@@ -7,8 +7,9 @@
 
 Candidates are tested on images held out of the training set. With --verify some of them are trained on all
 images and tested on the test set; so are those that random images and early stopping would have picked.
-The same command goes on where it was stopped; started on several machines with the same --storage, all of
-them work on it together. Results: search.json, report.md and plots in the output folder.
+The same command goes on where it was stopped, but for what was being trained; started on several machines
+with the same --storage, all of them work on it together. Results: search.json, report.md and plots in the
+output folder.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from command_line import add_source_flags, command_parser, duration, load, reading, run_command, settings
+from command_line import add_set_flags, command_parser, load, reading, run_command, settings
 from filelock import FileLock
 
 from distilled_data import CheckpointError, DistilledDataError, DistilledDataset, UsageError
@@ -51,8 +52,7 @@ IDENTITY = ("content_hash", "ipc", "labels", "space", "axes", "truth_of", "strat
 def parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add("artifact", metavar="FOLDER_OR_REPO", help="folder, or repository of the Hub: org/name@revision")
-    add("--ipc", type=int, help="use only the first images of each class")
+    add_set_flags(parser, "evaluate.*")
     add("--labels", choices=["hard", "soft"], help="to train with (default: soft, if the set has them)")
     add("--space", default="convnet", help=f"{', '.join(SPACES)} or module:function (default: convnet)")
     add(
@@ -78,19 +78,6 @@ def parser() -> argparse.ArgumentParser:
     add("--output", type=Path, help="folder of the results (default: searches/SET-HASH-SPACE...)")
     add("--storage", metavar="URL", help="database of the trials (default: sqlite, in the output folder)")
     add("--jobs", type=int, help="processes (default: one for each core; 4 on a GPU)")
-    add(
-        "--dataset",
-        help="the real images, where the set does not name them itself: cifar10, folder:PATH, ...",
-    )
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    add(
-        "--time-budget",
-        type=duration,
-        metavar="10m",
-        help="stop after this time; what is being trained begins anew",
-    )
-    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any of evaluate")
-    add_source_flags(parser)
     return parser
 
 
