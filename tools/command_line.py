@@ -159,15 +159,8 @@ def add_push_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def push_options(arguments: argparse.Namespace) -> PushOptions:
-    return PushOptions(
-        revision=arguments.revision,
-        private=arguments.private,
-        gated=arguments.gated,
-        create_pr=arguments.create_pr,
-        default=arguments.default,
-        force=arguments.force,
-        endpoint=arguments.endpoint,
-    )
+    names = {field.name for field in dataclasses.fields(PushOptions)}
+    return PushOptions(**{name: value for name, value in vars(arguments).items() if name in names})
 
 
 def push_command(folder: Path, arguments: argparse.Namespace) -> str:
