@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import add_distilling_flags, alone, command_parser, json_file, run_command, settings
+from command_line import DATA, add_distilling_flags, alone, command_parser, json_file, run_command, settings
 
 from distilled_data import UsageError
 from distilled_data.files import make_folder
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     add("--only", action="append", default=[], metavar="TEXT", help="only variants whose name holds TEXT")
     add("--preset", default="digits", help="row of ncfm_engine/presets.py (default: digits)")
     add("--dataset", help="the real images, where the preset names none: folder:PATH, ...")
-    add("--data", type=Path, help="folder with the files of a named dataset")
+    add("--data", type=Path, help=DATA)
     add("--ipc", type=int, help="packed images per class (default: as the preset says)")
     add("--seeds", type=int, default=3, help="distillations per variant (default: 3)")
     add("--output", type=json_file, help="default: reproduced/results/study-STUDY-PRESET-ipcN.json")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import command_parser, duration, json_file, run_command, settings, size
+from command_line import DATA, command_parser, duration, json_file, run_command, settings, size
 
 from distilled_data import UsageError
 from distilled_data.files import write_file, write_json
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("--dataset", help="real images, for instance cifar10 or cifar100 (default: random ones)")
-    add("--data", type=Path, help="folder with the files of a named dataset")
+    add("--data", type=Path, help=DATA)
     add("--classes", type=int, default=10, help="of random images (default: 10)")
     add("--size", type=int, default=32, help="side of random images in pixels (default: 32)")
     add("--real-images", type=int, default=1024, help="per class and step (default: 1024)")
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a setting for all contenders")
     add("--variant", action="append", default=[], metavar="NAME=FIELD=VALUE,...", help="the engine once more")
-    add("--memory", type=size, metavar="2GiB", help="what one step of the engine may take")
+    add("--memory", type=size, metavar="2GiB", help="what one step of the engine may take (default: all)")
     add("--reference", type=Path, metavar="CHECKOUT", help="of github.com/gszfwsb/NCFM, as a contender")
     add("--without", action="append", default=[], choices=["engine", "loop"], help="leave a contender out")
     add("--rounds", type=int, default=5, help="turns of every contender (default: 5)")
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--profile", action="store_true", help="shares of time, and the arithmetic limit of the device")
     add("--pretrain", metavar="MxE", help="time of training M networks for E epochs")
-    add("--device", default="auto", help="auto, cpu, cuda (default: auto)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     add("--threads", type=int, help="of torch on the CPU (default: its own choice)")
     add("--no-tf32", action="store_true", help="exact float32 on a GPU")
     add("--output", type=json_file, help="JSON file (default: tools/results/benchmark-DATE-DEVICE.json)")

@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("--images", type=int, default=5000, help="of 3 x 32 x 32 (default: 5000)")
-    add("--batch-size", type=int, default=256, help="default: 256")
+    add("--batch-size", type=int, default=256, help="images (default: 256)")
     add("--workers", type=int, default=2, help="worker processes where there are any (default: 2)")
     add("--rounds", type=int, default=5, help="turns of every contender (default: 5)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")

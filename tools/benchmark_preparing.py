@@ -28,7 +28,7 @@ from tools.benchmark.preparing import bare, make_source, peak_memory, sampling_r
 def parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add("--classes", type=int, default=1000, help="default: 1000")
+    add("--classes", type=int, default=1000, help="of the images (default: 1000)")
     add("--per-class", type=int, default=300, help="images (default: 300)")
     add("--pixels", type=int, default=64, help="sides of an image (default: 64)")
     add("--size", type=int, help="resize to this while preparing (default: not)")

@@ -30,6 +30,7 @@ from tools.markdown import score
 
 SIZES = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 TIMES = {"": 1, "s": 1, "m": 60, "h": 3600}
+DATA = "folder with the files of a named dataset; without it they are downloaded"
 
 
 def command_parser(description: str | None) -> argparse.ArgumentParser:
@@ -94,13 +95,9 @@ def paragraph(text: str) -> str:
 def add_source_flags(parser: argparse.ArgumentParser) -> None:
     """How the real images are read; `reading` makes keywords of `load_source` of them."""
     add = parser.add_argument_group("the real images").add_argument
-    add("--data", type=Path, help="folder with the files of a named dataset; without it they are downloaded")
+    add("--data", type=Path, help=DATA)
     add("--size", type=int, help="resize the images to this many pixels square")
-    add(
-        "--fit",
-        choices=["crop", "squash"],
-        help="make them square by cutting the longer side (default), or not",
-    )
+    add("--fit", choices=["crop", "squash"], help="cut the longer side for that (default), or squash it")
     add("--channels", type=int, choices=[1, 3], help="convert them to grey (1) or colour (3)")
     add("--classes", type=Path, help="file with the names of the classes, for shards and arrays with numbers")
     add("--label-column", metavar="NAME", help="of a dataset of the Hub with several")

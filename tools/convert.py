@@ -35,10 +35,8 @@ def parser() -> argparse.ArgumentParser:
     add("output", type=Path, help="artifact folder to write, or the file or folder to export to")
     add("--name", help="name of the dataset (default: that of the file)")
     add("--classes", type=lambda text: text.split(","), help="class names in label order, joined by commas")
-    add("--factor", type=int, help="each image is factor x factor tiles (NCFM, IDC: 2)")
-    add(
-        "--values", choices=VALUES, help="what the numbers of the images are: 0 to 255, 0 to 1, or normalised"
-    )
+    add("--factor", type=int, help="each image is factor x factor tiles (NCFM, IDC: 2; default: guessed)")
+    add("--values", choices=VALUES, help="pixels are 0 to 255, 0 to 1, or normalised (default: guessed)")
     add("--mean", type=float, nargs="+", help="per channel, that the images were normalised with")
     add("--std", type=float, nargs="+", help="likewise")
     add("--license", help="of the real images, for the card")

@@ -1,10 +1,12 @@
 """Distil a real dataset into a tiny synthetic one, and publish it.
 
-python tools/distill_and_push.py --dataset digits
-python tools/distill_and_push.py --dataset cifar10 --preset cpu --data DIR
-python tools/distill_and_push.py --dataset cifar100 --ipc 50 --repo org/cifar100-ncfm
-python tools/distill_and_push.py --dataset folder:photos --size 64 --set distill.alpha=0.3 --dry-run
-torchrun --nproc-per-node 4 tools/distill_and_push.py --dataset cifar100 --ipc 50
+  python tools/distill_and_push.py --dataset digits
+  python tools/distill_and_push.py --dataset cifar10 --preset cpu --data DIR
+  python tools/distill_and_push.py --dataset cifar100 --ipc 50 --repo org/cifar100-ncfm
+  python tools/distill_and_push.py --dataset folder:photos --size 64 --set distill.alpha=0.3 --dry-run
+  torchrun --nproc-per-node 4 tools/distill_and_push.py --dataset cifar100 --ipc 50
+
+A run that was stopped or killed goes on with --resume.
 """
 
 import argparse
@@ -47,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("--preset", help="row of ncfm_engine/presets.py (default: the one for this dataset and ipc)")
     add("--iterations", type=int, help="matching steps (default: as the preset says)")
     add("--discrepancy", help="what is matched: ncfd (default), cfd, mmd, dm or mse")
-    add("--memory", type=size, metavar="2GiB", help="what matching may take on the device")
+    add("--memory", type=size, metavar="2GiB", help="what matching may take on the device (default: all)")
     add("--seed", type=int, help="of everything random (default: 0)")
     add("--resume", action="store_true", help="go on from the last checkpoint of the same recipe")
     add("--overwrite", action="store_true", help="replace the set in the output folder, or its run")

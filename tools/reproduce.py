@@ -14,7 +14,7 @@ their accuracy on the network they were made with, then the other architectures.
 import argparse
 from pathlib import Path
 
-from command_line import add_distilling_flags, alone, command_parser, run_command, settings
+from command_line import DATA, add_distilling_flags, alone, command_parser, run_command, settings
 
 from distilled_data import UnknownNameError, UsageError
 from distilled_data.files import make_folder
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--row", action="append", default=[], metavar="NAME", help="only this set (default: all of the table)"
     )
-    add("--data", type=Path, help="folder with the files of the named datasets")
+    add("--data", type=Path, help=DATA)
     add(
         "--source",
         action="append",

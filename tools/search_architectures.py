@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--axis", action="append", default=[], metavar="NAME=A,B", help="other values of an axis of the space"
     )
-    add("--strategy", choices=STRATEGIES, default="exhaustive", help="(default: exhaustive)")
+    add("--strategy", choices=STRATEGIES, default="exhaustive", help="way to search (default: exhaustive)")
     add("--candidates", type=int, metavar="N", help="draw this many (default: all; random: 100)")
     add(
         "--truth-of",
