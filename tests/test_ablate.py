@@ -109,17 +109,8 @@ def test_a_study_of_nothing_or_of_what_it_cannot_train_on_is_refused(here, words
 
 
 def test_what_a_study_no_longer_has_stays_in_its_file(here, tmp_path):
-    flags = (
-        "ablate.py",
-        "--ipc",
-        "1",
-        "--seeds",
-        "1",
-        "--output",
-        "rows.json",
-        "--only",
-        "random real images",
-    )
+    said = "--ipc 1 --seeds 1 --output rows.json --only"
+    flags = ("ablate.py", *said.split(), "random real images")
     assert here(*flags, settings=SMALL)[0] == 0
     path = tmp_path / "rows.json"
     path.write_text(path.read_text().replace('"variant": "random real images"', '"variant": "of old"', 1))
@@ -144,21 +135,9 @@ def test_several_processes_are_refused(here, monkeypatch):
 
 
 def test_a_study_that_is_stopped_again_and_again_finds_what_one_run_finds(here, tmp_path, monkeypatch):
-    flags = (
-        "ablate.py",
-        "--study",
-        "claims",
-        "--ipc",
-        "1",
-        "--seeds",
-        "2",
-        "--only",
-        "the preset",
-        "--only",
-        "phase only",
-        "--only",
-        "random real images",
-    )
+    chosen = ("--only", "the preset", "--only", "phase only", "--only", "random real images")
+    said = "--study claims --ipc 1 --seeds 2"
+    flags = ("ablate.py", *said.split(), *chosen)
     whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
     assert here(*flags, "--output", str(whole), "--work", "whole", settings=SMALL)[0] == 0
     # A clock that ticks a second whenever it is looked at: what is stopped does not depend on the machine.
@@ -195,17 +174,8 @@ def test_more_seeds_add_runs_and_keep_those_that_are_there(here, tmp_path):
 
 
 def test_findings_of_other_settings_are_not_mixed(here, tmp_path):
-    flags = (
-        "ablate.py",
-        "--ipc",
-        "1",
-        "--only",
-        "random real images",
-        "--seeds",
-        "1",
-        "--output",
-        "rows.json",
-    )
+    said = "--ipc 1 --seeds 1 --output rows.json --only"
+    flags = ("ablate.py", *said.split(), "random real images")
     assert here(*flags, settings=SMALL)[0] == 0
     before = (tmp_path / "rows.json").read_bytes()
     status, _, error = here(*flags, settings=[*SMALL, "distill.alpha=0.4"])
@@ -304,19 +274,8 @@ def test_two_studies_do_not_distil_the_same_set_at_once(laboratory, tmp_path):
 
 
 def test_a_nested_study_compares_prefixes_with_sets_of_their_own(here, tmp_path):
-    flags = (
-        "ablate.py",
-        "--study",
-        "nested",
-        "--ipc",
-        "2",
-        "--seeds",
-        "1",
-        "--output",
-        "rows.json",
-        "--work",
-        "w",
-    )
+    said = "--study nested --ipc 2 --seeds 1 --output rows.json --work w"
+    flags = ("ablate.py", *said.split())
     assert here(*flags, settings=SMALL)[0] == 0
     rows = findings(tmp_path / "rows.json")
     assert list(rows) == [
@@ -327,12 +286,5 @@ def test_a_nested_study_compares_prefixes_with_sets_of_their_own(here, tmp_path)
     curves = {name: row["runs"][0].get("curve") for name, row in rows.items()}
     assert curves["2: alone"] == curves["2: first of 2"] == curves["1: first of 2"]
     assert values(rows["2: alone"]) == values(rows["2: first of 2"])
-    assert (
-        len(
-            {
-                str(curves[f"{k}: {kind}"])
-                for k, kind in ((1, "alone"), (2, "alone"), (2, "first of 2, nested"))
-            }
-        )
-        == 3
-    )
+    names = ("1: alone", "2: alone", "2: first of 2, nested")
+    assert len({str(curves[name]) for name in names}) == 3

@@ -626,18 +626,9 @@ def test_a_store_serves_the_main_job_and_its_reading_is_recorded(tmp_path, here,
     "distill.iterations=2",
             "distill.real_batch=4", "distill.frequencies=16", "evaluate.epochs=1", "evaluate.repeats=1",
             "evaluate.full_epochs=1", "evaluate.full_repeats=1"]  # fmt: skip
-    status, _, error = here(
-        "distill_and_push.py",
-        "--dataset",
-        f"wds:{shards}",
-        "--ipc",
-        "1",
-        "--size",
-        "8",
-        "--workers",
-        "0",
-        settings=tiny,
-    )
+    said = "--ipc 1 --size 8 --workers 0"
+    words = ("--dataset", f"wds:{shards}", *said.split())
+    status, _, error = here("distill_and_push.py", *words, settings=tiny)
     assert status == 0, error
     info = DistilledDataset.from_folder(tmp_path / "distilled" / "shards-ipc1").info
     assert (info.dataset, info.source["id"], info.source["reading"]) == ("shards", "wds:shards", {"size": 8})

@@ -53,19 +53,8 @@ def content(folder):
 
 
 def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path):
-    arguments = (
-        set_folder,
-        *AXES,
-        *ONE,
-        "--labels",
-        "hard",
-        "--seeds",
-        "2",
-        "--verify",
-        "1",
-        "--output",
-        "found",
-    )
+    words = "--labels hard --seeds 2 --verify 1 --output found"
+    arguments = (set_folder, *AXES, *ONE, *words.split())
     status, output, error = here("search_architectures.py", *arguments, "--jobs", "1", settings=QUICK)
     assert status == 0, error
     found = content(tmp_path / "found")
@@ -234,17 +223,8 @@ def test_what_many_candidates_failed_by_is_said_once():
 
 def test_networks_that_cannot_be_trained_are_in_the_report_with_the_reason(here, set_folder, tmp_path):
     (tmp_path / "unlucky_space.py").write_text(SPACE)
-    arguments = (
-        set_folder,
-        "--space",
-        "unlucky_space:space",
-        "--verify",
-        "1",
-        "--labels",
-        "hard",
-        "--jobs",
-        "1",
-    )
+    words = "--space unlucky_space:space --jobs 1"
+    arguments = (set_folder, *words.split(), "--verify", "1", "--labels", "hard")
     status, output, error = here("search_architectures.py", *arguments, settings=QUICK)
     assert status == 0, error
     (folder,) = (tmp_path / "searches").glob("out-*-unlucky_space-space-hard-*")
@@ -257,15 +237,8 @@ def test_networks_that_cannot_be_trained_are_in_the_report_with_the_reason(here,
     assert "memory" in rows["hungry"]["distilled"]["reason"]
     assert "tried again when the code of their space has changed, or with another `--storage`." in output
     assert "(1 complete, 3 failed)" in output
-    status, output, error = here(
-        "search_architectures.py",
-        *arguments[:3],
-        "--axis",
-        "kind=raises,hungry",
-        "--jobs",
-        "1",
-        settings=QUICK,
-    )
+    few = (*arguments[:5], "--axis", "kind=raises,hungry")
+    status, output, error = here("search_architectures.py", *few, settings=QUICK)
     assert (status, "No candidate is complete." in output) == (1, True)
     assert "error: none of 2 candidates could be trained; searches/out-" in " ".join(error.split())
 
@@ -320,18 +293,8 @@ def test_a_search_stops_when_its_time_is_up_and_goes_on(here, set_folder, tmp_pa
 
 
 def test_the_strategies_that_end_early_say_what_they_ended(here, set_folder, tmp_path):
-    arguments = (
-        set_folder,
-        *AXES,
-        "--labels",
-        "hard",
-        "--strategy",
-        "halving",
-        "--candidates",
-        "12",
-        "--jobs",
-        "1",
-    )
+    words = "--labels hard --strategy halving --candidates 12 --jobs 1"
+    arguments = (set_folder, *AXES, *words.split())
     status, output, error = here("search_architectures.py", *arguments, settings=["evaluate.epochs=9"])
     assert status == 0, error
     (folder,) = (tmp_path / "searches").iterdir()
