@@ -188,6 +188,8 @@ def test_a_newer_format_says_to_upgrade(tmp_path, artifact):
         {"dataset": ""},
         {"labels": []},
         {"results": [1]},
+        {"mean": [10**400]},
+        {"format_version": True},
     ],
 )
 def test_metadata_that_makes_no_sense_is_refused(tmp_path, artifact, changes):
@@ -396,9 +398,3 @@ def test_a_field_of_the_metadata_that_is_there_twice_is_refused(artifact):
     text = artifact.metadata.to_json()
     with pytest.raises(FormatError, match="twice"):
         Metadata.from_json(text.replace('"std"', '"mean":[0.1],"std"'))
-
-
-@pytest.mark.parametrize("changes", [{"mean": [10**400]}, {"format_version": True}])
-def test_numbers_in_metadata_that_are_too_large_or_of_another_type_are_refused(artifact, changes):
-    with pytest.raises(FormatError):
-        Metadata.from_json(json.dumps(json.loads(artifact.metadata.to_json()) | changes))
