@@ -26,7 +26,6 @@ from distilled_data import (
     Metadata,
     NewerFormatError,
     OutputError,
-    UnknownNameError,
     UsageError,
 )
 from distilled_data import format as f
@@ -93,17 +92,6 @@ def test_reading_classes_renumbers_images_and_both_class_axes_of_the_logits(path
     assert part.metadata.classes == ("dog", "bee")
     assert torch.equal(part.images, artifact.images[:, [3, 1]])
     assert part.logits[1, 0, 2].tolist() == artifact.logits[1, 3, 2, [3, 1]].tolist()
-
-
-@pytest.mark.parametrize("ipc", [0, 4, -1])
-def test_an_ipc_that_is_not_stored_is_refused(path, ipc):
-    with pytest.raises(UsageError, match=r"holds 3 images per class"):
-        f.read_artifact(path, ipc=ipc)
-
-
-def test_an_unknown_class_names_the_close_ones(path):
-    with pytest.raises(UnknownNameError, match="Did you mean 'bee'"):
-        f.read_artifact(path, classes=["be", "ant"])
 
 
 @pytest.mark.parametrize("classes", [["ant"], ["ant", "ant"], [0, 9], []])
