@@ -25,11 +25,6 @@ from ncfm_engine.sources.folder import FolderReader
 from ncfm_engine.sources.reader import Damage
 
 
-@pytest.fixture(scope="module")
-def digits() -> Source:
-    return load_source("digits")
-
-
 def pixels(seed: int, shape: tuple[int, ...] = (4, 4)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
@@ -478,70 +473,10 @@ def test_files_that_are_not_named_like_images_are_counted_in_one_warning(tmp_pat
         FolderReader(tmp_path)
 
 
-def test_a_palette_becomes_colour_and_an_opaque_alpha_channel_is_dropped(tmp_path):
-    colour = Image.fromarray(pixels(0, (4, 4, 3)))
-    opaque = colour.copy()
-    opaque.putalpha(255)
-    palette = Image.new("P", (4, 4), 1)
-    palette.putpalette([0, 0, 0, 9, 8, 7])
-    for name, image in (("a", opaque), ("b", palette)):
-        for i in range(2):
-            save(tmp_path / name / f"{i}.png", image)
-    images = load_folder(tmp_path).train.images
-    np.testing.assert_array_equal(images[0].permute(1, 2, 0).numpy(), np.asarray(colour))
-    assert images[1, :, 0, 0].tolist() == [9, 8, 7]
-
-
-@pytest.mark.parametrize(
-    ("image", "reason"),
-    [
-        (Image.new("RGBA", (4, 4), (1, 2, 3, 128)), "transparent"),
-        (Image.new("I;16", (4, 4), 1000), "16 bits"),
-        (Image.new("LA", (4, 4), (1, 0)), "transparent"),
-    ],
-)
-def test_an_image_that_would_lose_something_is_refused_by_name(tmp_path, image, reason):
-    save(save_classes(tmp_path) / "b" / "odd.png", image)
-    with pytest.raises(SourceError, match=rf"b/odd\.png \(.*{reason}"):
-        load_folder(tmp_path)
-
-
 def test_a_transparent_colour_of_a_png_without_alpha_channel_is_refused(tmp_path):
     save(save_classes(tmp_path) / "b" / "odd.png", Image.new("L", (4, 4), 7), transparency=7)
     with pytest.raises(SourceError, match=r"b/odd\.png \(transparent"):
         load_folder(tmp_path)
-
-
-def test_the_orientation_of_a_photograph_is_applied(tmp_path):
-    upright = pixels(0, (2, 6))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
-    for name in "ab":
-        for i in range(2):
-            save(tmp_path / name / f"{i}.png", Image.fromarray(upright), exif=exif)
-    shown = load_folder(tmp_path).train.images[0, 0].numpy()
-    np.testing.assert_array_equal(shown, np.rot90(upright, k=-1))
-
-
-def test_size_keeps_the_middle_of_the_longer_side(tmp_path):
-    wide = np.zeros((8, 24), dtype=np.uint8)
-    wide[:, 8:16] = 255
-    for name, image in (("a", wide), ("b", wide.T)):
-        for i in range(2):
-            save(tmp_path / name / f"{i}.png", image)
-    images = load_folder(tmp_path, size=4).train.images
-    assert images.shape == (2, 1, 4, 4)
-    assert images.min() > 200  # the neighbours outside of the crop weigh in at its edge
-
-
-def test_shrinking_averages_the_pixels(tmp_path):
-    stripes = np.zeros((32, 32), dtype=np.uint8)
-    stripes[:, ::2] = 255
-    for name in "ab":
-        for i in range(2):
-            save(tmp_path / name / f"{i}.png", stripes)
-    inner = load_folder(tmp_path, size=8).train.images[0, 0, :, 1:-1].float()
-    torch.testing.assert_close(inner, torch.full_like(inner, 127.5), atol=4, rtol=0)
 
 
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8, 42])
@@ -597,24 +532,10 @@ def test_skip_damaged_leaves_unreadable_images_out_with_one_warning(tmp_path):
     assert (source.train.counts + source.test.counts).tolist() == [3, 3]
 
 
-def test_a_truncated_image_is_unreadable(tmp_path):
-    save(save_classes(tmp_path) / "a" / "cut.png", pixels(5, (40, 40)))
-    file = tmp_path / "a" / "cut.png"
-    file.write_bytes(file.read_bytes()[:-200])
-    with pytest.raises(SourceError, match=r"1 of 7 images cannot be used: a/cut\.png"):
-        load_folder(tmp_path)
-
-
 def test_a_decompression_bomb_is_unreadable(tmp_path, monkeypatch):
     save(save_classes(tmp_path) / "a" / "bomb.png", pixels(0, (9, 9)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)  # Pillow's error comes at twice as many
     with pytest.raises(SourceError, match=r"a/bomb\.png \(.*decompression bomb"):
-        load_folder(tmp_path)
-
-
-def test_a_file_of_an_unlisted_format_is_unreadable_whatever_its_suffix(tmp_path):
-    save(save_classes(tmp_path) / "a" / "tiff.png", pixels(0), format="TIFF")
-    with pytest.raises(SourceError, match=r"a/tiff\.png"):
         load_folder(tmp_path)
 
 
