@@ -628,13 +628,6 @@ def test_classes_that_nobody_shows_are_refused_before_they_are_counted(pixels):
         DistilledDataset.from_tensors(pixels, targets=(NUMBERS > 8).long() * 10**12)
 
 
-def test_mean_and_deviation_are_those_of_the_pixels(pixels):
-    data = DistilledDataset.from_tensors(pixels, targets=NUMBERS)
-    values = pixels.double() / 255
-    assert data.mean == pytest.approx(values.mean((0, 2, 3)).tolist(), abs=1e-12)
-    assert data.std == pytest.approx(values.std((0, 2, 3)).tolist(), abs=1e-12)
-
-
 def test_images_lie_in_order_in_memory_however_they_came(pixels):
     data = DistilledDataset.from_tensors(pixels, targets=F.one_hot(NUMBERS, 10).float())
     assert data.artifact.images.is_contiguous()
