@@ -1,9 +1,7 @@
 """Data sets of the Hugging Face Hub as a source, from a folder and over HTTP."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 
 import datasets
@@ -11,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from commands import ROOT
+from commands import ROOT, called
 from huggingface_hub import HfApi
-from photographs import CLASSES, encoded, photographs, pixels_of
+from photographs import CLASSES, encoded, photographs, pixels_of, write_folder
 from PIL import Image
 
 from distilled_data.errors import SourceError, UsageError
@@ -253,10 +251,7 @@ def test_a_file_that_breaks_off_is_an_error_and_no_end(tmp_path):
 
 
 def test_files_in_class_folders_are_read_as_datasets_reads_them(tmp_path, monkeypatch):
-    for row, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
-        path = tmp_path / "flowers" / CLASSES[label] / f"{row}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(image))
+    write_folder(tmp_path / "flowers", IMAGES, LABELS)
     monkeypatch.chdir(tmp_path)
     for place in (tmp_path / "flowers", "flowers"):
         source = load_source(f"hf:{place}")
@@ -297,13 +292,8 @@ print(json.dumps([source.origin.id, source.origin.revision, source.fingerprint, 
         "HF_DATASETS_OFFLINE": offline,
         "HF_HUB_OFFLINE": offline,
     }
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | settings | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    words = [sys.executable, "-c", program]
+    done = called(words, home.parent, **settings, PYTHONPATH=str(ROOT), PYTHONWARNINGS="")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -331,10 +321,7 @@ def test_a_repository_that_tells_its_small_size_is_kept_and_read_offline_at_the_
 
 
 def test_class_folders_of_a_repository_are_streamed_undecoded(tmp_path, loopback):
-    for row, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
-        path = tmp_path / "flowers" / CLASSES[label] / f"{row}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(image))
+    write_folder(tmp_path / "flowers", IMAGES, LABELS)
     publish(tmp_path / "flowers", loopback)
     here = load_source(f"hf:{tmp_path / 'flowers'}")
     assert read_in_a_process(tmp_path / "home", loopback)[2] == here.fingerprint

@@ -7,13 +7,12 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
 from children import finish, run_tool, start
-from commands import TINY, command, distil, environment, flags
+from commands import TINY, called, command, distil, flags
 
 from distilled_data import DistilledDataset
 from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES
@@ -80,14 +79,9 @@ def test_sigterm_stops_in_good_order_and_the_run_goes_on(finished):
 def test_two_processes_of_torchrun_do_the_main_job_together(finished):
     folder, _ = finished
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    result = subprocess.run(
-        [*launcher, *command("--dataset", "digits", "--ipc", "3", "--output", "two")[1:]],
-        cwd=folder,
-        env=environment(folder / "cache of two") | {"PYTHONWARNINGS": "default"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    words = [*launcher, *command("--dataset", "digits", "--ipc", "3", "--output", "two")[1:]]
+    variables = {"XDG_CACHE_HOME": str(folder / "cache of two"), "PYTHONWARNINGS": "default"}
+    result = called(words, folder, **variables)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("random images") == 1  # one of the two writes
     two, one = (DistilledDataset.from_folder(folder / name) for name in ("two", "out"))

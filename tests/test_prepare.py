@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from children import finish, is_alive, start
-from commands import ROOT
+from commands import ROOT, called
 from filelock import FileLock
 from interruptions import StopAfter, be_killed_by_the_workers
 from photographs import CLASSES, encoded, photographs, pixels_of, write_folder, write_shards, write_tar
@@ -432,9 +432,7 @@ def test_a_preparation_killed_at_random_moments_gives_the_same_store(tmp_path):
         process.stderr.close()
         if not (tmp_path / "store" / INDEX_FILE).exists():
             assert kills
-    done = subprocess.run(
-        [*COMMAND, *arguments, "--verify"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
-    )
+    done = called([*COMMAND, *arguments, "--verify"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "verified: 480 images" in done.stdout
     prepare(ShardReader(f"{shards}/*.tar"), tmp_path / "expected", decoder=Decoder(48), workers=0)
@@ -481,10 +479,7 @@ try:
 except Exception as error:
     print(type(error).__name__, error)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = called([sys.executable, "-c", program], tmp_path, PYTHONPATH=str(ROOT))
     assert re.search(r"OutputError the store store could not be written: .*Free some space", done.stdout), (
         done
     )
@@ -521,10 +516,7 @@ spread.ELSE = 0
 load_source("wds:{shards}", workers=2)
 """
     (tmp_path / "script.py").write_text(script)
-    done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = called([sys.executable, "script.py"], tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 1
     assert 'what a script does must stand under `if __name__ == "__main__":`.' in done.stderr
     assert "SourceError: a process that decodes images has ended" in done.stderr

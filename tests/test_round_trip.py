@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from artifacts import make_artifact, make_folder
-from commands import ROOT, command, environment
+from commands import ROOT, called, command
 from hub_server import LoopbackHub
 
 from distilled_data import DistilledDataset
@@ -47,25 +46,14 @@ print(json.dumps({
 
 def consume(hub, tmp_path, *arguments):
     online = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_DATASETS_OFFLINE": "0"}
-    return subprocess.run(
-        [sys.executable, "-c", CONSUMER, *arguments],
-        env=os.environ | online | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    words = [sys.executable, "-c", CONSUMER, *arguments]
+    return called(words, tmp_path, **online, PYTHONPATH=str(ROOT), PYTHONWARNINGS="")
 
 
 def test_digits_are_distilled_pushed_tagged_and_loaded_in_every_way(tmp_path, loopback):
-    done = subprocess.run(
-        command("--dataset", "digits", "--ipc", "3", "--output", "out", "--repo", REPO, "--revision", "v1"),
-        cwd=tmp_path,
-        env=environment(tmp_path / "cache")
-        | {"HF_ENDPOINT": loopback.url, "HF_TOKEN": "hf_alice", "PYTHONWARNINGS": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    words = ("--dataset", "digits", "--ipc", "3", "--output", "out", "--repo", REPO, "--revision", "v1")
+    variables = {"HF_ENDPOINT": loopback.url, "HF_TOKEN": "hf_alice", "PYTHONWARNINGS": ""}
+    done = called(command(*words), tmp_path, **variables)
     assert done.returncode == 0, done.stderr
     commit = loopback.head(REPO).oid
     hint, published = done.stdout.splitlines()[-2:]
