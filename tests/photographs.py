@@ -64,6 +64,12 @@ def write_folder(folder: Path, images: np.ndarray, labels: np.ndarray) -> Path:
     return folder
 
 
+def by_pixels(images: np.ndarray, labels: np.ndarray) -> dict[bytes, int]:
+    """What `pixels_of` finds in a source of these."""
+    planes = images.transpose(0, 3, 1, 2)
+    return {image.tobytes(): int(label) for image, label in zip(planes, labels, strict=True)}
+
+
 def pixels_of(source) -> dict[bytes, int]:
     """The label of every image of a source, by its bytes."""
     return {

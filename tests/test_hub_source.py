@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import ROOT, called
 from huggingface_hub import HfApi
-from photographs import CLASSES, encoded, photographs, pixels_of, write_folder
+from photographs import CLASSES, by_pixels, encoded, photographs, pixels_of, write_folder
 from PIL import Image
 
 from distilled_data.errors import SourceError, UsageError
@@ -19,9 +19,7 @@ from ncfm_engine.sources import hub, load_source
 from ncfm_engine.sources.reader import Damage, Record
 
 IMAGES, LABELS = photographs(6)
-EXPECTED = {
-    image.transpose(2, 0, 1).tobytes(): int(label) for image, label in zip(IMAGES, LABELS, strict=True)
-}
+EXPECTED = by_pixels(IMAGES, LABELS)
 
 
 def write(folder, columns=None, files: int = 2, **splits: slice):
@@ -87,7 +85,7 @@ def test_one_of_several_configurations_is_chosen_in_the_name(tmp_path):
     (folder / "README.md").write_text(f"---\n{json.dumps({'configs': configurations})}\n---\n")
     source = load_source(f"hf:{folder}:two")
     assert source.origin.id == "hf:flowers:two"
-    assert pixels_of(source).keys() == {image.transpose(2, 0, 1).tobytes() for image in IMAGES[8:]}
+    assert pixels_of(source) == by_pixels(IMAGES[8:], LABELS[8:])
 
 
 def test_of_several_splits_without_the_usual_name_one_has_to_be_chosen(tmp_path):
@@ -109,9 +107,8 @@ def test_splits_are_chosen_in_the_name(tmp_path):
     folder = write(tmp_path / "flowers", train=slice(8), test=slice(8, 16), extra=slice(16, None))
     source = load_source(f"hf:{folder}:default:train,extra")
     assert (source.origin.id, len(source.train), len(source.test)) == ("hf:flowers:default", 8, 8)
-    assert pixels_of(source).keys() == {
-        image.transpose(2, 0, 1).tobytes() for image in (*IMAGES[:8], *IMAGES[16:])
-    }
+    rows = [*range(8), *range(16, len(IMAGES))]
+    assert pixels_of(source) == by_pixels(IMAGES[rows], LABELS[rows])
     part = load_source(f"hf:{folder}::test[:100%]")
     assert len(part.train) + len(part.test) == 8
 

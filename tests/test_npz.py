@@ -5,7 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from photographs import CLASSES, photographs, pixels_of
+from photographs import CLASSES, by_pixels, photographs, pixels_of
 
 from distilled_data.errors import SourceError, UsageError
 from ncfm_engine.sources import load_source, npz
@@ -18,9 +18,7 @@ def save(path, save=np.savez, **arrays):
     return path
 
 
-EXPECTED = {
-    image.transpose(2, 0, 1).tobytes(): int(label) for image, label in zip(IMAGES, LABELS, strict=True)
-}
+EXPECTED = by_pixels(IMAGES, LABELS)
 
 
 @pytest.mark.parametrize(
