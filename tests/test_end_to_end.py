@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from commands import ROOT, TINY, called, distil
+from commands import ROOT, TINY, called
 from PIL import Image
 
 from distilled_data import DistilledDataset, DivergenceError, UsageError
@@ -256,13 +256,6 @@ def test_results_json_says_where_and_how_each_row_was_measured(finished):
     stages = ["loading", "pretraining", "distilling", "labelling", "evaluating"]
     assert list(rows[0]["stages"]) == stages
     assert all(cost["peak_memory_mib"] > 50 for cost in rows[0]["stages"].values())
-
-
-def test_the_same_command_in_another_process_gives_the_same_file(finished):
-    folder, _ = finished
-    result = distil(folder, "--dataset", "digits", "--ipc", "3", "--output", "same")
-    assert result.returncode == 0, result.stderr
-    assert (folder / "same" / ARTIFACT_FILE).read_bytes() == (folder / "out" / ARTIFACT_FILE).read_bytes()
 
 
 def test_another_seed_gives_another_file(finished, here):
@@ -568,15 +561,6 @@ def test_what_pretraining_cost_is_kept_when_it_is_stopped_and_hinders_nobody(her
             "loading",
             "pretraining",
         ]
-
-
-def test_resume_does_not_open_a_folder_that_holds_something_else(here, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "README.md").write_text("years of work")
-    status, _, error = here("distill_and_push.py", "--dataset", "digits", "--output", "out", "--resume")
-    assert status == 2
-    assert "is not empty" in error
-    assert (tmp_path / "out" / "README.md").read_text() == "years of work"
 
 
 def test_overwrite_replaces_the_set_and_keeps_other_files_and_peoples_words(here):
