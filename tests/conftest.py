@@ -26,7 +26,7 @@ from artifacts import make_artifact, make_folder
 from commands import ROOT, distil, flags
 from hub_server import LoopbackHub
 
-from distilled_data import Artifact, Metadata
+from distilled_data import Artifact, DistilledDataset, Metadata
 
 torch.set_num_threads(1)  # small work is faster so, and rounds like the commands that the tests start
 
@@ -126,6 +126,11 @@ def artifact() -> Artifact:
         labels={"kind": "logits", "temperature": 2.0},
     )
     return Artifact(images, metadata, logits)
+
+
+@pytest.fixture
+def data(artifact) -> DistilledDataset:
+    return DistilledDataset(artifact)
 
 
 @pytest.fixture

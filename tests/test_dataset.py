@@ -443,8 +443,7 @@ def test_tensors_that_make_no_set_are_refused(changes, message):
         DistilledDataset.from_tensors(**good | changes)
 
 
-def test_soft_targets_may_have_another_temperature(artifact):
-    data = DistilledDataset(artifact)
+def test_soft_targets_may_have_another_temperature(data):
     cold, warm = (data.with_labels("soft", temperature=t) for t in (0.5, 50.0))
     expected = (data.with_labels("logits")[:][1] / 0.5).softmax(1)
     torch.testing.assert_close(cold.soft_targets, expected)
@@ -641,8 +640,7 @@ def test_a_pickled_selection_holds_only_what_was_selected():
 # Batches, formats and parts
 
 
-def test_slices_lists_tensors_and_masks_give_stacked_batches(artifact):
-    data = DistilledDataset(artifact)
+def test_slices_lists_tensors_and_masks_give_stacked_batches(data):
     images, targets = data[1:4]
     assert images.shape == (3, 1, 6, 6)
     assert torch.equal(targets, data.soft_targets[1:4])
@@ -662,13 +660,13 @@ def test_slices_lists_tensors_and_masks_give_stacked_batches(artifact):
         *(torch.tensor([1.0]).bfloat16(), torch.ones(2, requires_grad=True)),
     ],
 )
-def test_an_index_that_names_no_samples_is_refused(artifact, index):
+def test_an_index_that_names_no_samples_is_refused(data, index):
     with pytest.raises(IndexError):
-        DistilledDataset(artifact)[index]
+        data[index]
 
 
-def test_samples_as_dicts_have_the_keys_asked_for_and_keep_them_in_parts(artifact):
-    data = DistilledDataset(artifact).with_format("dict", label_key="soft")
+def test_samples_as_dicts_have_the_keys_asked_for_and_keep_them_in_parts(data):
+    data = data.with_format("dict", label_key="soft")
     assert list(data[0]) == list(data[0:2]) == list(data.select(ipc=1)[0]) == ["pixel_values", "soft"]
     assert torch.equal(data[0:2]["soft"], data.soft_targets[:2])
     assert isinstance(data.with_format("tuple")[0], tuple)
@@ -678,22 +676,19 @@ def test_samples_as_dicts_have_the_keys_asked_for_and_keep_them_in_parts(artifac
         data.with_format("dict", "x", "x")
 
 
-def test_a_batch_of_transformed_samples_is_a_list_where_it_cannot_be_stacked(artifact):
-    data = DistilledDataset(artifact)
+def test_a_batch_of_transformed_samples_is_a_list_where_it_cannot_be_stacked(data):
     data.transform = lambda image: image
     images, targets = data[0:2]
     assert [image.size for image in images] == [(6, 6)] * 2
     assert targets.shape == (2, 4)
 
 
-def test_the_data_of_torchvision_is_height_width_channels(artifact):
-    data = DistilledDataset(artifact)
+def test_the_data_of_torchvision_is_height_width_channels(data):
     assert data.data.shape == (len(data), 6, 6, 1)
     assert np.array_equal(data.data[7, :, :, 0], data.images[7, 0].numpy())
 
 
-def test_a_split_parts_the_packed_images_of_every_class_and_loses_none(artifact):
-    data = DistilledDataset(artifact)
+def test_a_split_parts_the_packed_images_of_every_class_and_loses_none(data):
     one, two = data.split(0.34, seed=3)
     assert (one.ipc, two.ipc) == (1, 2)
     for label in range(4):
@@ -707,9 +702,9 @@ def test_a_split_parts_the_packed_images_of_every_class_and_loses_none(artifact)
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, 0.1, 0.9, float("nan")])
-def test_a_split_that_leaves_a_part_empty_is_refused(artifact, fraction):
+def test_a_split_that_leaves_a_part_empty_is_refused(data, fraction):
     with pytest.raises(UsageError, match="leaves one part empty"):
-        DistilledDataset(artifact).split(fraction)
+        data.split(fraction)
 
 
 def test_an_empty_selection_is_a_batch_of_no_samples(whole):

@@ -12,11 +12,6 @@ from distilled_data import DistilledDataset, UnknownNameError, UsageError
 from distilled_data.loader import Loader
 
 
-@pytest.fixture
-def data(artifact) -> DistilledDataset:
-    return DistilledDataset(artifact)
-
-
 def counting(samples: int = 10, **options) -> Loader:
     """Sample i is an image whose every pixel comes out as i, with the target 100 + i."""
     images = torch.arange(samples, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
