@@ -100,10 +100,7 @@ def rotate(image, angle):
     angle = math.radians((2 * angle - 1) * 15)
     return warp(
         image,
-        lambda y, x: (
-            y * math.cos(angle) - x * math.sin(angle),
-            x * math.cos(angle) + y * math.sin(angle),
-        ),
+        lambda y, x: (y * math.cos(angle) - x * math.sin(angle), x * math.cos(angle) + y * math.sin(angle)),
     )
 
 

@@ -151,11 +151,7 @@ def test_a_command_ends_with_the_status_of_its_error(monkeypatch, capsys, error,
 
 @pytest.mark.parametrize(
     "flags",
-    [
-        "",
-        "--revision v1 --private --default --force --endpoint http://hub",
-        "--gated manual --create-pr",
-    ],
+    ["", "--revision v1 --private --default --force --endpoint http://hub", "--gated manual --create-pr"],
 )
 def test_the_command_that_publishes_asks_for_what_was_asked_for(flags):
     parser = ArgumentParser()

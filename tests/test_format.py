@@ -20,14 +20,7 @@ from artifacts import make_artifact
 from children import context, received, start
 from safetensors.torch import save, save_file
 
-from distilled_data import (
-    Artifact,
-    FormatError,
-    Metadata,
-    NewerFormatError,
-    OutputError,
-    UsageError,
-)
+from distilled_data import Artifact, FormatError, Metadata, NewerFormatError, OutputError, UsageError
 from distilled_data import format as f
 from distilled_data.files import new_folder, replacing
 

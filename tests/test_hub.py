@@ -14,12 +14,7 @@ from PIL import Image, ImageDraw
 
 from distilled_data import Artifact, DistilledDataset, UsageError
 from distilled_data.decode import decode
-from distilled_data.format import (
-    ARTIFACT_FILE,
-    CARD_FILE,
-    FOLDER_FILES,
-    read_artifact,
-)
+from distilled_data.format import ARTIFACT_FILE, CARD_FILE, FOLDER_FILES, read_artifact
 from distilled_data.manifest import verify_folder
 from hub import complete_folder
 from hub.card import render_card, text_of

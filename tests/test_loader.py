@@ -90,13 +90,7 @@ def test_augmentation_differs_between_epochs_and_seeds(data):
 def test_augmentation_differs_between_batches_and_between_images_of_a_batch():
     images = torch.arange(64).to(torch.uint8).view(1, 1, 8, 8).repeat(4, 1, 1, 1)
     loader = Loader(
-        images,
-        torch.zeros(4),
-        mean=(0.1,),
-        std=(0.1,),
-        batch_size=2,
-        augment="color",
-        shuffle=False,
+        images, torch.zeros(4), mean=(0.1,), std=(0.1,), batch_size=2, augment="color", shuffle=False
     )
     augmented = epoch(loader)
     assert len(augmented.flatten(1).unique(dim=0)) == 4

@@ -285,9 +285,7 @@ def test_the_cache_does_not_depend_on_where_a_source_is_named_from(tmp_path, sha
 
 def test_a_test_split_without_a_usable_image_is_not_replaced_by_a_part_of_train(tmp_path, shards):
     write_shards(tmp_path / "shards", IMAGES[:4], LABELS[:4] + 100, shards=1, part="test")
-    with (
-        pytest.raises(SourceError, match="has no usable test image of 4 of its 4 classes"),
-    ):
+    with pytest.raises(SourceError, match="has no usable test image of 4 of its 4 classes"):
         prepare(ShardReader(shards), tmp_path / "store", workers=0, skip_damaged=True)
 
 

@@ -10,13 +10,7 @@ from commands import ROOT
 from torch.utils.data import DataLoader
 
 import distilled_data
-from distilled_data import (
-    DistilledDataset,
-    MissingExtraError,
-    UnknownNameError,
-    errors,
-    soft_cross_entropy,
-)
+from distilled_data import DistilledDataset, MissingExtraError, UnknownNameError, errors, soft_cross_entropy
 from distilled_data.loader import Loader
 from ncfm_engine.discrepancy import characteristic_function, ncfd
 from ncfm_engine.frequencies import SamplingNetwork
@@ -115,10 +109,7 @@ def test_an_error_comes_out_of_another_process_as_what_it_is(kind):
             "(self, batch_size=256, *, augment=None, mix=None, teacher=None, shuffle=True, "
             f"drop_last=False, seed=0, rank=0, world_size=1, loader_class={DataLoader!r}, **options)",
         ),
-        (
-            DistilledDataset.with_format,
-            "(self, format, image_key='pixel_values', label_key='labels')",
-        ),
+        (DistilledDataset.with_format, "(self, format, image_key='pixel_values', label_key='labels')"),
         (DistilledDataset.split, "(self, fraction, seed=0)"),
         (DistilledDataset.to_hf, "(self)"),
         (DistilledDataset.verify, "(self)"),

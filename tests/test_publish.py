@@ -305,8 +305,7 @@ def test_a_card_that_arrives_altered_is_fetched_again_and_never_published(loopba
 
 
 @pytest.mark.parametrize(
-    "call",
-    ["GET .*org/digits$", "/create", "/settings", "/preupload/", "PUT /lfs/", "/commit/", "/tag/"],
+    "call", ["GET .*org/digits$", "/create", "/settings", "/preupload/", "PUT /lfs/", "/commit/", "/tag/"]
 )
 @pytest.mark.parametrize(("kind", "value"), [("status", 503), ("status", 429), ("cut", 3)])
 def test_one_failure_of_any_call_is_got_over(loopback, options, folders, call, kind, value):

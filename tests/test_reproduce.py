@@ -401,10 +401,7 @@ def test_scores_compare_soft_labels_with_random_images_under_the_same():
         row("soft", 70, 50),
         row("soft", 40, 30, "ncfm without augmentation"),
     ]
-    expected = {
-        "lrs": label_robust_score(0.8, 0.6, 0.7, 0.5),
-        "ars": augmentation_robust_score(0.2, 0.1),
-    }
+    expected = {"lrs": label_robust_score(0.8, 0.6, 0.7, 0.5), "ars": augmentation_robust_score(0.2, 0.1)}
     found = scores(rows, "convnet")
     assert found == {name: pytest.approx(value, abs=1e-3) for name, value in expected.items()}
     # the labels that a set comes with are soft; hard ones alone tell neither

@@ -78,11 +78,7 @@ def main(arguments: argparse.Namespace) -> None:
         sources=sources(arguments.source),
         data=arguments.data,
         changes=settings(arguments.set),
-        options={
-            "cache": cache_folder(),
-            "device": arguments.device,
-            "compile": arguments.compile,
-        },
+        options={"cache": cache_folder(), "device": arguments.device, "compile": arguments.compile},
     )
     if arguments.dry_run:
         estimate(campaign, arguments.rate)
