@@ -417,33 +417,6 @@ def test_one_class_and_one_image_at_once_are_not_cut_further(play, monkeypatch):
         play(layout=Layout(1, 1))
 
 
-def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(play, tmp_path, monkeypatch):
-    def poison(self, images, step, real=module.MatchingStep.backward):
-        losses = real(self, images, step)
-        if step == 7:  # the loss is finite, and the checkpoint after this step is due
-            images.grad[1, 3, 0, 2, 5] = float("nan")
-        return losses
-
-    monkeypatch.setattr(module.MatchingStep, "backward", poison)
-    with pytest.raises(DivergenceError, match="an image of class 3 at step 8 is not finite"):
-        play(folder=tmp_path)
-    monkeypatch.undo()
-    assert load_checkpoint(tmp_path / CHECKPOINT_FILE, IDENTITY).progress["step"] == 4
-
-
-def test_a_sampling_network_that_is_not_finite_never_reaches_a_checkpoint(play, tmp_path, monkeypatch):
-    def poison(self, images, step, real=module.MatchingStep.backward):
-        losses = real(self, images, step)
-        if step == 7:
-            next(self.sampler.parameters()).grad[0] = float("nan")
-        return losses
-
-    monkeypatch.setattr(module.MatchingStep, "backward", poison)
-    with pytest.raises(DivergenceError, match="the sampling network at step 8 is not finite"):
-        play(folder=tmp_path)
-    assert load_checkpoint(tmp_path / CHECKPOINT_FILE, IDENTITY).progress["step"] == 4
-
-
 def test_a_row_that_was_cut_off_is_written_again(play, tmp_path):
     longer = dataclasses.replace(CONFIG, iterations=14)
     play(folder=tmp_path)
@@ -467,17 +440,26 @@ def test_metrics_that_cannot_be_written_are_an_output_error(play, tmp_path):
             play(folder=tmp_path)
 
 
-def test_a_loss_that_is_not_finite_names_step_and_class_and_keeps_the_last_checkpoint(
-    play, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("what", "poisoned", "at", "message"),
+    [
+        ("loss", (3,), 6, "the loss of class 3 at step 7 is not finite"),
+        ("image", (1, 3, 0, 2, 5), 7, "an image of class 3 at step 8 is not finite"),  # of a finite loss
+        ("psi", (0,), 7, "the sampling network at step 8 is not finite"),
+    ],
+)
+def test_what_is_not_finite_is_named_and_never_reaches_the_checkpoint_that_is_due(
+    play, tmp_path, monkeypatch, what, poisoned, at, message
 ):
     def poison(self, images, step, real=module.MatchingStep.backward):
         losses = real(self, images, step)
-        if step == 6:  # counted from zero
-            losses.discrepancy[3] = float("nan")
+        if step == at:  # counted from zero
+            psi = next(self.sampler.parameters()).grad
+            {"loss": losses.discrepancy, "image": images.grad, "psi": psi}[what][poisoned] = float("nan")
         return losses
 
     monkeypatch.setattr(module.MatchingStep, "backward", poison)
-    with pytest.raises(DivergenceError, match="the loss of class 3 at step 7 is not finite"):
+    with pytest.raises(DivergenceError, match=message):
         play(folder=tmp_path)
     monkeypatch.undo()
     assert metrics(tmp_path) == []
