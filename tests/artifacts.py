@@ -38,3 +38,10 @@ def make_folder(folder, artifact):
     write_artifact(folder / ARTIFACT_FILE, artifact)
     complete_folder(folder)
     return folder
+
+
+def flip(path, offset=-1):
+    """Another bit in the byte at `offset` of a file."""
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from artifacts import make_artifact
+from artifacts import flip, make_artifact
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
@@ -483,9 +483,7 @@ def test_an_untouched_folder_verifies_also_through_a_part_of_it(whole):
 
 @pytest.mark.parametrize("name", [f.ARTIFACT_FILE, f.PREVIEW_FILE])
 def test_an_altered_file_fails_verification(whole, folder, name):
-    content = bytearray((folder / name).read_bytes())
-    content[-1] ^= 1
-    (folder / name).write_bytes(content)
+    flip(folder / name)
     with pytest.raises(IntegrityError, match=f"{name} is not the file that was published"):
         whole.verify()
 

@@ -8,7 +8,7 @@ import sys
 import tomllib
 
 import pytest
-from artifacts import make_artifact, make_folder
+from artifacts import flip, make_artifact, make_folder
 from huggingface_hub import constants
 
 from distilled_data import (
@@ -218,7 +218,7 @@ def test_verify_finds_damage_and_sync_repairs_it(loopback, push, run, tmp_path):
     run("lock", REPO)
     [path] = (tmp_path / "hub").rglob(f"snapshots/*/{ARTIFACT_FILE}")
     content = path.read_bytes()
-    path.resolve().write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    flip(path.resolve())
     with pytest.raises(IntegrityError):
         run("verify")
     run("sync")

@@ -5,6 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from artifacts import flip
 from photographs import CLASSES, by_pixels, photographs, pixels_of
 
 from distilled_data.errors import SourceError, UsageError
@@ -133,9 +134,7 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path, content):
 
 def test_a_file_with_damaged_bytes_is_refused(tmp_path):
     path = save(tmp_path / "a.npz", images=IMAGES, labels=LABELS)
-    content = bytearray(path.read_bytes())
-    content[2000] ^= 1
-    path.write_bytes(content)
+    flip(path, 2000)
     with pytest.raises(SourceError, match=r"a\.npz, array images: .*CRC"):
         load_source(f"npz:{path}")
 

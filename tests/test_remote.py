@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from artifacts import make_artifact, make_folder
+from artifacts import flip, make_artifact, make_folder
 from hub_server import LoopbackHub
 from huggingface_hub import HfApi, constants, get_session
 
@@ -78,12 +78,6 @@ def in_hash(manifest: bytes) -> int:
     return manifest.index(b'"sha256"', manifest.index(ARTIFACT_FILE.encode())) + 20
 
 
-def damage(path: Path, offset: int = -1) -> None:
-    content = bytearray(path.read_bytes())
-    content[offset] ^= 1
-    path.write_bytes(content)
-
-
 # What is loaded
 
 
@@ -121,7 +115,7 @@ def test_a_warm_cache_asks_once_for_a_branch_and_never_for_a_commit_but_verifies
     hub.requests.clear()
     load(revision=data.revision)
     assert hub.requests == []
-    damage(cached(ARTIFACT_FILE, tmp_path))
+    flip(cached(ARTIFACT_FILE, tmp_path))
     assert equal(load(revision=data.revision), data)  # fetched anew
 
 
@@ -149,7 +143,7 @@ def test_a_file_that_changes_between_its_verification_and_its_reading_is_refused
     read = manifest.read_artifact
 
     def damaged(path, **arguments):
-        damage(path)
+        flip(path)
         return read(path, **arguments)
 
     monkeypatch.setattr(manifest, "read_artifact", damaged)
@@ -206,7 +200,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(load, tmp_path, name, harm
     path = cached(name, tmp_path)
     content = path.read_bytes()
     if harm == "flip":
-        damage(path, in_hash(content) if name == MANIFEST_FILE else -1)
+        flip(path, in_hash(content) if name == MANIFEST_FILE else -1)
     else:
         path.write_bytes(content[: len(content) // 2] if harm == "truncate" else b"")
     assert equal(load(revision=data.revision), data)
@@ -221,7 +215,7 @@ def test_a_damaged_file_in_a_cache_without_links_is_fetched_again(hub, load, tmp
     [path] = copied.rglob(f"snapshots/*/{name}")
     content = path.read_bytes()
     assert not path.is_symlink()
-    damage(path, in_hash(content) if name == MANIFEST_FILE else -1)
+    flip(path, in_hash(content) if name == MANIFEST_FILE else -1)
     shutil.rmtree(copied / "datasets--org--digits" / "blobs")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", True)
     hub.fault("HEAD ", "status", 403, times=1)
@@ -272,7 +266,7 @@ def test_a_branch_that_is_fetched_again_leaves_older_commits_as_they_are(hub, lo
 
 def test_after_a_repair_nothing_else_is_downloaded_again(hub, load, tmp_path):
     load()
-    damage(cached(MANIFEST_FILE, tmp_path))
+    flip(cached(MANIFEST_FILE, tmp_path))
     repository = Repository(REPO, endpoint=hub.url, cache_dir=tmp_path / "hub")
     assert repository.names() == [""]
     hub.requests.clear()
@@ -282,7 +276,7 @@ def test_after_a_repair_nothing_else_is_downloaded_again(hub, load, tmp_path):
 
 def test_damage_in_a_cache_that_cannot_be_written_is_named(load, tmp_path):
     data = load()
-    damage(cached(ARTIFACT_FILE, tmp_path))
+    flip(cached(ARTIFACT_FILE, tmp_path))
     shutil.rmtree(tmp_path / "hub" / ".locks")
     (tmp_path / "hub" / ".locks").write_text("in the way")
     with pytest.raises(IntegrityError, match=r"not the file that was published.*could not be fetched again"):
@@ -291,7 +285,7 @@ def test_damage_in_a_cache_that_cannot_be_written_is_named(load, tmp_path):
 
 def test_a_damaged_cache_is_refused_offline_and_left_for_later(load, tmp_path):
     data = load()
-    damage(cached(ARTIFACT_FILE, tmp_path))
+    flip(cached(ARTIFACT_FILE, tmp_path))
     with pytest.raises(IntegrityError, match="not the file that was published"):
         load(local_files_only=True)
     assert equal(load(), data)
@@ -348,10 +342,10 @@ def test_a_failing_hub_is_tried_again_and_then_named(hub, load, route, kind, val
 
 def test_a_hub_that_fails_while_a_damaged_file_is_repaired_leaves_the_damage_named(hub, load, tmp_path):
     data = load()
-    damage(cached(ARTIFACT_FILE, tmp_path))
+    flip(cached(ARTIFACT_FILE, tmp_path))
     hub.fault("HEAD ", "status", 503)  # once: tried again
     assert equal(load(revision=data.revision), data)
-    damage(cached(ARTIFACT_FILE, tmp_path))
+    flip(cached(ARTIFACT_FILE, tmp_path))
     hub.fault("HEAD ", "status", 503, times=99)
     with pytest.raises(IntegrityError, match=r"not the file that was published.*could not be fetched again"):
         load(revision=data.revision)
@@ -619,7 +613,7 @@ def test_the_tensors_of_a_whole_set_are_the_memory_that_was_hashed(load, monkeyp
 
     def damaged(path, **arguments):
         before = path.stat()
-        damage(path)
+        flip(path)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # nothing shows it but the bytes
         return read(path, **arguments)
 

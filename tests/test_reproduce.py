@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from artifacts import flip
 from commands import ROOT, TINY
 
 from distilled_data import CheckpointError, DistilledDataset, UsageError
@@ -290,8 +291,7 @@ def test_sets_of_other_real_images_are_not_taken_for_these(copied, tmp_path):
 
 def test_a_damaged_artifact_is_made_again_from_its_checkpoint(copied):
     path = copied / "work" / "digits-ipc1" / "distilled.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    flip(path)
     make(copied, stages=(campaign.DISTIL,))
     assert (
         DistilledDataset.from_folder(path.parent).content_hash == summary(copied)["rows"][0]["content_hash"]

@@ -13,6 +13,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from artifacts import flip
 from photographs import CLASSES, by_pixels, encoded, photographs, pixels_of, write_shards, write_tar
 
 from distilled_data.errors import MissingExtraError, SourceError, UsageError
@@ -304,10 +305,7 @@ def test_a_compressed_shard_is_read_and_cut_it_is_named(tmp_path):
 
 def test_a_damaged_header_in_the_middle_is_not_taken_for_the_end(tmp_path):
     path = write_tar(tmp_path / "a.tar", [file for key in range(4) for file in sample(str(key), key)])
-    content = bytearray(path.read_bytes())
-    place = content.index(b"2.png")
-    content[place] ^= 1  # its checksum no longer holds
-    path.write_bytes(content)
+    flip(path, path.read_bytes().index(b"2.png"))  # its checksum no longer holds
     assert [type(found) for found in read(path)] == [Record, Damage]  # the one before may lack a part
     assert "bad checksum" in read(path)[-1].reason
 

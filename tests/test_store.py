@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from artifacts import flip
 from commands import ROOT
 from photographs import CLASSES, photographs
 from safetensors import safe_open
@@ -202,10 +203,7 @@ print(read() - before, images.nbytes)
 
 def test_a_changed_pixel_is_found_by_verifying(folder):
     assert verify_store(folder) == 40
-    path = folder / "train-00000.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
+    flip(folder / "train-00000.safetensors", -5)
     with pytest.raises(IntegrityError, match="image 31 of train is not the one that was prepared"):
         verify_store(folder)
 
@@ -228,11 +226,9 @@ def test_what_changed_places_is_found_by_verifying(folder, name):
 
 def test_a_changed_digest_is_found_by_opening(folder):
     path = folder / "train-00000.safetensors"
-    content = bytearray(path.read_bytes())
     with safe_open(path, "np") as file:
-        place = content.index(file.get_tensor("digests")[3].tobytes())
-    content[place] ^= 1
-    path.write_bytes(content)
+        place = path.read_bytes().index(file.get_tensor("digests")[3].tobytes())
+    flip(path, place)
     with pytest.raises(IntegrityError, match=r"the files make up .*; index\.json says "):
         open_store(folder)
 
