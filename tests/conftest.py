@@ -12,6 +12,7 @@ from types import SimpleNamespace
 # Read by the libraries when they are imported. Nothing listens on port 9; a test that needs a Hub starts it.
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="distilled-data-tests-")
+os.environ["XDG_CACHE_HOME"] = os.environ["HF_HOME"]  # until a test has a cache of its own
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"

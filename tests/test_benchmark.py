@@ -166,7 +166,6 @@ def test_a_loop_with_another_alpha_does_not_agree(tool):
         ("--pretrain 20", "--pretrain 20: expected MxE"),
         ("--variant fast", "--variant fast: expected NAME=FIELD=VALUE"),
         ("--variant fast=step.speed=2", "step.speed=2: of the step, only"),
-        ("--classes 0", "--classes must be 1 or more"),
     ],
 )
 def test_a_wrong_flag_is_refused_before_anything_is_measured(tool, words, message, monkeypatch):

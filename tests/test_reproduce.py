@@ -575,6 +575,11 @@ def cells(table: str) -> dict[tuple[str, str], str]:
     }
 
 
+def test_pages_are_not_made_of_one_table(here):
+    status, _, error = here("reproduce.py", "small", "--readme")
+    assert (status, "expected no table, got small" in " ".join(error.split())) == (2, True)
+
+
 @pytest.mark.parametrize("name", readme.PAGES)
 def test_a_page_has_no_gaps_and_its_links_lead_somewhere(name):
     page = ROOT / name

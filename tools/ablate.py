@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import DATA, add_distilling_flags, alone, command_parser, json_file, run_command, settings
+from command_line import (
+    DATA,
+    add_distilling_flags,
+    alone,
+    command_parser,
+    json_file,
+    positive,
+    run_command,
+    settings,
+)
 
 from distilled_data import UsageError
 from distilled_data.files import make_folder
@@ -43,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dataset", help="the real images, where the preset names none: folder:PATH, ...")
     add("--data", type=Path, help=DATA)
     add("--ipc", type=int, help="packed images per class (default: as the preset says)")
-    add("--seeds", type=int, default=3, help="distillations per variant (default: 3)")
+    add("--seeds", type=positive, default=3, help="distillations per variant (default: 3)")
     add("--output", type=json_file, help="default: reproduced/results/study-STUDY-PRESET-ipcN.json")
     work = Path("reproduced/studies")
     add("--work", type=Path, default=work, help=f"where unfinished runs lie (default: {work})")
@@ -72,8 +81,8 @@ def main(arguments: argparse.Namespace) -> None:
     output = arguments.output or RESULTS / name
     variants = study(arguments.study, recipe)
     chosen = [name for name in variants if not arguments.only or any(t in name for t in arguments.only)]
-    if not chosen or arguments.seeds < 1:
-        raise UsageError(f"nothing to do with --only {arguments.only} and --seeds {arguments.seeds}")
+    if not chosen:
+        raise UsageError(f"no variant's name holds what --only says; they are {', '.join(variants)}")
     make_folder(output.parent)
     with alone(output), StopRequest(arguments.time_budget) as stop, Bars() as bars:
         source = open_source(plan, stop=stop, report=bars)
@@ -98,7 +107,10 @@ def main(arguments: argparse.Namespace) -> None:
     print(f"written to {output}")
     if arguments.plot:
         curves = {name: findings[name].curves for name in chosen if findings[name].curves}
-        plot_variants(curves, output.with_suffix(".png"))
+        if curves:
+            plot_variants(curves, output.with_suffix(".png"))
+        else:
+            print("no plot: nothing was distilled, so there are no losses to draw")
 
 
 def in_order(findings: dict[str, Finding], names: list[str]) -> list[Finding]:

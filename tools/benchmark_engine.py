@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import DATA, command_parser, duration, json_file, run_command, settings, size
+from command_line import DATA, command_parser, duration, json_file, positive, run_command, settings, size
 
 from distilled_data import UsageError
 from distilled_data.files import write_file, write_json
@@ -51,12 +51,12 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--dataset", help="real images, for instance cifar10 or cifar100 (default: random ones)")
     add("--data", type=Path, help=DATA)
-    add("--classes", type=int, default=10, help="of random images (default: 10)")
-    add("--size", type=int, default=32, help="side of random images in pixels (default: 32)")
-    add("--real-images", type=int, default=1024, help="per class and step (default: 1024)")
+    add("--classes", type=positive, default=10, help="of random images (default: 10)")
+    add("--size", type=positive, default=32, help="side of random images in pixels (default: 32)")
+    add("--real-images", type=positive, default=1024, help="per class and step (default: 1024)")
     add("--ipc", type=int, nargs="+", default=[10], help="packed images per class, one or more (default: 10)")
-    add("--frequencies", type=int, default=1024, help="T (default: 1024)")
-    add("--width", type=int, default=128, help="of the ConvNet (default: 128)")
+    add("--frequencies", type=positive, default=1024, help="T (default: 1024)")
+    add("--width", type=positive, default=128, help="of the ConvNet (default: 128)")
     add(
         "--depth",
         default="auto",
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     add("--memory", type=size, metavar="2GiB", help="what one step of the engine may take (default: all)")
     add("--reference", type=Path, metavar="CHECKOUT", help="of github.com/gszfwsb/NCFM, as a contender")
     add("--without", action="append", default=[], choices=["engine", "loop"], help="leave a contender out")
-    add("--rounds", type=int, default=5, help="turns of every contender (default: 5)")
+    add("--rounds", type=positive, default=5, help="turns of every contender (default: 5)")
     add("--turn", type=duration, default=5.0, metavar="5s", help="length of a turn (default: 5s)")
     add(
         "--growth",
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     add("--profile", action="store_true", help="shares of time, and the arithmetic limit of the device")
     add("--pretrain", metavar="MxE", help="time of training M networks for E epochs")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    add("--threads", type=int, help="of torch on the CPU (default: its own choice)")
+    add("--threads", type=positive, help="of torch on the CPU (default: its own choice)")
     add("--no-tf32", action="store_true", help="exact float32 on a GPU")
     add("--output", type=json_file, help="JSON file (default: tools/results/benchmark-DATE-DEVICE.json)")
     return parser
@@ -138,9 +138,6 @@ def setup_of(arguments: argparse.Namespace) -> Setup:
         "distill.frequencies": arguments.frequencies,
         "distill.real_features": "fresh",  # the published algorithm; --variant for the rest
     }
-    for name in ("classes", "size", "rounds"):
-        if getattr(arguments, name) < 1:
-            raise UsageError(f"--{name} must be 1 or more, got {getattr(arguments, name)}")
     setup = Setup(
         Recipe().replace(fields),
         dataset=arguments.dataset,

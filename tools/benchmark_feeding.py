@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import command_parser, json_file, run_command
+from command_line import command_parser, count, json_file, positive, run_command
 
 from distilled_data import DistilledDataset
 from distilled_data.files import write_json
@@ -61,10 +61,10 @@ IMPORT = "import time, torch; start = time.perf_counter(); import {}; print(time
 def parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add("--images", type=int, default=5000, help="of 3 x 32 x 32 (default: 5000)")
-    add("--batch-size", type=int, default=256, help="images (default: 256)")
-    add("--workers", type=int, default=2, help="worker processes where there are any (default: 2)")
-    add("--rounds", type=int, default=5, help="turns of every contender (default: 5)")
+    add("--images", type=positive, default=5000, help="of 3 x 32 x 32 (default: 5000)")
+    add("--batch-size", type=positive, default=256, help="images (default: 256)")
+    add("--workers", type=count, default=2, help="worker processes where there are any (default: 2)")
+    add("--rounds", type=positive, default=5, help="turns of every contender (default: 5)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     add("--output", type=json_file, help="write the seconds to this JSON file")
     return parser
@@ -117,7 +117,7 @@ def epoch_of(feed: Iterable[Any], images: int) -> Callable[[], Measured]:
 
 def wait_for(device: torch.device | str) -> None:
     if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def fresh(code: str, *arguments: str) -> Callable[[], Measured]:

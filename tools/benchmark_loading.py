@@ -17,7 +17,7 @@ from pathlib import Path
 os.environ["HF_HUB_DISABLE_XET"] = "1"  # read when huggingface_hub is imported; the loopback Hub has none
 
 import torch
-from command_line import command_parser, json_file, run_command
+from command_line import command_parser, json_file, positive, run_command
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("--megabytes", type=float, nargs="+", default=[1.5, 150.0], help="sizes (default: 1.5 150)")
-    add("--rounds", type=int, default=10, help="turns of every contender (default: 10)")
+    add("--rounds", type=positive, default=10, help="turns of every contender (default: 10)")
     add("--output", type=json_file, help="write the seconds to this JSON file")
     return parser
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from command_line import command_parser, json_file, run_command
+from command_line import command_parser, count, json_file, positive, run_command
 
 from distilled_data.files import write_json
 from ncfm_engine.provenance import provenance
@@ -28,13 +28,13 @@ from tools.benchmark.preparing import bare, make_source, peak_memory, sampling_r
 def parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add("--classes", type=int, default=1000, help="of the images (default: 1000)")
-    add("--per-class", type=int, default=300, help="images (default: 300)")
-    add("--pixels", type=int, default=64, help="sides of an image (default: 64)")
-    add("--size", type=int, help="resize to this while preparing (default: not)")
-    add("--shards", type=int, default=100, help="files (default: 100)")
-    add("--workers", type=int, default=2, help="processes that decode (default: 2)")
-    add("--rounds", type=int, default=1, help="turns of every contender (default: 1)")
+    add("--classes", type=positive, default=1000, help="of the images (default: 1000)")
+    add("--per-class", type=positive, default=300, help="images (default: 300)")
+    add("--pixels", type=positive, default=64, help="sides of an image (default: 64)")
+    add("--size", type=positive, help="resize to this while preparing (default: not)")
+    add("--shards", type=positive, default=100, help="files (default: 100)")
+    add("--workers", type=count, default=2, help="processes that decode (default: 2)")
+    add("--rounds", type=positive, default=1, help="turns of every contender (default: 1)")
     add("--folder", type=Path, help="where the source is kept between runs (default: nowhere)")
     add("--output", type=json_file, help="write the figures to this JSON file")
     return parser

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from command_line import add_source_flags, command_parser, json_file, reading, run_command, settings
+from command_line import add_source_flags, command_parser, json_file, positive, reading, run_command, settings
 
 from distilled_data import DistilledDataset
 from distilled_data.files import write_json
@@ -63,11 +63,11 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("folder", nargs="?", type=Path, default=DIGITS, help="artifact (default: the committed digits)")
     add("--axis", action="append", default=[], metavar="NAME=A,B", help="other values of an axis of the grid")
-    add("--candidates", type=int, default=8, help="architectures (default: 8)")
-    add("--networks", type=int, default=4, help="of each architecture (default: 4)")
-    add("--epochs", type=int, default=20, help="over the distilled images (default: 20)")
-    add("--jobs", type=int, help="processes (default: one for each core; 4 on a GPU)")
-    add("--rounds", type=int, default=3, help="turns of every contender (default: 3)")
+    add("--candidates", type=positive, default=8, help="architectures (default: 8)")
+    add("--networks", type=positive, default=4, help="of each architecture (default: 4)")
+    add("--epochs", type=positive, default=20, help="over the distilled images (default: 20)")
+    add("--jobs", type=positive, help="processes (default: one for each core; 4 on a GPU)")
+    add("--rounds", type=positive, default=3, help="turns of every contender (default: 3)")
     add("--dataset", help="the real images, where the set does not name them itself: folder:PATH, ...")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     add("--output", type=json_file, help="write the measurements to this JSON file")

@@ -113,6 +113,12 @@ def count(text: str) -> int:
     return int(text)
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 1 or more")
+    return int(text)
+
+
 def reading(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("data", "size", "fit", "channels", "classes", "label_column", "skip_damaged", "workers")
     flags = {name: getattr(arguments, name) for name in names}

@@ -63,6 +63,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> None:
     if arguments.readme:
+        if arguments.table:
+            raise UsageError(
+                f"--readme makes the tables of tools/results; expected no table, got {arguments.table}"
+            )
         for path in update(ROOT):
             print(path.relative_to(ROOT))
         return

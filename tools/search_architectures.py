@@ -22,7 +22,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from command_line import add_set_flags, command_parser, load, reading, run_command, settings
+from command_line import (
+    add_set_flags,
+    command_parser,
+    load,
+    positive,
+    reading,
+    refuse_torchrun,
+    run_command,
+    settings,
+)
 from filelock import FileLock
 
 from distilled_data import CheckpointError, DistilledDataError, DistilledDataset, UsageError
@@ -59,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "--axis", action="append", default=[], metavar="NAME=A,B", help="other values of an axis of the space"
     )
     add("--strategy", choices=STRATEGIES, default="exhaustive", help="way to search (default: exhaustive)")
-    add("--candidates", type=int, metavar="N", help="draw this many (default: all; random: 100)")
+    add("--candidates", type=positive, metavar="N", help="draw this many (default: all; random: 100)")
     add(
         "--truth-of",
         type=Path,
@@ -77,13 +86,12 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the draw and of the trainings (default: 0)")
     add("--output", type=Path, help="folder of the results (default: searches/SET-HASH-SPACE...)")
     add("--storage", metavar="URL", help="database of the trials (default: sqlite, in the output folder)")
-    add("--jobs", type=int, help="processes (default: one for each core; 4 on a GPU)")
+    add("--jobs", type=positive, help="processes (default: one for each core; 4 on a GPU)")
     return parser
 
 
 def main(arguments: argparse.Namespace) -> None:
-    if any(number is not None and number < 1 for number in (arguments.jobs, arguments.candidates)):
-        raise UsageError("--jobs and --candidates must be 1 or more")
+    refuse_torchrun()
     if arguments.seed < 0:
         raise UsageError(f"--seed must be 0 or more, got {arguments.seed}")
     device = resolve_device(arguments.device)
