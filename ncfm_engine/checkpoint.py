@@ -54,7 +54,7 @@ def save_checkpoint(
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     head = {"format": FORMAT, "identity": dict(identity), "progress": dict(progress)}
     head["sha256"] = _digest(head, stored)
-    content = save(stored, {"checkpoint": json.dumps(head, sort_keys=True)})
+    content = save(stored, {"checkpoint": json.dumps(head)})
     if _is_whole(path):  # a damaged one must not replace the one before it
         _keep(path)
     write_file(path, content)
