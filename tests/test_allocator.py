@@ -3,6 +3,7 @@
 import platform
 import resource
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from ncfm_engine.costs import Costs
 
 LIBRARY, VERSION = platform.libc_ver()
 NEW = LIBRARY == "glibc" and tuple(map(int, VERSION.split("."))) >= (2, 35)
-pytestmark = pytest.mark.skipif(not NEW, reason="only glibc keeps blocks, and such large ones since 2.35")
 SIZE = 100 * 2**20
 
 
@@ -47,7 +47,29 @@ def check_peaks() -> None:
         sys.exit(f"the small stage is said to take {small} MiB, the one that took 100 more {large}")
 
 
+@pytest.mark.skipif(not NEW, reason="only glibc keeps blocks, and such large ones since 2.35")
 @pytest.mark.parametrize("check", [check_faults, check_peaks])
 def test_freed_memory_is_kept_within_a_stage(check, tmp_path):
     process = start(check, output=tmp_path / "said")
     assert finish(process) == 0, (tmp_path / "said").read_text()
+
+
+def test_an_older_glibc_keeps_blocks_as_large_as_it_can(monkeypatch):
+    taken = {}
+
+    def mallopt(option, value):
+        return value <= (2**25 if option == -3 else 2**30) and not taken.update({option: value})
+
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    keep_freed()
+    assert taken == {-3: 2**25, -1: 2**30}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+
+
+@pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
+def test_another_c_library_is_left_alone(monkeypatch, error):
+    def refuse(_):
+        raise error
+
+    monkeypatch.setattr("ctypes.CDLL", refuse)
+    keep_freed()
+    give_back()
