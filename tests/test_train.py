@@ -378,11 +378,15 @@ def test_weights_that_require_no_gradient_stay_what_each_network_has(loader):
     assert torch.equal(stacked.buffers[name], frozen)
 
 
-@pytest.mark.parametrize(("steps", "tuned"), [(TUNED_FROM - 1, False), (TUNED_FROM, True)])
-def test_convolutions_are_tuned_where_the_steps_are_enough(steps, tuned):
-    before = torch.backends.cudnn.benchmark
-    with tuned_convolutions(steps):
+@pytest.mark.parametrize(
+    ("before", "steps", "tuned"),
+    [(False, TUNED_FROM - 1, False), (False, TUNED_FROM, True), (True, 1, True)],
+)
+def test_convolutions_are_tuned_where_the_steps_are_enough(monkeypatch, before, steps, tuned):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
+    with contextlib.suppress(Stopped), tuned_convolutions(steps):
         assert torch.backends.cudnn.benchmark is tuned
+        raise Stopped
     assert torch.backends.cudnn.benchmark is before
 
 
