@@ -62,7 +62,7 @@ def read_lock(path: str | Path) -> dict[str, LockedRepository]:
         ) from error
     except OSError as error:
         raise LockError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise LockError(
             f"{path} is not a lock file of version {LOCK_VERSION}: {error!r:.200}. Restore it from version "
             "control, or delete it and lock again."

@@ -80,6 +80,7 @@ def test_locks_come_back_as_they_were_written_and_equal_ones_are_equal_bytes(tmp
         "version = 1\n" + ENTRY_TEXT.format('{path="x", size="1", sha256="SHA"}').replace("SHA", "0" * 64),
         "version = 1\n" + ENTRY_TEXT.format('{path="x", size=1, sha256="ABC"}'),
         'version = 1\n[[repository]]\nid = 3\ncommit = "' + "a" * 40 + '"\nfiles = []',
+        "version = 1\n" + ENTRY_TEXT.format("").replace("id", "revision = 3\nid"),
     ],
 )  # fmt: skip
 def test_what_is_no_lock_file_is_refused_and_a_merge_conflict_too(tmp_path, text):
@@ -130,7 +131,7 @@ def test_the_lock_holds_commit_sizes_and_hashes_of_what_is_loaded(loopback, push
 def test_a_locked_load_gives_the_locked_set_whatever_is_published_since(loopback, push, run, tmp_path):
     run("lock", REPO)
     push(1)
-    locked = load(loopback, tmp_path, lock=tmp_path / "distilled.lock")
+    locked = load(loopback, tmp_path, lock=str(tmp_path / "distilled.lock"))
     assert (locked.ipc, load(loopback, tmp_path, ipc=1).ipc) == (2, 1)
     assert locked.revision != loopback.head(REPO).oid
     loopback.requests.clear()
