@@ -7,9 +7,9 @@ import contextlib
 import hashlib
 import operator
 import random
-import sys
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 
@@ -34,12 +34,11 @@ def seeded(
 
 @contextlib.contextmanager
 def seeded_with(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Within it torch's own generators, of the CPU and of `device`, and those of Python and, if it is
-    imported, numpy start at `seed`. Afterwards they are as they were before.
+    """Within it torch's own generators, of the CPU and of `device`, and those of Python and numpy start at
+    `seed`. Afterwards they are as they were before.
     """
-    device, numpy, before = torch.device(device), sys.modules.get("numpy"), random.getstate()
+    device, before, theirs = torch.device(device), random.getstate(), np.random.get_state()
     gpus = [device] if device.type == "cuda" else []
-    theirs = numpy and numpy.random.get_state()
     try:
         with torch.random.fork_rng(gpus):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach all GPUs
@@ -47,10 +46,8 @@ def seeded_with(seed: int, device: torch.device | str = "cpu") -> Iterator[None]
                 with torch.cuda.device(gpu):
                     torch.cuda.manual_seed(seed)
             random.seed(seed)
-            if numpy:
-                numpy.random.seed(seed % 2**32)
+            np.random.seed(seed % 2**32)
             yield
     finally:
         random.setstate(before)
-        if numpy:
-            numpy.random.set_state(theirs)
+        np.random.set_state(theirs)
