@@ -41,7 +41,7 @@ class Ranks:
 
     def all_reduce(self, *tensors: Tensor) -> None:
         """Replace each tensor by its sum over the processes, in one message."""
-        if self.count == 1 or not tensors:
+        if self.count == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         try:
