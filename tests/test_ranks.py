@@ -151,3 +151,6 @@ def test_a_rendezvous_that_nobody_answers_is_an_error_that_names_the_place(monke
     expected = r"process 1 of 2 did not meet the others at 127\.0\.0\.1:9 within 1 s"
     with pytest.raises(RankError, match=expected), join("cpu"):
         pass
+    monkeypatch.delenv("MASTER_PORT")
+    with pytest.raises(RankError, match="environment variable MASTER_PORT expected"), join("cpu"):
+        pass
