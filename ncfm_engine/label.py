@@ -27,7 +27,6 @@ class Ensemble(nn.Module):
         return total / len(self.members)
 
 
-@torch.no_grad()
 def label(images: Tensor, pool: FeaturePool, source: Source, *, factor: int, device: str) -> Tensor:
     """Teacher logits float16 [ipc, C, factor**2, C] of packed uint8 images [ipc, C, channels, H, W].
 
