@@ -11,6 +11,8 @@ import torch
 from commands import TINY
 from filelock import FileLock
 
+from distilled_data.decode import decode
+from distilled_data.randomness import seed_at
 from ncfm_engine.config import Recipe
 from ncfm_engine.plan import make_plan
 from ncfm_engine.report import silent
@@ -209,14 +211,15 @@ def test_labels_and_rounding_are_measured_on_the_images_that_are_there(here, tmp
 @pytest.fixture
 def laboratory(digits, tmp_path, monkeypatch):
     """Of a tiny recipe with changes; `seen` has how each network was trained, on what, in how many steps;
-    `images` these themselves.
+    `loaders` what gave these.
     """
-    seen, images = [], []
+    seen, loaders = [], []
 
     def train(loader, epochs, source, config, network, seed, checks, **options):
         labels = "soft" if loader.targets.is_floating_point() else "hard"
         seen.append((labels, loader.images.dtype, len(loader.images), epochs * len(loader)))
-        images.append(loader.images)
+        loaders.append(loader)
+        assert loader.seed == seed
         return 50.0, 50.0
 
     monkeypatch.setattr(runs, "train_and_test", train)
@@ -227,7 +230,7 @@ def laboratory(digits, tmp_path, monkeypatch):
         plan = make_plan(dataset="digits", ipc=4, changes=settings | changes, **options)
         return runs.Laboratory(plan, digits, tmp_path / "work", StopRequest(), silent)
 
-    make.seen, make.images = seen, images
+    make.seen, make.loaders = seen, loaders
     return make
 
 
@@ -253,10 +256,24 @@ def test_every_variant_is_trained_on_its_own_images_in_as_many_steps(laboratory)
         ("soft", torch.uint8, 40, steps),
         ("soft", torch.uint8, 40, steps),
     ]
-    stored, exact, random, first = laboratory.images[:4]
+    stored, exact, random, first = (loader.images for loader in laboratory.loaders[:4])
     assert 0 < (exact - stored).abs().max() <= 0.501
     assert torch.equal(first, stored[:10])
     assert not torch.equal(random, stored)
+
+
+def test_images_are_decoded_normalised_and_labelled_as_those_of_an_artifact(laboratory, digits):
+    changes = {"distill.factor": "2", "label.temperature": "0.01", "evaluate.augment": "flip"}
+    made = laboratory(**changes, **{"evaluate.labels": "soft"})
+    made.run(Variant(), 1)
+    made.run(Variant(images="random"), 1)
+    for factor, loader in zip((2, 1), laboratory.loaders, strict=True):
+        assert (loader.augment, loader.seed) == ("flip", seed_at(0, 1))
+        loader.augment, loader.shuffle = None, False
+        images, targets = next(iter(loader))
+        views = decode(loader.images.float() / 255, factor).flatten(0, 1)[:10]
+        assert torch.allclose(images, (views - digits.mean[0]) / digits.std[0], atol=1e-5)
+        assert targets.max(1).values.mean() > 0.5  # at temperature 1 the teacher is not sure at all
 
 
 def test_what_was_distilled_with_other_networks_is_not_used(laboratory, tmp_path):
