@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from commands import TINY
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from distilled_data.decode import decode
 from distilled_data.randomness import seed_at
@@ -211,26 +211,30 @@ def test_labels_and_rounding_are_measured_on_the_images_that_are_there(here, tmp
 @pytest.fixture
 def laboratory(digits, tmp_path, monkeypatch):
     """Of a tiny recipe with changes; `seen` has how each network was trained, on what, in how many steps;
-    `loaders` what gave these.
+    `loaders` what gave these, `paths` where its progress lies.
     """
-    seen, loaders = [], []
+    seen, loaders, paths = [], [], []
 
     def train(loader, epochs, source, config, network, seed, checks, **options):
         labels = "soft" if loader.targets.is_floating_point() else "hard"
         seen.append((labels, loader.images.dtype, len(loader.images), epochs * len(loader)))
         loaders.append(loader)
+        paths.append(options["path"])
+        name = options["path"].stem.removeprefix("training-")
+        with pytest.raises(Timeout):  # nobody else does the same at the same time
+            FileLock(tmp_path / "cache" / "locks" / name).acquire(timeout=0)
         assert loader.seed == seed
         return 50.0, 50.0
 
     monkeypatch.setattr(runs, "train_and_test", train)
 
-    def make(**changes):
+    def make(ipc=4, **changes):
         settings = dict(setting.split("=") for setting in SMALL) | {"evaluate.batch_size": "10"}
         options = {"cache": tmp_path / "cache", "device": "cpu"}
-        plan = make_plan(dataset="digits", ipc=4, changes=settings | changes, **options)
+        plan = make_plan(dataset="digits", ipc=ipc, changes=settings | changes, **options)
         return runs.Laboratory(plan, digits, tmp_path / "work", StopRequest(), silent)
 
-    make.seen, make.loaders = seen, loaders
+    make.seen, make.loaders, make.paths = seen, loaders, paths
     return make
 
 
@@ -267,6 +271,7 @@ def test_images_are_decoded_normalised_and_labelled_as_those_of_an_artifact(labo
     made = laboratory(**changes, **{"evaluate.labels": "soft"})
     made.run(Variant(), 1)
     made.run(Variant(images="random"), 1)
+    assert [steps for *_, steps in laboratory.seen] == [3 * 4 * 4] * 2  # every image has four views
     for factor, loader in zip((2, 1), laboratory.loaders, strict=True):
         assert (loader.augment, loader.seed) == ("flip", seed_at(0, 1))
         loader.augment, loader.shuffle = None, False
@@ -274,6 +279,22 @@ def test_images_are_decoded_normalised_and_labelled_as_those_of_an_artifact(labo
         views = decode(loader.images.float() / 255, factor).flatten(0, 1)[:10]
         assert torch.allclose(images, (views - digits.mean[0]) / digits.std[0], atol=1e-5)
         assert targets.max(1).values.mean() > 0.5  # at temperature 1 the teacher is not sure at all
+
+
+def test_no_training_goes_on_with_the_progress_of_another(laboratory):
+    constant = {"distill.schedule": "constant"}  # of which more steps have the same beginning
+    made = laboratory(**constant)
+    settings = {"distill.alpha": "0.3", "distill.iterations": "3", "evaluate.learning_rate": "0.1"}
+    settings |= {"label.temperature": "3", "network.width": "4"}
+    variants = [Variant({name: value}, images="random") for name, value in settings.items()]
+    variants += [Variant(images="random"), Variant(images="random", prefix=1), Variant()]
+    for seed in (0, 1):
+        for variant in variants:
+            made.run(variant, seed)
+    laboratory(ipc=8, **constant).run(Variant({"ipc": "4"}, images="random"), 0)  # in more steps
+    assert len(set(laboratory.paths)) == 2 * len(variants) + 1
+    made.run(variants[0], 0)
+    assert laboratory.paths[-1] == laboratory.paths[0]
 
 
 def test_what_was_distilled_with_other_networks_is_not_used(laboratory, tmp_path):
