@@ -158,9 +158,9 @@ def test_products_are_rounded_where_the_networks_are(digits, pool, precision, pr
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_classes_and_real_images_in_chunks_give_the_gradients_of_all_at_once(digits, pool, shared):
-    config, gradients = dataclasses.replace(SMALL, augment_shared=shared), []
+@pytest.mark.parametrize(("shared", "features"), [(True, "fresh"), (False, "fresh"), (False, "bank")])
+def test_classes_and_real_images_in_chunks_give_the_gradients_of_all_at_once(digits, pool, shared, features):
+    config, gradients = dataclasses.replace(SMALL, augment_shared=shared, real_features=features), []
     for layout in (Layout(10, 300), Layout(3, 7)):
         step, images = game(digits, pool, config, layout=layout)
         assert step.layout == layout
