@@ -9,6 +9,7 @@ from distilled_data import DistilledDataset, SourceError, UsageError
 from ncfm_engine.config import NetworkConfig, PretrainConfig, Recipe
 from ncfm_engine.origin import real_images, recipe_of, teacher_pool
 from ncfm_engine.sources import hold_out, load_source
+from ncfm_engine.stop import Stopped, StopRequest
 
 
 @pytest.fixture
@@ -30,8 +31,17 @@ def test_real_images_are_read_as_the_set_says_they_were(small):
     assert real_images(data, "digits", {"fit": "crop"})[0].fingerprint == small.fingerprint
     with pytest.raises(SourceError, match=r"is not the data .* It was read with --size 6, no --channels\."):
         real_images(data, None, {"size": 8, "channels": 3, "workers": 0})
+    with pytest.raises(SourceError, match=r" It was read with no --channels\.$"):
+        real_images(data, None, {"size": 6, "channels": 3})
     with pytest.raises(SourceError, match=f"expected fingerprint {small.fingerprint}, got [0-9a-f]*[.]$"):
         real_images(made_of(small), None, None)
+
+
+def test_a_stop_is_heard_while_real_images_are_prepared(digits):
+    foreign = DistilledDataset(make_artifact(2, classes=tuple("0123456789")))
+    for size, data in enumerate((made_of(digits), foreign), start=6):
+        with pytest.raises(Stopped):
+            real_images(data, "digits", {"size": size}, stop=StopRequest(0))
 
 
 def test_a_validation_split_is_cut_off_again_and_the_whole_is_given_beside_it(digits):
