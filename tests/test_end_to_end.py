@@ -102,6 +102,7 @@ def test_a_network_trains_on_the_artifact_in_a_plain_loop(finished):
 def test_the_table_says_what_was_not_tested_on_the_test_set(finished):
     rows = json.loads((finished[0] / "out.run" / "results.json").read_text())["rows"]
     assert "tested on" not in table(rows)
+    assert len(set(map(len, table(rows).splitlines()))) == 1  # columns stand below each other
     assert table([rows[0] | {"split": "validation 0.1"}, *rows]).endswith(
         "\ntested on validation 0.1 of the training images"
     )
