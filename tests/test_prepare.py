@@ -580,6 +580,9 @@ def test_the_command_prepares_describes_verifies_and_exports(tmp_path, here, sha
 def test_the_words_of_the_command_decide_what_is_prepared(tmp_path, here, shards):
     prepare(ShardReader(shards), tmp_path / "expected", decoder=Decoder(8, "squash", 1), seed=3, workers=0)
     words = ("prepare.py", f"wds:{shards}", "store", "--workers", "0")
+    status, output, _ = here(*words, "--time-budget", "0")
+    stopped = "stopped in good order (prepare, 1 of 8 units decoded); go on with the same command\n"
+    assert (status, output) == (75, stopped)
     assert here(*words)[0] == 0
     other = ("--size", "8", "--fit", "squash", "--channels", "1", "--seed", "3")
     status, _, error = here(*words, *other)
@@ -595,7 +598,10 @@ def test_the_words_of_the_command_decide_what_is_prepared(tmp_path, here, shards
         (("digits",), 2, "name a source and the store to write"),
         (("store:x", "y"), 2, "name a source and the store to write"),
         (("store:x",), 2, "x is not a store"),
-        (("store:x", "--overwrite"), 2, "store:x is prepared already; expected no --seed, --overwrite"),
+        *(
+            (("store:x", *words), 2, "store:x is prepared already; expected no --seed, --overwrite")
+            for words in (("--overwrite",), ("--seed", "1"), ("--skip-damaged",))
+        ),
         (("wds:nowhere/*.tar", "y"), 2, "names no file"),
         (("digits", "y", "--size", "0"), 2, "size=0"),
         (

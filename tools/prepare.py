@@ -48,12 +48,10 @@ def main(arguments: argparse.Namespace) -> None:
             f"{arguments.source} is prepared already; expected no --seed, --overwrite or --skip-damaged"
         )
     start, options = time.monotonic(), reading(arguments)
-    if arguments.store is not None:
-        options |= {"store": arguments.store, "overwrite": arguments.overwrite, "seed": arguments.seed}
+    options |= {"store": arguments.store, "overwrite": arguments.overwrite, "seed": arguments.seed}
     with join("cpu") as ranks, Bars() as bars, StopRequest(arguments.time_budget) as stop:
-        if arguments.store is not None:
-            options |= {"ranks": ranks, "stop": stop, "report": silent if ranks.rank else bars}
-        source = load_source(arguments.source, **options)
+        report = silent if ranks.rank else bars
+        source = load_source(arguments.source, ranks=ranks, stop=stop, report=report, **options)
     if ranks.rank:
         return
     folder = arguments.store or Path(arguments.source.removeprefix("store:"))
