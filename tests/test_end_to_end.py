@@ -431,6 +431,39 @@ def test_a_memory_budget_changes_how_the_work_is_cut_and_not_what_is_done(finish
     assert (difference > 2).float().mean() < 0.02  # sums in another order, now and then another byte
 
 
+def test_every_flag_of_a_run_reaches_its_plan(here, monkeypatch):
+    seen = {}
+
+    def see(**options):
+        seen.update(options)
+        raise Stopped("seen")
+
+    monkeypatch.setattr("ncfm_engine.plan.make_plan", see)
+    words = (
+        "--dataset digits --ipc 3 --preset cpu --iterations 7 --discrepancy mmd --seed 5 --output out "
+        "--device cpu --memory 1KiB --time-budget 1m --compile off --resume --overwrite --size 8 --set a=b"
+    )
+    assert here("distill_and_push.py", *words.split())[0] == 75
+    del seen["cache"]
+    assert seen == {
+        "dataset": "digits",
+        "ipc": 3,
+        "preset": "cpu",
+        "iterations": 7,
+        "discrepancy": "mmd",
+        "seed": 5,
+        "output": Path("out"),
+        "device": "cpu",
+        "memory": 1024,
+        "time_budget": 60,
+        "compile": "off",
+        "resume": True,
+        "overwrite": True,
+        "reading": {"size": 8},
+        "changes": {"a": "b"},
+    }
+
+
 def test_a_dry_run_prints_the_plan_and_writes_only_the_prepared_images(here, tmp_path):
     status, output, error = here(
         "distill_and_push.py",
