@@ -574,6 +574,7 @@ def test_the_command_prepares_describes_verifies_and_exports(tmp_path, here, sha
     status, output, error = here("prepare.py", "store:store", "--to-webdataset", "out")
     assert status == 0, error
     assert "written as 2 shards to out" in output
+    assert "verified" not in output
     assert load_source(f"wds:{tmp_path}/out/*.tar").fingerprint == read_index(tmp_path / "store").fingerprint
 
 
