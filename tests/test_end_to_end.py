@@ -23,7 +23,7 @@ from distilled_data.manifest import Fingerprint, Index, write_manifest
 from hub import PushOptions, push_folder
 from ncfm_engine.config import EvaluateConfig, Recipe
 from ncfm_engine.origin import real_images, recipe_of
-from ncfm_engine.pipeline import _recorded, evaluate_set
+from ncfm_engine.pipeline import _recorded, _results_of, evaluate_set
 from ncfm_engine.proxies import proxies, splits
 from ncfm_engine.stop import Stopped
 from tools.command_line import (
@@ -227,6 +227,12 @@ def test_rows_of_a_finished_run_are_those_of_its_settings_and_of_as_many_network
     assert labels(dataclasses.replace(artifact, metadata=warmer)) is None
     (tmp_path / "out" / "preview.png").write_bytes(b"")
     assert labels() is None
+
+
+def test_results_stay_with_the_same_images_where_a_run_goes_on_alone(finished):
+    artifact = read_artifact(finished[0] / "out" / ARTIFACT_FILE)
+    for resume, kept in ((True, artifact.metadata.results), (False, None)):
+        assert _results_of(SimpleNamespace(output=finished[0] / "out", resume=resume), artifact) == kept
 
 
 def test_the_code_of_the_readme_runs_as_printed(finished):
@@ -642,6 +648,7 @@ def test_a_run_of_no_steps_goes_on_with_its_evaluation(here, tmp_path, monkeypat
         assert (status, "(evaluate" in output) == (75, True), error
     status, _, error = here(*command, "--resume", "--seed", "7", settings=settings)
     assert (status, "seed is 0 there and 7 here" in " ".join(error.split())) == (2, True)
+    assert "pretrain" not in error  # which may take hours
     assert here(*command, "--resume", settings=settings)[0] == 0
 
 

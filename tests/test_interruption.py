@@ -106,5 +106,6 @@ def test_a_long_run_can_be_chained_from_short_ones_and_gives_the_same_file(
         stages |= set(re.findall(r"order \((\w+)", output))
     assert status == 0, error
     assert stages == {"pretrain", "distil", "evaluate"}
+    assert not list((tmp_path / "parts.run").glob("evaluation-*"))
     same = [(folder / ARTIFACT_FILE).read_bytes() for folder in (tmp_path / "parts", finished[0] / "out")]
     assert same[0] == same[1]
