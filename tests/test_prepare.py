@@ -33,7 +33,7 @@ from ncfm_engine.pretrain import pretrain
 from ncfm_engine.sources import load_source, spread, store
 from ncfm_engine.sources.decode import Decoder
 from ncfm_engine.sources.folder import FolderReader
-from ncfm_engine.sources.prepare import LOCK_FILE, WORK_FOLDER, prepare
+from ncfm_engine.sources.prepare import LOCK_FILE, WORK_FOLDER, _finish, prepare
 from ncfm_engine.sources.reader import ArrayReader, Origin
 from ncfm_engine.sources.shards import ShardReader
 from ncfm_engine.sources.store import INDEX_FILE, describe_store, open_store, read_index
@@ -322,6 +322,15 @@ def test_the_same_units_of_another_source_are_decoded_again(tmp_path):
                 prepare(made, tmp_path / "store", workers=0, stop=StopAfter(4))
     found = pixels_of(prepare(made, tmp_path / "store", workers=0))
     assert set(found) == {i.transpose(2, 0, 1).tobytes() for i in images}
+
+
+def test_a_store_that_another_process_replaced_meanwhile_is_not_taken(tmp_path, shards, monkeypatch):
+    monkeypatch.setattr(
+        "ncfm_engine.sources.prepare._finish",
+        lambda plan, *rest: _finish(dataclasses.replace(plan, seed=1), *rest),
+    )
+    with pytest.raises(SourceError, match="was replaced by another process"):
+        prepare(ShardReader(shards), tmp_path / "store", workers=0)
 
 
 def test_decoded_pixels_that_are_cut_make_no_store(tmp_path, shards, small_files):
