@@ -163,7 +163,8 @@ def _translated(where: str, error: BaseException) -> DistilledDataError:
     from huggingface_hub import errors
 
     said, error = error, _cause(error)
-    status = _status(error)
+    status, response = _status(error), getattr(error, "response", None)
+    nobody = AccessError(f"{where}: nobody is logged in. Log in: hf auth login, or HF_TOKEN.")
     match error:
         case DistilledDataError():
             return error
@@ -184,16 +185,18 @@ def _translated(where: str, error: BaseException) -> DistilledDataError:
                 "Check the name; for a private repository log in: hf auth login, or HF_TOKEN."
             )
         case errors.LocalTokenNotFoundError():
-            return AccessError(f"{where}: nobody is logged in. Log in: hf auth login, or HF_TOKEN.")
+            return nobody
         case errors.HFValidationError():
             return UsageError(f"{where} is not a repository name like org/cifar100-ncfm: {_sentence(error)}")
         case errors.OfflineModeIsEnabled() if said is error:  # else it was the reason not to fetch a file
             return HubError(f"HF_HUB_OFFLINE forbids to ask the Hub about {where}. Unset it and run again.")
         case errors.OfflineModeIsEnabled() | errors.LocalEntryNotFoundError():
             return HubError(
-                f"{where} is not in the cache, and HF_HUB_OFFLINE or local_files_only forbids to ask the Hub "
-                "for it."
+                f"{where} is not in the cache, which knows a revision by the name that it was loaded by, and "
+                "HF_HUB_OFFLINE or local_files_only forbids to ask the Hub for it."
             )
+    if status == 401 and response is not None and "Authorization" not in response.request.headers:
+        return nobody
     if status == 401:
         return AccessError(
             f"the Hub does not accept the token that was sent for {where}. It may have expired: "

@@ -178,6 +178,8 @@ def test_a_set_in_the_cache_loads_without_the_hub(hub, load, monkeypatch, argume
     assert hub.requests == []
     with pytest.raises(HubError, match="not in the cache"):
         load("org/other", **arguments)
+    with pytest.raises(HubError, match="by the name that it was loaded by"):
+        load(**arguments)  # the same commit, as it happens, of the default branch
 
 
 def test_a_hub_that_cannot_be_reached_leaves_the_cache_usable(load):
