@@ -68,5 +68,12 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, temperature: float = 1.0
     `torch.nn.functional.cross_entropy`. At another one, which should be the one of the soft labels, the
     network is softened likewise, and the loss is multiplied by temperature², which keeps the gradients as
     large as they were (Hinton et al. 2015, arXiv 1503.02531, section 2).
+
+    Raises `UsageError` for probabilities of other classes than the network has.
     """
+    if targets.is_floating_point() and targets.shape != logits.shape:
+        raise UsageError(
+            f"targets must be probabilities {list(logits.shape)}, as the logits are, or class numbers, got "
+            f"{targets.dtype} {list(targets.shape)}"
+        )
     return F.cross_entropy(logits / temperature, targets) * temperature**2

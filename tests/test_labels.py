@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distilled_data import soft_cross_entropy
+from distilled_data import UsageError, soft_cross_entropy
 
 
 @pytest.fixture
@@ -22,6 +22,12 @@ def test_it_is_cross_entropy_on_probabilities_and_on_class_numbers(logits):
         for k, p in enumerate(ps)
     ) / 6  # fmt: skip
     torch.testing.assert_close(soft_cross_entropy(logits, probabilities), by_hand)
+
+
+@pytest.mark.parametrize("targets", [torch.zeros(6, 5), torch.zeros(5, 4), torch.zeros(6)])
+def test_probabilities_of_other_classes_or_images_are_refused(logits, targets):
+    with pytest.raises(UsageError, match=r"\[6, 4\], as the logits are, or class numbers, got torch.float32"):
+        soft_cross_entropy(logits, targets)
 
 
 def test_a_network_that_says_what_the_teacher_says_has_no_gradient_at_the_temperature(logits):
