@@ -49,6 +49,11 @@ class DistilledDataset(Dataset[Any]):
         folder: Path | None = None,
         revision: str | None = None,
     ):
+        if not isinstance(artifact, Artifact):
+            raise UsageError(
+                f"artifact must be an Artifact, got {artifact!r}; DistilledDataset.from_folder(path) and "
+                "from_hub(name) load a set, from_tensors(images) makes one"
+            )
         if labels not in LABELS:
             raise UsageError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
         if labels == "logits" and artifact.logits is None:
@@ -426,6 +431,12 @@ class DistilledDataset(Dataset[Any]):
         Its sampler tells the epoch; `sampler.set_epoch` is that of `Loader`. `loader_class` may be
         torchdata's `StatefulDataLoader`.
         """
+        for option in ("sampler", "batch_sampler", "collate_fn"):
+            if option in options:
+                raise UsageError(
+                    f"dataloader() chooses and makes whole batches itself and takes no {option}; for one of "
+                    f"your own: torch.utils.data.DataLoader(data, {option}=...)"
+                )
         loader = self.loader(
             batch_size,
             augment=augment,

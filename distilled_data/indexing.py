@@ -32,7 +32,9 @@ def rows_of(index: Any, length: int) -> list[int]:
     if rows.ndim == 1 and len(rows) == 0:
         return []
     mask = rows.dtype == bool
-    if rows.ndim != 1 or rows.dtype.kind not in "biu" or (mask and len(rows) != length):
+    if mask and rows.ndim == 1 and len(rows) != length:
+        raise IndexError(f"expected whole numbers or a mask of {length}, got a mask of {len(rows)}")
+    if rows.ndim != 1 or rows.dtype.kind not in "biu":
         raise IndexError(f"expected whole numbers or a mask of {length}, got {index!r:.80}")
     numbers = np.flatnonzero(rows).tolist() if mask else rows.tolist()
     for number in numbers:

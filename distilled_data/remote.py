@@ -71,6 +71,8 @@ class Repository:
     commit: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.repo_id, str):
+            raise UsageError(f"{self.repo_id!r} is not a repository name like org/cifar100-ncfm")
         name, at, revision = self.repo_id.partition("@")
         if at and self.revision not in (None, revision):
             raise UsageError(f"{self.repo_id} names a revision, and revision={self.revision!r} another")

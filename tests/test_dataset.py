@@ -712,6 +712,11 @@ def test_an_empty_selection_is_a_batch_of_no_samples(whole):
         assert (targets.shape, targets.dtype) == (shape, dtype)
 
 
+def test_a_mask_of_another_length_is_told_by_it(whole):
+    with pytest.raises(IndexError, match=f"a mask of {len(whole)}, got a mask of 7"):
+        whole[torch.ones(7, dtype=torch.bool)]
+
+
 def test_numbers_may_be_those_of_numpy(whole):
     loader = whole.loader(np.int64(5), seed=np.int64(3), rank=np.int32(1), world_size=np.int32(2))
     loader.set_epoch(np.int64(2))
@@ -727,6 +732,11 @@ def test_numbers_may_be_those_of_numpy(whole):
     ("call", "message"),
     [
         (lambda data: data.loader(rank="0", world_size=2), "rank must be a whole number, 0 or more, got '0'"),
+        (lambda data: DistilledDataset("distilled/set"), "got 'distilled/set'; DistilledDataset.from_f"),
+        (lambda data: DistilledDataset.from_hub(None), "None is not a repository name"),
+        (lambda data: data.dataloader(8, sampler=[1]), r"takes no sampler; .*DataLoader\(data, sampler="),
+        (lambda data: data.dataloader(8, batch_sampler=[[1]]), "takes no batch_sampler"),
+        (lambda data: data.dataloader(8, collate_fn=list), "takes no collate_fn"),
         (lambda data: data.loader(world_size=0), "world_size must be a whole number, 1 or more, got 0"),
         (lambda data: data.loader(world_size=2.0), "world_size must be a whole number"),
         (lambda data: data.loader(8).set_epoch(-1), "epoch must be a whole number, 0 or more"),
