@@ -419,6 +419,18 @@ def test_a_report_says_why_nothing_is_said_of_trust_and_what_was_pruned():
     assert "| 3.0 (one of 2 equals) |" in markdown(content | {"trust": tied})
 
 
+def test_a_report_has_no_rows_of_correlations_that_are_of_too_few_candidates():
+    ways, truths = ("distilled", "random", "early"), [1.0, 2.0, 3.0, 4.0]
+    scored = {way: [None if a == place else [a] for a in truths] for place, way in enumerate(ways, start=1)}
+    done = [{"state": "complete", "value": a, "accuracies": [a], "seconds": 1.0} for a in truths]
+    rows = [{"architecture": {"a": a}} | dict.fromkeys((*ways, "full"), of) for a, of in enumerate(done)]
+    found = trust.trust(scored, dict.fromkeys(ways, [1.0] * 4), truths)
+    text = markdown(HEAD | {"trust": found, "candidates": rows, "verified": {}, "strategy": "halving"})
+    assert "no correlation to show: too few of them, 1, were scored to the end in all three ways" in text
+    assert "Spearman" not in text
+    assert "| regret, points | 0.0 | 0.0 | 0.0 |" in text
+
+
 def test_the_benchmark_has_every_contender_in_every_round(here, set_folder, tmp_path):
     arguments = (set_folder, "--axis", "width=4", "--axis", "depth=1", "--candidates", "2", "--networks", "2")
     arguments = (*arguments, "--epochs", "1", "--jobs", "2", "--rounds", "1", "--output", "rates.json")
@@ -689,5 +701,7 @@ def test_a_report_shows_the_ten_best_of_those_that_were_scored_to_the_end(tmp_pa
         "|---|---|---|---|",
         *(f"| {a} | {a + 1:.1f} ± 1.4 | {'90.0' if a == 3 else '-'} | 1.3 |" for a in range(11, 1, -1)),
     ]
+    assert "The 10 best; the rest is in `search.json`." in lines
+    assert "10 best" not in markdown(content(tmp_path) | {"candidates": rows[:10]})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.md", "search.json"]
     assert content(tmp_path) == HEAD | {"trust": {}, "verified": {}, "candidates": rows}

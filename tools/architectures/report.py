@@ -53,6 +53,7 @@ PRUNED = (
     " with candidates that they do not prune; only those that none of them pruned are compared, which are "
     "few and good ones."
 )
+FEW = " There is no correlation to show: too few of them, {}, were scored to the end in all three ways."
 
 Content = Mapping[str, Any]
 AGAIN = "They are tried again when the code of their space has changed, or with another `--storage`."
@@ -143,6 +144,7 @@ def markdown(content: Content) -> str:
         f"{content['tested_on']} images held out of the training set"
         + (", from which the distilled images were made too." if content["seen"] else "."),
         "",
+        *([f"The {SHOWN} best; the rest is in `{RESULTS_FILE}`.", ""] if len(complete) > SHOWN else []),
         *_best(complete[:SHOWN], FULL in (rows[0] if rows else {})),
     ]
     if content["trust"]:
@@ -198,12 +200,13 @@ def _mean(result: Content | None) -> str:
 def _trust_table(content: Content) -> list[str]:
     found, rows = content["trust"], content["candidates"]
     truth = [row[FULL]["value"] for row in rows if _complete(row[FULL])]
+    compared = found[PROXIES[0]]["all"]["n"]
 
     def correlation(group: str, name: str) -> list[str]:
         return [_interval(found[way][group], name) for way in PROXIES]
 
-    lines = {
-        f"Spearman, all {found[PROXIES[0]]['all']['n']}": correlation("all", "spearman"),
+    correlations = {
+        f"Spearman, all {compared}": correlation("all", "spearman"),
         "below distilled images by": ["", *correlation("behind", "spearman")[1:]],
         "Kendall, all": correlation("all", "kendall"),
         f"Spearman, the {found[PROXIES[0]]['top']['n']} best": correlation("top", "spearman"),
@@ -212,6 +215,8 @@ def _trust_table(content: Content) -> list[str]:
             ", ".join("-" if value is None else f"{value:.2f}" for value in found[way]["single"])
             for way in PROXIES
         ],
+    }
+    lines = (correlations if compared >= 3 else {}) | {
         f"accuracy of the pick (best of those trained in full {max(truth):.1f})": [
             _points(found[way]["pick_accuracy"]) + _tied(found[way]["tied"]) for way in PROXIES
         ],
@@ -226,7 +231,8 @@ def _trust_table(content: Content) -> list[str]:
         "bootstrap samples of the candidates. All three ways take as many optimiser steps"
         + (PRUNED if content["strategy"] in EARLY_ENDING else ".")
         + _chosen(content["verified"], [row[FULL] is not None for row in rows])
-        + (CHOSEN_BEFORE.format(other) if (other := content.get("truth_of")) else ""),
+        + (CHOSEN_BEFORE.format(other) if (other := content.get("truth_of")) else "")
+        + ("" if compared >= 3 else FEW.format(compared)),
         "",
         *table(["", *(TITLES[way] for way in PROXIES)], [[name, *cells] for name, cells in lines.items()]),
         "",
