@@ -1,12 +1,14 @@
 """The contact sheet: packed images as they are stored, one row per class."""
 
 import io
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from distilled_data import Artifact
+from distilled_data import Artifact, MissingExtraError
 
 MAX_CLASSES = 20
 MAX_IMAGES = 10  # per class
@@ -15,6 +17,8 @@ GAP = 4  # pixels
 MAX_NAME = 160  # pixels of a class name before it is cut
 FONT_SIZE = 14  # pixels
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 
 def preview_png(artifact: Artifact) -> bytes:
     """A PNG of the first images of the first classes, with a line that says so when there are more."""
@@ -22,8 +26,8 @@ def preview_png(artifact: Artifact) -> bytes:
     images = artifact.images[:MAX_IMAGES, :MAX_CLASSES]
     columns, rows = images.shape[:2]
     grid = _grid(images)
-    font = ImageFont.load_default(FONT_SIZE)
-    names = [_shorten(name, font) for name in metadata.classes[:rows]]
+    names, font = _drawable(metadata.classes[:rows])
+    names = [_shorten(name, font) for name in names]
     left = GAP + max(int(font.getlength(name)) for name in names) + 2 * GAP
     cell = (grid.height - GAP) // rows
     note = []
@@ -58,7 +62,23 @@ def _grid(images: Tensor) -> Image.Image:
     return Image.fromarray(sheet.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
 
 
-def _shorten(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def _drawable(names: Sequence[str]) -> tuple[list[str], Font]:
+    """The names, and a font that has their letters; the class's number in the place of one that none has."""
+    if "".join(names).isascii():
+        return list(names), ImageFont.load_default(FONT_SIZE)  # it has nothing else
+    with MissingExtraError.unless("matplotlib", "engine", "the preview"):
+        import matplotlib
+        from matplotlib.ft2font import FT2Font
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    letters = FT2Font(str(file)).get_charmap()
+    shown = [
+        name if all(ord(letter) in letters or letter.isspace() for letter in name) else f"class {number}"
+        for number, name in enumerate(names)
+    ]
+    return shown, ImageFont.truetype(file, FONT_SIZE)
+
+
+def _shorten(name: str, font: Font) -> str:
     name = shown = " ".join(name.split())
     while font.getlength(shown) > MAX_NAME:
         name = name[:-1]

@@ -401,6 +401,22 @@ def test_a_preview_that_leaves_classes_and_images_out_says_so_below(monkeypatch)
     assert cut[:, :GAP].min() == 255
 
 
+def test_names_of_other_letters_are_drawn_with_them_and_what_no_font_has_as_a_number(monkeypatch):
+    drawn, draw = {}, ImageDraw.ImageDraw.text
+
+    def text(self, place, words, fill, font, **options):
+        drawn[words] = font
+        draw(self, place, words, fill, font, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    names = ["Vögel", "Vo\u0308gel", "птица", "πουλί", "鳥", "cat\nand dog"]
+    preview_png(make_artifact(classes=names))
+    assert list(drawn)[:6] == [*names[:4], "class 4", "cat and dog"]
+    box = bytes(drawn["Vögel"].getmask("\uffff"))
+    for name in names[:4]:
+        assert box not in [bytes(drawn[name].getmask(letter)) for letter in name]
+
+
 def test_the_card_of_a_converted_set_claims_neither_our_method_nor_what_its_makers_know():
     made, converted = (render_card(make_artifact(recipe=r)) for r in ({}, {"converted": "from npz"}))
     assert "No ZCA whitening." in made

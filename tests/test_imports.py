@@ -32,7 +32,7 @@ TABLE = {
         BASE | {"distilled_data", "torchvision", "PIL", "filelock"},
         {"datasets", "fsspec", "huggingface_hub", "webdataset"},
     ),
-    "hub": Row(BASE | {"distilled_data", "huggingface_hub", "pyarrow", "PIL", "yaml"}),
+    "hub": Row(BASE | {"distilled_data", "huggingface_hub", "pyarrow", "PIL", "yaml"}, {"matplotlib"}),
     "tools": Row(
         BASE
         | {"distilled_data", "ncfm_engine", "hub", "huggingface_hub", "filelock", "command_line", "tests"}
