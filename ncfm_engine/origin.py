@@ -1,6 +1,7 @@
 """What a saved set was made by and of, found again: its recipe, its real images, its teacher."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from distilled_data import DistilledDataset, SourceError, UsageError
@@ -35,7 +36,7 @@ def real_images(
 
     `dataset` names it where the set's own name is not enough (folder:PATH), `reading` are keywords of
     `load_source`, `options` stop and report. Raises `UsageError` where it has to be named, `SourceError` for
-    what the set was not distilled from.
+    what the set was not distilled from, and for a set of some of its classes.
     """
     info, name, recipe = distilled.info, named(distilled), recipe_of(distilled)
     if not {"id", "fingerprint"} <= set(info.source):
@@ -61,6 +62,7 @@ def real_images(
             f"fingerprint {info.source['fingerprint']}, got {source.fingerprint}."
             + (f" It was read with {', '.join(others)}." if others else "")
         )
+    _check_classes(info.classes, real.classes, name, dataset or info.dataset, "Take the set of all of them.")
     return real, source
 
 
@@ -83,12 +85,17 @@ def _said_to_be_of(
             f"and width {expected}, got {found}."
             + (f" Resize them: --size {info.height}." if found[:2] == expected[:2] else "")
         )
-    if info.classes != real.classes and set(info.classes) & set(real.classes):
+    _check_classes(info.classes, real.classes, name, dataset, "Convert it with --classes.")
+    return real
+
+
+def _check_classes(ours: Sequence[str], theirs: Sequence[str], name: str, dataset: str, advice: str) -> None:
+    """Their numbers must mean the same; names that are all others are taken for the same classes."""
+    if len(ours) != len(theirs) or (ours != theirs and set(ours) & set(theirs)):
         raise SourceError(
             f"the classes of {name} are others, or in another order, than those of {dataset}: expected "
-            f"{', '.join(info.classes[:10])}, got {', '.join(real.classes[:10])}. Convert it with --classes."
+            f"{', '.join(ours[:10])}, got {', '.join(theirs[:10])}. {advice}"
         )
-    return real
 
 
 def teacher_pool(dataset: DistilledDataset, source: Source, *, device: str, **options: Any) -> FeaturePool:

@@ -18,11 +18,11 @@ def small():
     return load_source("digits", size=6)
 
 
-def made_of(source, dataset="digits", validation=0.0, **more) -> DistilledDataset:
+def made_of(source, dataset="digits", validation=0.0, classes=DIGITS, **more) -> DistilledDataset:
     """A set that says that it was distilled from `source`."""
     recipe = {"settings": dataclasses.asdict(Recipe(ipc=2, seed=5, validation=validation))}
     origin = {"id": source.origin.id, "fingerprint": source.fingerprint} | more
-    return DistilledDataset(make_artifact(2, dataset=dataset, source=origin, recipe=recipe))
+    return DistilledDataset(make_artifact(2, classes=classes, dataset=dataset, source=origin, recipe=recipe))
 
 
 def test_real_images_are_read_as_the_set_says_they_were(small):
@@ -49,6 +49,14 @@ def test_a_validation_split_is_cut_off_again_and_the_whole_is_given_beside_it(di
     whole, found = real_images(made_of(seen, validation=0.25), None, None)
     assert (whole.fingerprint, found.fingerprint) == (digits.fingerprint, seen.fingerprint)
     assert found.split == "validation 0.25"
+
+
+def test_a_set_of_some_classes_or_of_another_order_is_refused(digits):
+    data = made_of(digits, classes=digits.classes)
+    assert real_images(data, None, None)[0].fingerprint == digits.fingerprint
+    for part in ([3, 5], [*range(1, 10), 0]):
+        with pytest.raises(SourceError, match=r"others, or in another order, .* of digits: .* set of all of"):
+            real_images(data.select(classes=part), None, None)
 
 
 def test_a_store_is_taken_as_it_is(small, tmp_path):
