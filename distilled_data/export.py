@@ -5,6 +5,7 @@ What others get are the decoded views, in their order, with class and, where the
 class probabilities.
 """
 
+import dataclasses
 import io
 import os
 import re
@@ -50,11 +51,17 @@ def to_hf(data: "DistilledDataset") -> Any:
 def to_folder(data: "DistilledDataset", path: str | Path) -> None:
     """Write the artifact folder `path`, which `DistilledDataset.from_folder` loads: the set and its manifest.
 
-    The card and what else a published one has, `hub.complete_folder` adds. Raises `UsageError` unless the
-    folder is empty or not there, and `OutputError`.
+    The card and what else a published one has, `hub.complete_folder` adds. Results that were measured on
+    other images than these or the first of these are left out. Raises `UsageError` unless the folder is
+    empty or not there, and `OutputError`.
     """
+    results = data.info.results
+    measured = [ipc for ipc in range(1, data.ipc + 1) if any(row.get("ipc") == ipc for row in results)]
+    hashes = [data.select(ipc).content_hash for ipc in measured]
+    own = tuple(row for row in results if row.get("content_hash") in hashes)
+    artifact = dataclasses.replace(data.artifact, metadata=dataclasses.replace(data.info, results=own))
     with new_folder(path) as folder:
-        write_artifact(folder / ARTIFACT_FILE, data.artifact)
+        write_artifact(folder / ARTIFACT_FILE, artifact)
         write_manifest(folder)
 
 

@@ -38,6 +38,18 @@ def test_a_folder_is_the_set_again_and_can_be_completed_for_publishing(data, tmp
     assert DistilledDataset.from_folder(tmp_path / "part").content_hash == part.content_hash
 
 
+def test_a_folder_has_the_results_of_its_own_images_and_of_the_first_of_them_alone(data, tmp_path):
+    first, all_but_one = data.select(ipc=1), data.select(classes=data.classes[1:])
+    rows = [{"content_hash": of.content_hash, "ipc": of.ipc} for of in (first, data, all_but_one)]
+    info = dataclasses.replace(data.info, results=tuple(rows))
+    measured = DistilledDataset(dataclasses.replace(data.artifact, metadata=info))
+    parts = {"whole": measured, "first": measured.select(ipc=1), "few": measured.select(classes=[0, 1])}
+    for name, part in parts.items():
+        part.to_folder(tmp_path / name)
+    found = {name: list(DistilledDataset.from_folder(tmp_path / name).info.results) for name in parts}
+    assert found == {"whole": rows[:2], "first": rows[:1], "few": []}
+
+
 def test_a_hugging_face_dataset_has_images_names_and_soft_labels(data):
     rows = data.to_hf()
     assert torch.equal(torch.stack([pixels(image) for image in rows["image"]]), data.images)
