@@ -273,6 +273,7 @@ def evaluate_set(
         if not name.startswith(("evaluate.", "network.")) and name != "seed":
             raise UsageError(
                 f"{name} does not change an evaluation; expected seed, or settings of evaluate and network"
+                + ("; a set is tested on what was held out when it was made" if name == "validation" else "")
             )
     _, source = real_images(chosen, dataset, reading, stop=stop, report=report)
     pool = None

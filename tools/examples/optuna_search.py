@@ -14,7 +14,7 @@ from distilled_data import DistilledDataset, soft_cross_entropy
 from ncfm_engine.sources import hold_out, load_source
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("folder", nargs="?", default="tools/results/digits/digits-ipc10")
+parser.add_argument("folder", nargs="?", default="tools/results/digits/digits-ipc10", help="of digits")
 parser.add_argument("--labels", default="soft", choices=["soft", "hard"])
 parser.add_argument("--epochs", type=int, default=50)
 parser.add_argument("--trials", type=int, default=10)
