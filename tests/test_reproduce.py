@@ -26,7 +26,7 @@ from tools.reproduction.ranking import augmentation_robust_score, label_robust_s
 from tools.reproduction.summary import headline, scores
 from tools.reproduction.summary import markdown as table_of
 from tools.reproduction.summary import summary as summarise
-from tools.reproduction.tables import ARCHITECTURES, FINGERPRINTS, PAPER, TABLES
+from tools.reproduction.tables import ARCHITECTURES, FINGERPRINTS, PAPER, TABLES, Row
 
 SMALL = dict(setting.split("=") for setting in [*TINY, "distill.iterations=6", "evaluate.epochs=2"])
 ARCHITECTURE = "alexnet"  # the fastest of them on a CPU
@@ -96,6 +96,14 @@ def test_a_campaign_in_many_pieces_comes_to_what_one_piece_comes_to(tmp_path, mo
             stops += 1
     assert 3 < stops < 30
     assert untimed(summary(tmp_path / "parts")) == untimed(summary(tmp_path / "whole"))
+
+
+def test_real_images_that_are_missing_are_told_before_the_first_set_is_made(here, tmp_path, monkeypatch):
+    monkeypatch.setitem(TABLES, "digits", (*TABLES["digits"], Row("photos-ipc1", "tinyimagenet-ipc1")))
+    settings = [f"{name}={value}" for name, value in SMALL.items()]
+    status, _, error = here("reproduce.py", "digits", "--source", "folder=folder:absent", settings=settings)
+    assert (status, "absent" in error) == (2, True)
+    assert not (tmp_path / "reproduced" / "digits" / "digits-ipc10").exists()
 
 
 def test_the_command_says_how_to_go_on_and_shows_the_table_in_the_end(here, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from ncfm_engine.config import Recipe
 from ncfm_engine.costs import COSTS_FILE, Costs
 from ncfm_engine.distill import METRICS_FILE
 from ncfm_engine.evaluate import forget_progress, settings_hash
-from ncfm_engine.pipeline import evaluate_folder, record_results, run, write_results
+from ncfm_engine.pipeline import evaluate_folder, open_source, record_results, run, write_results
 from ncfm_engine.plan import LOSS_PLOT_FILE, RESULTS_FILE, Plan, make_plan
 from ncfm_engine.presets import PRESETS
 from ncfm_engine.report import Report, plot_variants
@@ -51,13 +51,18 @@ class Campaign:
     options: dict[str, Any] = field(default_factory=dict)
 
     def run(self, stop: StopRequest, report: Report) -> None:
-        """Make what is missing. Raises `Stopped` between two stages or, after saving progress, inside one."""
+        """Make what is missing. Raises `Stopped` between two stages or, after saving progress, inside one.
+
+        The real images of all of it are opened first: what is wrong with them is told before hours of work.
+        """
+        missing = [self.plan(row) for row, stage in self.tasks() if self._is_missing(row, stage)]
+        for plan in {plan.dataset: plan for plan in missing}.values():
+            open_source(plan, stop=stop, report=report)
         for row, stage in self.tasks():
-            plan = self.plan(row)
-            if not self._repeats_first(row, stage, plan) and not self._is_done(row, stage, plan):
+            if self._is_missing(row, stage):
                 if stop.requested:
                     raise Stopped(f"before {row.name}, {stage}")
-                self._do(row, stage, plan, stop, report)
+                self._do(row, stage, self.plan(row), stop, report)
                 self.write()
         self.write()
 
@@ -147,6 +152,10 @@ class Campaign:
         stages = _done(plan)["stages"] | {stage: _key(rows[0])}  # of all label kinds
         write_json(plan.run_folder / STAGES_FILE, {"source": _source(plan), "stages": stages})
         forget_progress(plan.run_folder, rows)
+
+    def _is_missing(self, row: Row, stage: str) -> bool:
+        plan = self.plan(row)
+        return not self._repeats_first(row, stage, plan) and not self._is_done(row, stage, plan)
 
     def _is_done(self, row: Row, stage: str, plan: Plan) -> bool:
         """Whether this very evaluation was made of the artifact of this very recipe, which is whole."""
