@@ -51,8 +51,8 @@ class DistilledDataset(Dataset[Any]):
     ):
         if not isinstance(artifact, Artifact):
             raise UsageError(
-                f"artifact must be an Artifact, got {artifact!r}; DistilledDataset.from_folder(path) and "
-                "from_hub(name) load a set, from_tensors(images) makes one"
+                f"artifact must be an Artifact, got {artifact!r:.80}; DistilledDataset.from_folder(path) "
+                "and from_hub(name) load a set, from_tensors(images) makes one"
             )
         if labels not in LABELS:
             raise UsageError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")

@@ -733,6 +733,7 @@ def test_numbers_may_be_those_of_numpy(whole):
     [
         (lambda data: data.loader(rank="0", world_size=2), "rank must be a whole number, 0 or more, got '0'"),
         (lambda data: DistilledDataset("distilled/set"), "got 'distilled/set'; DistilledDataset.from_f"),
+        (lambda data: DistilledDataset(data.images), "(?s)got tensor.{74}; DistilledDataset.from_f"),
         (lambda data: DistilledDataset.from_hub(None), "None is not a repository name"),
         (lambda data: data.dataloader(8, sampler=[1]), r"takes no sampler; .*DataLoader\(data, sampler="),
         (lambda data: data.dataloader(8, batch_sampler=[[1]]), "takes no batch_sampler"),
