@@ -148,7 +148,8 @@ class Loader:
         return draw_each(self.augment, count, generator_at(self.seed, "augment", *place))
 
     def place(self, *address: int) -> Place:
-        """The address of draws, below seed and purpose: (epoch,), or (epoch, position where a batch begins).
+        """The address of draws, below seed and purpose: (epoch,), (epoch, position where a batch begins),
+        or all indices of a batch that another sampler put together.
 
         Of several processes each has its rank at the end, so that it draws for itself.
         """
