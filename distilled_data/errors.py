@@ -5,7 +5,7 @@
     │   └── UnknownNameError           a name that is not in a fixed list; the close ones are named
     ├── MissingExtraError (ImportError)  an optional package is needed for this and is not installed
     ├── SourceError                    the real data is missing, damaged or unfit
-    ├── OutputError (OSError)          the output cannot be written: occupied, no space, no permission
+    ├── OutputError (OSError)          the output cannot be written, or read again: occupied, no space
     ├── ArtifactError                  a distilled artifact cannot be used
     │   ├── FormatError                the file is not a distilled artifact, or breaks the format
     │   │   └── NewerFormatError       it was written by a later version of this package

@@ -52,6 +52,7 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Rows of `results.json` (accuracies in percent), one for each label kind of `config.labels`.
 
+    `source` has the classes of `dataset` by the same numbers, which nothing here compares.
     Distilled and random images share labels, optimiser steps and augmentation; every repeat has a network
     and a random subset of its own. `pool` labels the random subset and is needed for all but hard labels.
     With a `folder` progress is kept there, until `forget_progress`, and `resume` goes on from it. Raises

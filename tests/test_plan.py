@@ -112,7 +112,7 @@ def test_a_set_needs_overwrite_and_resume_is_not_enough(plan, name):
         with pytest.raises(OutputError, match=f"{path}.*, or replace it with --overwrite"):
             check_output(occupied)
     put(plan.output / "thesis.txt")
-    with pytest.raises(OutputError, match=r"found .* and 1 more\. Choose"):
+    with pytest.raises(OutputError, match=r"beside it is not empty: found .* and 1 more\. Choose"):
         check_output(plan)
     check_output(dataclasses.replace(plan, overwrite=True))
 
