@@ -14,7 +14,7 @@ from huggingface_hub.hf_api import RepoFile
 from distilled_data import AccessError, ArtifactError, IntegrityError, NewerFormatError, UsageError
 from distilled_data.client import call
 from distilled_data.format import ARTIFACT_FILE, CARD_FILE, MANIFEST_FILE
-from distilled_data.manifest import Fingerprint
+from distilled_data.manifest import Fingerprint, inside
 from distilled_data.remote import RemoteSet, Repository
 
 from .card import text_of
@@ -83,8 +83,15 @@ def look(api: HfApi, repo_id: str, *, tag: str | None, force: bool) -> Contents:
     known, fetch = _sound(names, repo_id, force), source.fetch_whole
     if known is None:  # each folder of a set has a manifest of its own to go by
         known, fetch = folders, source.fetch_alone
+
+    def fetched(name: str) -> RemoteSet:
+        for path in (inside(name, MANIFEST_FILE), inside(name, ARTIFACT_FILE)):
+            if path not in files:  # as where a person removed a set
+                raise IntegrityError(f"{path}, which the {MANIFEST_FILE} names, is not there.")
+        return fetch(name)
+
     for name in known:
-        if found := _sound(lambda name=name: fetch(name), repo_id, force):
+        if found := _sound(lambda name=name: fetched(name), repo_id, force):
             sets[name] = found
         else:
             broken.append(name)

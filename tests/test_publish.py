@@ -566,6 +566,22 @@ def test_force_over_a_damaged_index_keeps_the_sets_and_what_is_no_set(
     assert loopback.files("org/digits")[f"experiments/a/{ARTIFACT_FILE}"] == b"mine"
 
 
+@pytest.mark.parametrize("gone", [(ARTIFACT_FILE,), (MANIFEST_FILE,), FOLDER_FILES])
+def test_a_set_that_somebody_removed_is_forgotten_by_force(loopback, options, folders, tmp_path, gone):
+    for ipc in (2, 1, 3):
+        push_folder(folders[ipc], "org/digits", options())
+    for name in gone:
+        loopback.remove("org/digits", f"ipc2/{name}")
+    with pytest.raises(IntegrityError, match=r"ipc2/\S+, which the manifest\.json names, .* with --force"):
+        push_folder(folders[1], "org/digits", options())
+    push_folder(folders[1], "org/digits", options(force=True))
+    files = loopback.files("org/digits")
+    assert {path.partition("/")[0] for path in files if "/" in path} == {"ipc1", "ipc3"}
+    assert "ipc2" not in files[CARD_FILE].decode() + files[MANIFEST_FILE].decode()
+    data = DistilledDataset.from_hub("org/digits", endpoint=loopback.url, cache_dir=tmp_path)
+    assert data.content_hash == DistilledDataset.from_folder(folders[1]).content_hash
+
+
 def test_folders_that_are_only_named_like_sets_are_kept(loopback, options, folders):
     loopback.repositories["org/digits"] = Repository("org/digits", refs=empty())
     theirs = {
