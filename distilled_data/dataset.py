@@ -286,7 +286,10 @@ class DistilledDataset(Dataset[Any]):
                     f"temperature={temperature} was asked for; this artifact has no teacher logits"
                 )
             labelled = self.info.labels | {"temperature": as_temperature(temperature)}
-            info = dataclasses.replace(self.info, labels=labelled)
+            results = self.info.results
+            if labelled["temperature"] != self.info.labels.get("temperature", 1.0):  # soft ones were others
+                results = tuple(row for row in results if row.get("labels") == "hard")
+            info = dataclasses.replace(self.info, labels=labelled, results=results)
             artifact = dataclasses.replace(artifact, metadata=info)
         return self._derived(artifact, labels)
 

@@ -455,6 +455,15 @@ def test_soft_targets_may_have_another_temperature(data):
             data.with_labels("soft", temperature)
 
 
+def test_at_another_temperature_only_results_with_hard_labels_are_of_the_set(artifact):
+    rows = tuple({"labels": labels} for labels in ("hard", "soft", "teacher"))
+    info = dataclasses.replace(artifact.metadata, results=rows)
+    data = DistilledDataset(dataclasses.replace(artifact, metadata=info))
+    there = info.labels["temperature"]
+    found = [data.with_labels("soft", temperature).info.results for temperature in (None, there, there + 1)]
+    assert found == [rows, rows, rows[:1]]
+
+
 def test_a_temperature_without_teacher_logits_is_refused(artifact):
     bare = DistilledDataset(dataclasses.replace(artifact, logits=None))
     with pytest.raises(UsageError, match="no teacher logits"):
