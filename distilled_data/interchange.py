@@ -307,9 +307,21 @@ def _read_folder(path: Path) -> Found:
         raise FormatError(f"{path} holds no images in class folders; {EXPECTED}")
     images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
     names = tuple(folder.name for folder in folders)
+    if (numbered := by_numbers(names)) != names:
+        first = next(pair for pair in zip(names, numbered, strict=True) if pair[0] != pair[1])
+        warnings.warn(
+            f"the classes of {path} have the order of their names, in which {first[0]} is before {first[1]}; "
+            "--classes names them in that order. For the order of the numbers write all with as many digits",
+            stacklevel=4,
+        )
     return Found(
         "class folders", images, torch.tensor(numbers, device="cpu"), names, factor=1, values="bytes"
     )
+
+
+def by_numbers(names: Sequence[str]) -> tuple[str, ...]:
+    """In the order of the numbers in them, 2 before 10."""
+    return tuple(sorted(names, key=lambda name: re.sub(r"\d+", lambda number: number[0].zfill(99), name)))
 
 
 def _holds_images(folder: Path) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distilled_data import DistilledDataset, SourceError, UsageError
+from distilled_data.interchange import by_numbers
 
 from .config import Recipe
 from .pool import FeaturePool
@@ -86,6 +87,13 @@ def _said_to_be_of(
             + (f" Resize them: --size {info.height}." if found[:2] == expected[:2] else "")
         )
     _check_classes(info.classes, real.classes, name, dataset, "Convert it with --classes.")
+    ours = info.classes
+    if ours != real.classes and ours == tuple(sorted(ours)) != by_numbers(ours):
+        raise SourceError(
+            f"the classes of {name} have the order of their names, {', '.join(ours[:10])}, and not of the "
+            f"numbers in them, as those of {dataset} would. Write all numbers with as many digits, and "
+            "convert it again."
+        )
     return real
 
 

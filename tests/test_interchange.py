@@ -97,6 +97,18 @@ def test_class_folders_are_read_in_the_order_of_their_names(suffix, pixels, tmp_
     assert error == 0 if suffix == "png" else error < 40
 
 
+def test_class_folders_whose_numbers_are_in_another_order_than_their_names_are_told(tmp_path):
+    for number in (1, 2, 10):
+        folder = tmp_path / "syn" / f"class{number}"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (4, 4), (number,) * 3).save(folder / "a.png")
+    with pytest.warns(UserWarning, match="in which class10 is before class2; --classes") as told:
+        artifact = read_set(tmp_path / "syn")
+    assert told[0].filename == __file__
+    assert artifact.metadata.classes == ("class1", "class10", "class2")
+    assert artifact.images[0, :, 0, 0, 0].tolist() == [1, 10, 2]
+
+
 @pytest.mark.parametrize("names", [("images", "labels"), ("x_train", "y_train")])
 @pytest.mark.parametrize("last", [False, True])
 def test_arrays_of_npz_are_found_by_name_and_may_have_the_channels_last(names, last, pixels, tmp_path):

@@ -93,6 +93,11 @@ def test_real_images_of_another_project_s_set_have_to_be_named_and_to_fit():
         real_images(foreign, "digits", {"channels": 3})
     with_names = DistilledDataset(make_artifact(2, classes=DIGITS))
     assert real_images(with_names, "digits", None)[0].classes[1] == "1"
+    padded = [f"class{number:02d}" for number in range(1, 11)]
+    real_images(DistilledDataset(make_artifact(2, classes=tuple(padded))), "digits", None)
+    unpadded = sorted(f"class{number}" for number in range(1, 11))
+    with pytest.raises(SourceError, match=r"of their names, class1, class10, class2, .* not of the numbers"):
+        real_images(DistilledDataset(make_artifact(2, classes=tuple(unpadded))), "digits", None)
     turned = DistilledDataset(make_artifact(2, classes=tuple("9876543210")))
     with pytest.raises(SourceError, match="are others, or in another order"):
         real_images(turned, "digits", None)
