@@ -199,7 +199,7 @@ def _fields(sets: Mapping[str, Artifact], repo_id: str | None) -> dict[str, obje
         else f'"{repo_id}", "{folder}"'
         if several
         else f'"{repo_id}"',
-        "results": _results([row for artifact in sets.values() for row in artifact.metadata.results]),
+        "results": _results([row for artifact in sets.values() for row in _rows(artifact.metadata, several)]),
         "source": _source(metadata),
         "preview": inside(folder, PREVIEW_FILE),
         "sets": "\n\n".join(_set(name, artifact).rstrip("\n") for name, artifact in sets.items()),
@@ -247,6 +247,17 @@ def _sizes(sets: Mapping[str, Artifact]) -> str:
 
 def images_per_class(ipc: int) -> str:
     return f"{ipc} image{'' if ipc == 1 else 's'} per class"
+
+
+def _rows(metadata: Metadata, several: bool) -> list[Mapping[str, Any]]:
+    """Its results; among `several` sets those of its first images must not be taken for another set's."""
+    own = (None, metadata.ipc)
+    return [
+        {**row, "ipc": f"{row['ipc']}, the first of {metadata.ipc}"}
+        if several and row.get("ipc") not in own
+        else row
+        for row in metadata.results
+    ]
 
 
 def _results(rows: Sequence[Mapping[str, Any]]) -> str:

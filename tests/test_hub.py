@@ -310,6 +310,19 @@ def test_a_card_over_several_sets_describes_each_and_starts_with_the_default_one
     assert card.index("What is in `ipc2/`") < card.index("What is in `ipc1/`") < card.index("## Limits")
 
 
+def test_among_several_sets_a_result_of_the_first_images_of_one_is_told_from_that_of_another():
+    large = make_artifact(2, results=({"ipc": 1, "last_mean": 30.0}, {"ipc": 2, "last_mean": 50.0}))
+    small = make_artifact(1, results=({"ipc": 1, "last_mean": 40.0},))
+
+    def found(sets):
+        rows = [line for line in render_card(sets).splitlines() if re.search(r"\| [345]0\.0 \|", line)]
+        return [(row.split(" | ")[2], row.split(" | ")[5]) for row in rows]
+
+    expected = [("1, the first of 2", "30.0"), ("2", "50.0"), ("1", "40.0")]
+    assert found({"ipc2": large, "ipc1": small}) == expected
+    assert found(large) == [("1", "30.0"), ("2", "50.0")]
+
+
 def test_a_card_that_comes_to_cover_several_sets_keeps_its_order_and_what_people_wrote():
     alone = render_card(make_artifact(2)).replace("## Limits", "## Limits of it") + "\nOur words.\n"
     alone = alone.replace(
