@@ -42,6 +42,12 @@ def artifact_of(
     images = own("images", images)
     classes, temperature = None if classes is None else tuple(classes), as_temperature(temperature)
     logits = None if logits is None else own("logits", logits)
+    if logits is not None and _probable(logits):
+        warnings.warn(
+            "the rows of logits are positive and add up to 1, as those of probabilities do; if they are "
+            "probabilities, give logits=probabilities.log() * temperature",
+            stacklevel=3,
+        )
     mean, std = _numbers("mean", mean), _numbers("std", std)
     if targets is None:
         if images.ndim != 5 or images.numel() == 0:
@@ -159,7 +165,7 @@ def as_logits(targets: Tensor, temperature: float) -> Tensor:
     if not torch.isfinite(targets).all():
         raise UsageError("targets hold values that are not finite")
     sums = targets.sum(1, keepdim=True)
-    if targets.min() >= 0 and (sums - 1).abs().max() < 0.05:  # half precision adds up to about 1
+    if _probable(targets):
         return (targets / sums).clamp(min=1e-7).log() * temperature
     if targets.min() >= 0:
         warnings.warn(
@@ -168,6 +174,11 @@ def as_logits(targets: Tensor, temperature: float) -> Tensor:
             stacklevel=5,
         )
     return targets
+
+
+def _probable(rows: Tensor) -> bool:
+    """Whether the rows [..., classes] may be probabilities; half precision adds up to about 1."""
+    return bool(rows.numel() and rows.min() >= 0 and (rows.float().sum(-1) - 1).abs().max() < 0.05)
 
 
 def own(name: str, values: Any) -> Tensor:

@@ -615,6 +615,16 @@ def test_class_numbers_may_be_columns_floats_or_one_hot(pixels, targets):
     assert torch.equal(by_class(data.artifact), pixels)
 
 
+def test_logits_that_look_like_probabilities_are_doubted_and_their_logarithms_are_not(pixels):
+    labelled, probabilities = {"images": pixels, "targets": NUMBERS}, torch.eye(10)[NUMBERS, None] * 0.8
+    probabilities += 0.02
+    with pytest.warns(UserWarning, match="add up to 1, as those of probabilities do") as told:
+        DistilledDataset.from_tensors(**labelled, logits=probabilities)
+    assert told[0].filename == __file__
+    data = DistilledDataset.from_tensors(**labelled, logits=probabilities.log() * 4, temperature=4)
+    torch.testing.assert_close(data.soft_targets.amax(1), torch.full((30,), 0.82), atol=5e-3, rtol=0)
+
+
 def test_parameters_are_taken_as_values(pixels):
     images = torch.nn.Parameter(pixels / 255)
     soft = torch.nn.Parameter(F.one_hot(NUMBERS, 10) * 0.9 + 0.01)
