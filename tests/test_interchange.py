@@ -494,6 +494,23 @@ def test_the_command_writes_what_the_name_says(tmp_path, here):
     assert pair_lengths(tmp_path, "set") == [80, 80]
 
 
+def test_the_command_says_what_an_exported_form_lacks_and_does_not_say(tmp_path, here):
+    make_folder(tmp_path / "soft", make_artifact(ipc=2))
+    make_folder(tmp_path / "hard", make_artifact(ipc=2, logits=False))
+    output = ""
+    for name, lacks in {"a.npz": False, "a.pt": True, "folders": True, "images_a.pt": False}.items():
+        for kind in ("soft", "hard"):
+            status, output, _ = here("convert.py", kind, f"{kind}/{name}")
+            assert (status, "the soft labels are left out" in output) == (0, lacks and kind == "soft")
+    said = output.partition("normalised: ")[2].splitlines()[0].split()
+    words = ["hard/images_a.pt", "again", "--factor", "1", *said]
+    assert here("convert.py", *words)[0] == 0
+    again, data = (DistilledDataset.from_folder(tmp_path / name) for name in ("again", "hard"))
+    assert (again.mean, again.std) == (data.mean, data.std)
+    order, other = data.targets.argsort(stable=True), again.targets.argsort(stable=True)
+    assert torch.equal(again.images[other], data.images[order])
+
+
 def test_the_command_is_told_what_a_file_does_not_say(pixels, tmp_path, here):
     pairs = [[normalised(part), NUMBERS] for part in (pixels, pixels.flip(3))]
     torch.save({"data": pairs}, tmp_path / "res_DM.pt")

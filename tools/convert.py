@@ -54,7 +54,7 @@ def main(arguments: argparse.Namespace) -> None:
         if said:
             raise UsageError(f"{arguments.source} is an artifact, which says itself what {said[0]} would")
         data = DistilledDataset.from_folder(arguments.source)
-        write_set(data, arguments.output)
+        export(data, arguments.output)
         print(f"{data}\nwritten to {arguments.output}")
         return
     with warnings.catch_warnings(record=True) as notes:
@@ -64,12 +64,22 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"note: {note.message}")
     data = DistilledDataset(artifact)
     if arguments.output.suffix in (".npz", ".pt"):
-        write_set(data, arguments.output)
+        export(data, arguments.output)
     else:
         with new_folder(arguments.output) as folder:
             write_artifact(folder / ARTIFACT_FILE, artifact)
             complete_folder(folder)
     print(f"{data}\nwritten to {arguments.output}")
+
+
+def export(data: DistilledDataset, output: Path) -> None:
+    """Write the set, and say what its new form lacks or does not say."""
+    write_set(data, output)
+    if output.suffix == ".pt" and output.name.startswith("images"):
+        mean, std = (" ".join(map(str, numbers)) for numbers in (data.mean, data.std))
+        print(f"note: the images are normalised: --values normalised --mean {mean} --std {std}")
+    elif output.suffix != ".npz" and data.artifact.logits is not None:
+        print("note: the soft labels are left out; .npz and images_X.pt hold them")
 
 
 if __name__ == "__main__":
