@@ -9,7 +9,7 @@ which no line can end the block or look like one of our markers, which stand at 
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from textwrap import indent
@@ -149,16 +149,15 @@ def _merge(body: str, text: str) -> str:
 
 
 def _front_matter(sets: Mapping[str, Artifact]) -> dict[str, Any]:
-    metadata = next(iter(sets.values())).metadata
+    every = [artifact.metadata for artifact in sets.values()]
+    metadata = every[0]
     sizes = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
-    views = max(
-        m.ipc * len(m.classes) * m.factor**2 for m in (artifact.metadata for artifact in sets.values())
-    )
+    views = max(m.ipc * len(m.classes) * m.factor**2 for m in every)
     front = {
         "pretty_name": f"{metadata.dataset}, distilled to {_sizes(sets)}",
         "task_categories": ["image-classification"],
         "size_categories": [next((name for limit, name in sizes.items() if views < limit), "1M<n<10M")],
-        "source_datasets": [str(metadata.source.get("id") or metadata.dataset)],
+        "source_datasets": _different(str(m.source.get("id") or m.dataset) for m in every),
         "library_name": "distilled-data",
         "configs": [
             {
@@ -169,9 +168,9 @@ def _front_matter(sets: Mapping[str, Artifact]) -> dict[str, Any]:
             for number, folder in enumerate(sets)
         ],
     }
-    if licence := metadata.source.get("license"):
-        name = "-".join(str(licence).lower().split())
-        front["license"] = name if name in HUB_LICENCES else "other"
+    licences = _different("-".join(str(m.source.get("license") or "").lower().split()) for m in every)
+    if licences != [""]:
+        front["license"] = licences[0] if len(licences) == 1 and licences[0] in HUB_LICENCES else "other"
     return front
 
 
@@ -200,7 +199,7 @@ def _fields(sets: Mapping[str, Artifact], repo_id: str | None) -> dict[str, obje
         if several
         else f'"{repo_id}"',
         "results": _results([row for artifact in sets.values() for row in _rows(artifact.metadata, several)]),
-        "source": _source(metadata),
+        "source": _sources(sets),
         "preview": inside(folder, PREVIEW_FILE),
         "sets": "\n\n".join(_set(name, artifact).rstrip("\n") for name, artifact in sets.items()),
     }
@@ -319,6 +318,20 @@ def _labels(artifact: Artifact) -> str:
         "Raw teacher logits for every training image; soft labels are softmax(logits / temperature) with the "
         f"temperature {_plain(labels.get('temperature', 1.0))}. Teacher: {teacher}."
     )
+
+
+def _sources(sets: Mapping[str, Artifact]) -> str:
+    """Of all sets; where they differ, of which."""
+    texts = {folder: _source(artifact.metadata) for folder, artifact in sets.items()}
+    different = _different(texts.values())
+    if len(different) == 1:
+        return different[0]
+    names = [", ".join(f"`{folder}/`" for folder in texts if texts[folder] == text) for text in different]
+    return "\n\n".join(f"**{name}:** {text}" for name, text in zip(names, different, strict=True))
+
+
+def _different(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
 
 
 def _source(metadata: Metadata) -> str:

@@ -323,6 +323,23 @@ def test_among_several_sets_a_result_of_the_first_images_of_one_is_told_from_tha
     assert found(large) == [("1", "30.0"), ("2", "50.0")]
 
 
+def test_a_card_over_sets_of_different_sources_and_licences_tells_those_of_each():
+    one, two = ({"id": name, "license": licence} for name, licence in (("a", "mit"), ("b", "cc-by-4.0")))
+    sets = {"ipc2": make_artifact(2, source=one), "ipc1": make_artifact(1, source=one)}
+    same, single = render_card(sets), render_card(make_artifact(2, source=one))
+    source = re.compile(r"^<!-- distilled-data:begin source.*end source -->", re.DOTALL | re.MULTILINE)
+    assert source.findall(same) == source.findall(single)
+    assert (front_matter(same)["license"], front_matter(same)["source_datasets"]) == ("mit", ["a"])
+    card = render_card(sets | {"ipc3": make_artifact(3, source=two)})
+    assert (front_matter(card)["license"], front_matter(card)["source_datasets"]) == ("other", ["a", "b"])
+    [found] = source.findall(card)
+    assert re.search(
+        r"\*\*`ipc2/`, `ipc1/`:\*\* Made .* licence: mit.*\*\*`ipc3/`:\*\* .*: cc-by-4", found, re.DOTALL
+    )
+    unknown = render_card(sets | {"ipc3": make_artifact(3)})
+    assert front_matter(unknown)["license"] == "other"
+
+
 def test_a_card_that_comes_to_cover_several_sets_keeps_its_order_and_what_people_wrote():
     alone = render_card(make_artifact(2)).replace("## Limits", "## Limits of it") + "\nOur words.\n"
     alone = alone.replace(
