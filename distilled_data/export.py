@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .errors import MissingExtraError, OutputError, UsageError
 from .files import new_folder, replacing
-from .format import ARTIFACT_FILE, write_artifact
+from .format import ARTIFACT_FILE, Metadata, write_artifact
 from .manifest import write_manifest
 
 if TYPE_CHECKING:
@@ -55,14 +55,19 @@ def to_folder(data: "DistilledDataset", path: str | Path) -> None:
     other images than these or the first of these are left out. Raises `UsageError` unless the folder is
     empty or not there, and `OutputError`.
     """
+    artifact = dataclasses.replace(data.artifact, metadata=own_metadata(data))
+    with new_folder(path) as folder:
+        write_artifact(folder / ARTIFACT_FILE, artifact)
+        write_manifest(folder)
+
+
+def own_metadata(data: "DistilledDataset") -> Metadata:
+    """What is written of a set: without results of other images than these or the first of these."""
     results = data.info.results
     measured = [ipc for ipc in range(1, data.ipc + 1) if any(row.get("ipc") == ipc for row in results)]
     hashes = [data.select(ipc).content_hash for ipc in measured]
     own = tuple(row for row in results if row.get("content_hash") in hashes)
-    artifact = dataclasses.replace(data.artifact, metadata=dataclasses.replace(data.info, results=own))
-    with new_folder(path) as folder:
-        write_artifact(folder / ARTIFACT_FILE, artifact)
-        write_manifest(folder)
+    return dataclasses.replace(data.info, results=own)
 
 
 def to_webdataset(data: "DistilledDataset", path: str | Path) -> None:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from .errors import FormatError, MissingExtraError, OutputError, UsageError
+from .export import own_metadata
 from .files import replacing, write_file
 from .format import ARTIFACT_FILE, METADATA_KEY, Artifact, Metadata, parse_metadata
 from .manifest import Fingerprint
@@ -145,7 +146,7 @@ def write_set(data: "DistilledDataset", path: str | Path) -> None:
             "mean": np.array(data.mean),
             "std": np.array(data.std),
             "factor": np.array(data.info.factor),
-            METADATA_KEY: np.array(data.info.to_json()),
+            METADATA_KEY: np.array(own_metadata(data).to_json()),
         }
         if data.artifact.logits is not None:
             arrays["logits"] = data.artifact.logits.transpose(0, 1).flatten(0, 1).numpy()

@@ -360,6 +360,16 @@ def test_npz_holds_everything(channels, logits, tmp_path):
     assert (other.source["form"], other.classes[0]) == ("npz", f"class {DIGITS[0]}")
 
 
+def test_npz_of_a_selection_has_the_results_of_its_own_images_alone(tmp_path):
+    data = DistilledDataset(make_artifact(ipc=2))
+    row = {"content_hash": data.content_hash, "ipc": 2}
+    info = dataclasses.replace(data.info, results=(row,))
+    measured = DistilledDataset(dataclasses.replace(data.artifact, metadata=info))
+    for part, results in ((measured, (row,)), (measured.select(classes=[1, 2]), ())):
+        write_set(part, tmp_path / "set.npz")
+        assert read_set(tmp_path / "set.npz").metadata.results == results
+
+
 def test_a_file_of_ours_with_other_arrays_is_what_the_arrays_say(tmp_path):
     write_set(DistilledDataset(make_artifact(ipc=2, recipe={"augment": "crop"})), tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz") as file:
