@@ -97,7 +97,7 @@ class Proxy:
 
         with seeded(self.seed, "training", *group, device=self.device):  # dropout, if a module has any
             training.run(f"{self.name} {dict(architecture)}", stop=stop, after_test=after_test)
-        return [round(score, 4) for score in training.scores[-1]]
+        return training.scores[-1]
 
     def _network(self, space: Space, architecture: Architecture, seed: int) -> nn.Module:
         source = self.source

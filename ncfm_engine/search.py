@@ -38,6 +38,7 @@ from .memory import is_out_of_memory
 from .report import Report, silent
 from .spaces import Architecture, Space
 from .stop import Stopped, StopRequest
+from .trust import DECIMALS
 
 Study: TypeAlias = Any  # of Optuna, which is imported where it is needed
 Trial: TypeAlias = Any
@@ -258,7 +259,7 @@ def _result(candidate: Architecture, trials: Sequence[FrozenTrial]) -> Result | 
         return Result(
             candidate,
             states[trial.state.name],
-            trial.value,
+            None if trial.value is None else round(trial.value, DECIMALS),
             scored.get("accuracies", ()),
             [value for _, value in sorted(trial.intermediate_values.items())],
             scored.get("seconds", 0.0),

@@ -9,6 +9,7 @@ import numpy as np
 TOP = 0.2  # share of the candidates, the best by the truth, that is compared by itself
 RESAMPLES = 1000  # of the bootstrap
 ORDERS = 200  # in which the candidates might have been tried
+DECIMALS = 9  # of a mean: who has as many right answers is equal, however they fall on its networks
 UNDEFINED = np.array([np.nan])
 
 
@@ -128,7 +129,7 @@ def trust(
     highest = max(value for value in truth if value is not None)
     best, found, first = top(right), {}, []
     for way, column in accuracies.items():
-        means = {index: statistics.fmean(row) for index, row in enumerate(column) if row}
+        means = {i: round(statistics.fmean(row), DECIMALS) for i, row in enumerate(column) if row}
         proxy, spent = [means[index] for index in common], [seconds[way][index] for index in common]
         times, regrets = regret_over_time(proxy, right, spent, highest) if common else ([], [])
         pick = max(means, key=lambda index: means[index])

@@ -102,7 +102,7 @@ def test_a_score_is_that_of_the_protocol_with_the_same_seed(ways, held):
         for repeat, loader in enumerate(loaders)
     ]
     got = ways()["distilled"].score(SPACES["convnet"], ARCHITECTURE, quiet)
-    assert got == pytest.approx(expected, abs=1e-3)
+    assert got == expected
     assert len(set(got)) == 2
 
 

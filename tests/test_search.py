@@ -75,6 +75,16 @@ def test_every_candidate_is_scored_once_and_in_their_order(database):
     assert types == {int, bool}
 
 
+def test_as_many_right_answers_are_one_value_however_they_fall_on_the_networks(database):
+    right = iter([(75, 102, 86), (91, 97, 75)])  # of 144; the means differ in their last bit
+
+    def score(architecture, check):
+        return [100 * (count / 144) for count in next(right)]
+
+    first, second = search(open_study(database, "x"), SMALL, SMALL.draw()[:2], score)
+    assert first.value == second.value == pytest.approx(100 * 263 / 432)
+
+
 def test_studies_share_the_connections_to_their_database_and_the_last_one_leaves_none_open(database):
     study, other = open_studies(database, {"x": "exhaustive", "y": "halving"}).values()
     search(study, SMALL, SMALL.draw(), by_width)

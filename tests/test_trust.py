@@ -159,6 +159,13 @@ def test_candidates_that_tie_for_the_best_are_counted():
     assert (found["pick"], found["tied"]) == (0, 3)
 
 
+def test_as_many_right_answers_are_a_tie_however_they_fall_on_the_networks():
+    right = [(75, 102, 86), (91, 97, 75), (0, 0, 1)]  # of 144; the means differ in their last bit
+    found = alone([[100 * (count / 144) for count in counts] for counts in right], TRUTH[:3])
+    assert (found["pick"], found["tied"]) == (0, 2)
+    assert found["all"]["spearman"] == pytest.approx(-math.sqrt(3) / 2)
+
+
 def test_what_ended_early_or_failed_counts_against_the_regret():
     ended = alone([[1], [2], [3], [4], None], TRUTH)  # the best one was not trained to the end
     assert (ended["pick"], ended["regret"], ended["all"]["n"]) == (3, 10, 4)
