@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from .config import NetworkConfig, Recipe
-from .evaluate import CHECKS
+from .evaluate import CHECKS, epochs_of_as_many_steps
 from .pool import build
 from .sources import Source
 
@@ -55,13 +55,15 @@ def _distilling(recipe: Recipe, source: Source) -> Passes:
 
 
 def _evaluating(recipe: Recipe, source: Source) -> Passes:
-    config = recipe.evaluate
-    views = recipe.ipc * recipe.distill.factor**2 * source.num_classes
+    config, random = recipe.evaluate, recipe.ipc * source.num_classes
+    views = random * recipe.distill.factor**2
+    batches = [math.ceil(images / config.batch_size) for images in (views, random)]
+    of_both = config.epochs * views + epochs_of_as_many_steps(config.epochs, *batches) * random
     kinds = config.repeats * len(config.labels)
-    trained = 2 * kinds * config.epochs * views  # of distilled and of random images
+    trained = kinds * of_both
     trained += config.full_repeats * config.full_epochs * len(source.train)
     tests = kinds * (CHECKS + 1) + config.full_repeats
-    labelled = "teacher" in config.labels and 2 * config.repeats * config.epochs * views
+    labelled = "teacher" in config.labels and config.repeats * of_both
     return Passes(tests * len(source.test) + labelled * recipe.pretrain.networks, trained=trained)
 
 

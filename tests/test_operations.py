@@ -58,13 +58,22 @@ def test_the_operations_of_distilling_are_those_of_its_steps(digits, pool, chang
 
 def test_every_view_of_a_packed_image_is_counted(digits):
     packed = {"ipc": 3, "distill.factor": 2, "distill.sampler_steps": 3, "distill.calibration": 1.0}
-    recipe = BASE.replace(packed | {"evaluate.epochs": 7, "evaluate.repeats": 1, "evaluate.full_repeats": 0})
+    recipe = BASE.replace(packed)
     views = 3 * 2 * 2 * 10
     stage = passes(recipe, digits)["distilling"]
     assert stage.forward == 20 * (30 * 10 + 2 * views)  # real ones, and synthetic ones for psi's own turns
     assert stage.returned == 20 * 2 * views  # by a feature network, and by the one that calibrates
     assert passes(recipe.replace({"distill.calibration": 0.0}), digits)["distilling"].returned == 20 * views
-    assert passes(recipe, digits)["evaluating"].trained == 2 * 2 * 7 * views
+
+
+@pytest.mark.parametrize(("batch_size", "epochs"), [(128, 7), (60, 14), (30, 28)])
+def test_random_images_are_fewer_than_the_views_and_take_as_many_steps(digits, batch_size, epochs):
+    packed = {"ipc": 3, "distill.factor": 2, "evaluate.batch_size": batch_size, "evaluate.epochs": 7}
+    recipe = BASE.replace(packed | {"evaluate.repeats": 1, "evaluate.full_repeats": 0})
+    assert passes(recipe, digits)["evaluating"].trained == 2 * (7 * 120 + epochs * 30)  # two label kinds
+    labelled = recipe.replace({"evaluate.labels": ("hard", "teacher")})
+    forward = [passes(chosen, digits)["evaluating"].forward for chosen in (recipe, labelled)]
+    assert forward[1] - forward[0] == (7 * 120 + epochs * 30) * recipe.pretrain.networks
 
 
 def test_a_run_without_steps_can_be_counted(digits):
