@@ -280,10 +280,14 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _protocol(row: Mapping[str, Any]) -> str:
-    """What was measured how: "ncfm, 400 epochs", and the split unless it is the real test set."""
+    """What was measured how: "ncfm, 400 epochs", what was changed to the set's own recipe, and the split
+    unless it is the real test set.
+    """
     words = [str(row.get("protocol", "-"))]
     if "epochs" in row:
         words.append(f"{row['epochs']} epochs")
+    if "changes" in row:
+        words.append(str(row["changes"]))
     if row.get("split", "test") != "test":
         words.append(str(row["split"]))
     return _plain(", ".join(words))

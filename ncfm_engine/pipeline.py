@@ -11,6 +11,7 @@ from distilled_data.files import make_folder, read_json, write_json
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, read_artifact, write_artifact
 from distilled_data.manifest import verify_folder, write_manifest
 
+from .config import Recipe, differences
 from .costs import COSTS_FILE, Costs
 from .distill import METRICS_FILE, Distilled, begin, distill, resumable
 from .evaluate import evaluate, forget_progress, settings_hash
@@ -36,6 +37,12 @@ from .ranks import Ranks, join
 from .report import Report, plot_losses, silent
 from .sources import CHANGES, Source, hold_out, load_source
 from .stop import Stopped, StopRequest
+
+# What a row says of its evaluation anyway, or what no training depends on.
+TOLD = {"network.name"} | {
+    f"evaluate.{name}" for name in ("epochs", "labels", "repeats", "full_repeats", "at_once")
+}
+AUGMENTING = {"evaluate.augment", "evaluate.cutmix"}  # the protocol says where both are off
 
 
 @dataclass(frozen=True)
@@ -259,7 +266,8 @@ def evaluate_set(
     stop: StopRequest | None = None,
     report: Report = silent,
 ) -> list[dict[str, Any]]:
-    """Evaluate a saved set under its own recipe with `changes`; its rows, see `evaluate`.
+    """Evaluate a saved set under its own recipe with `changes`; its rows, see `evaluate`, which say what was
+    changed.
 
     `dataset` names the real data where the artifact's own name is not enough (folder:PATH), `reading` are
     keywords of `load_source`; how images were resized is known to the artifact. A set of another project
@@ -268,7 +276,8 @@ def evaluate_set(
     `Stopped` after saving progress in `run_folder`, from which `resume` goes on; it stays until
     `forget_progress`.
     """
-    recipe = recipe_of(chosen).replace(changes)
+    own = recipe_of(chosen)
+    recipe = own.replace(changes)
     for name in changes:
         if not name.startswith(("evaluate.", "network.")) and name != "seed":
             raise UsageError(
@@ -279,7 +288,7 @@ def evaluate_set(
     pool = None
     if set(recipe.evaluate.labels) != {"hard"}:  # random images have the artifact's teacher too
         pool = teacher_pool(chosen, source, cache=cache, device=device, stop=stop, report=report)
-    return evaluate(
+    rows = evaluate(
         chosen,
         source,
         recipe.evaluate,
@@ -292,6 +301,15 @@ def evaluate_set(
         stop=stop,
         report=report,
     )
+    changed = _changed(own, recipe)
+    return [row | {"changes": changed} for row in rows] if changed else rows
+
+
+def _changed(own: Recipe, recipe: Recipe) -> str:
+    """What tells an evaluation from one of the set's own recipe, where its row would not."""
+    told = TOLD if recipe.evaluate.augmented else TOLD | AUGMENTING
+    lines = differences(dataclasses.asdict(own), dataclasses.asdict(recipe))
+    return ", ".join(line for line in lines if line.partition(" = ")[0] not in told)
 
 
 def record_results(folder: Path, rows: list[dict[str, Any]], device: str) -> None:

@@ -292,6 +292,25 @@ def test_evaluating_again_adds_a_row_and_keeps_the_images(finished, here, tmp_pa
     DistilledDataset.from_folder(tmp_path / "copy").verify()
 
 
+@pytest.mark.parametrize(
+    ("settings", "changes"),
+    [
+        (["epochs=2", "repeats=1", "full_repeats=0", "at_once=1", "augment=none", "cutmix=0"], None),
+        (
+            ["epochs=2", "learning_rate=0.01", "cutmix=0"],
+            "evaluate.learning_rate = 0.01, evaluate.cutmix = 0.0",
+        ),
+    ],
+)
+def test_a_row_says_what_was_changed_unless_it_is_told_elsewhere(finished, here, tmp_path, settings, changes):
+    shutil.copytree(finished[0] / "out", tmp_path / "copy")
+    words = [*(f"evaluate.{setting}" for setting in settings), "evaluate.labels=hard"]
+    status, _, error = here("evaluate.py", "copy", "--network", "vgg11_x0_25", settings=words)
+    assert status == 0, error
+    *_, row = read_artifact(tmp_path / "copy" / ARTIFACT_FILE).metadata.results
+    assert (row["epochs"], row.get("changes")) == (2, changes)
+
+
 @pytest.mark.parametrize("change", ["validation=0.2", "label.temperature=4", "distill.factor=2"])
 def test_an_evaluation_ignores_no_setting(finished, here, tmp_path, change):
     shutil.copytree(finished[0] / "out", tmp_path / "copy")

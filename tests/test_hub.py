@@ -171,6 +171,13 @@ def test_the_card_says_how_many_runs_the_full_dataset_had_and_what_is_no_test_se
     assert 'Rows of "validation" were tested on training images that were held out' in card
 
 
+def test_the_card_tells_rows_of_other_settings_apart():
+    changes = "evaluate.learning_rate = 0.01, network.width = 4"
+    card = render_card(make_artifact(results=(RESULTS, RESULTS | {"changes": changes})))
+    assert "| convnet | ncfm | 2 | hard |" in card
+    assert r"| convnet | ncfm, evaluate.learning\_rate = 0.01, network.width = 4 | 2 | hard |" in card
+
+
 def test_the_card_says_what_labels_by_the_teacher_are_where_there_are_any():
     told = "labelled every augmented batch"
     assert told in render_card(make_artifact(results=(RESULTS, {"labels": "teacher"})))
