@@ -561,7 +561,7 @@ def test_the_headline_says_what_the_tables_say():
     of_tables = [cells((results / name / "table.md").read_text()) for name in ("small", "digits")]
     whole = of_tables[0] | of_tables[1]
     assert {column for _, column in shown} == {column for _, column in whole}
-    assert len(shown) == 7 * 4
+    assert len(shown) == 7 * 5
     for place, value in shown.items():
         assert value == whole.get(place, "-")
 

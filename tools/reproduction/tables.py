@@ -88,7 +88,7 @@ TABLES: Mapping[str, tuple[Row, ...]] = {
         )
         for of, (steps, epochs) in _SETS.items()
     ),
-    # On a CPU core each, an hour for each set. All networks have a quarter of the paper's width.
+    # On a CPU core each, one to two hours for each set. All networks have a quarter of the paper's width.
     "small": (
         Row(
             "cifar10-ipc10",
