@@ -45,7 +45,7 @@ def artifact_of(
     if logits is not None and _probable(logits):
         warnings.warn(
             "the rows of logits are positive and add up to 1, as those of probabilities do; if they are "
-            "probabilities, give logits=probabilities.log() * temperature",
+            "probabilities, give logits=probabilities.clamp(min=1e-7).log() * temperature",
             stacklevel=3,
         )
     mean, std = _numbers("mean", mean), _numbers("std", std)

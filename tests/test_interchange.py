@@ -642,14 +642,17 @@ def test_class_numbers_may_be_columns_floats_or_one_hot(pixels, targets):
     assert torch.equal(by_class(data.artifact), pixels)
 
 
-def test_logits_that_look_like_probabilities_are_doubted_and_their_logarithms_are_not(pixels):
-    labelled, probabilities = {"images": pixels, "targets": NUMBERS}, torch.eye(10)[NUMBERS, None] * 0.8
-    probabilities += 0.02
+@pytest.mark.parametrize("sure", [0.8, 1.0])
+def test_logits_that_look_like_probabilities_are_doubted_and_not_what_is_advised(pixels, sure):
+    labelled, temperature = {"images": pixels, "targets": NUMBERS}, 4.0
+    probabilities = torch.eye(10)[NUMBERS, None] * sure + (1 - sure) / 10
     with pytest.warns(UserWarning, match="add up to 1, as those of probabilities do") as told:
         DistilledDataset.from_tensors(**labelled, logits=probabilities)
     assert told[0].filename == __file__
-    data = DistilledDataset.from_tensors(**labelled, logits=probabilities.log() * 4, temperature=4)
-    torch.testing.assert_close(data.soft_targets.amax(1), torch.full((30,), 0.82), atol=5e-3, rtol=0)
+    logits = eval(str(told[0].message).partition("give logits=")[2])  # as a reader would paste it
+    data = DistilledDataset.from_tensors(**labelled, logits=logits, temperature=temperature)
+    highest = torch.full((30,), sure + (1 - sure) / 10)
+    torch.testing.assert_close(data.soft_targets.amax(1), highest, atol=5e-3, rtol=0)
 
 
 def test_parameters_are_taken_as_values(pixels):
