@@ -121,14 +121,11 @@ def _stages(
         if plan.resume and (rows := _recorded(plan, artifact)):
             forget_progress(plan.run_folder, rows)  # a kill may have come before it was forgotten
             return rows
-        results = _results_of(plan, artifact)
-        if results is None:
-            clear_output(plan)
-        else:  # evaluations of the same images stay good, those that were broken off too
-            artifact = dataclasses.replace(
-                artifact, metadata=dataclasses.replace(artifact.metadata, results=results)
-            )
+        if kept := _kept(plan, artifact):  # evaluations of it stay good, those that were broken off too
+            artifact = kept
             (plan.output / MANIFEST_FILE).unlink(missing_ok=True)
+        else:
+            clear_output(plan)
         write_artifact(plan.output / ARTIFACT_FILE, artifact)
         write_manifest(plan.output)
         plot_losses(plan.run_folder / METRICS_FILE, plan.run_folder / LOSS_PLOT_FILE)
@@ -146,6 +143,7 @@ def _stages(
             stop=stop,
             report=report,
         )
+        rows = _telling(rows, Recipe.from_dict(artifact.metadata.recipe["settings"]), recipe)
     record_results(plan.output, rows, plan.device)
     write_results(plan.run_folder / RESULTS_FILE, rows, plan.device, costs.stages)
     forget_progress(plan.run_folder, rows)
@@ -169,15 +167,17 @@ def _recorded(plan: Plan, artifact: Artifact) -> list[dict[str, Any]] | None:
     return [found[labels] for labels in config.labels] if whole else None
 
 
-def _results_of(plan: Plan, artifact: Artifact) -> tuple[dict[str, Any], ...] | None:
-    """The results of the artifact that is in the output folder, if this run resumes the one that made it: if
-    images and labels are the same. Else None.
+def _kept(plan: Plan, artifact: Artifact) -> Artifact | None:
+    """What is in the output folder, if this run resumes the one that made it: if images and labels are the
+    same. Without results, which are told by its recipe, it gets this run's.
     """
     try:
         there = read_artifact(plan.output / ARTIFACT_FILE)
     except ArtifactError:
         return None
-    return there.metadata.results if plan.resume and _same(there, artifact) else None
+    if not plan.resume or not _same(there, artifact):
+        return None
+    return there if there.metadata.results else artifact
 
 
 def _same(one: Artifact, other: Artifact) -> bool:
@@ -301,15 +301,15 @@ def evaluate_set(
         stop=stop,
         report=report,
     )
-    changed = _changed(own, recipe)
-    return [row | {"changes": changed} for row in rows] if changed else rows
+    return _telling(rows, own, recipe)
 
 
-def _changed(own: Recipe, recipe: Recipe) -> str:
-    """What tells an evaluation from one of the set's own recipe, where its row would not."""
+def _telling(rows: list[dict[str, Any]], own: Recipe, recipe: Recipe) -> list[dict[str, Any]]:
+    """Rows that say what tells them from an evaluation by the set's own recipe, where they would not."""
     told = TOLD if recipe.evaluate.augmented else TOLD | AUGMENTING
     lines = differences(dataclasses.asdict(own), dataclasses.asdict(recipe))
-    return ", ".join(line for line in lines if line.partition(" = ")[0] not in told)
+    changed = ", ".join(line for line in lines if line.partition(" = ")[0] not in told)
+    return [row | {"changes": changed} for row in rows] if changed else rows
 
 
 def record_results(folder: Path, rows: list[dict[str, Any]], device: str) -> None:

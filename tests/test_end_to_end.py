@@ -23,7 +23,7 @@ from distilled_data.manifest import Fingerprint, Index, write_manifest
 from hub import PushOptions, push_folder
 from ncfm_engine.config import EvaluateConfig, Recipe
 from ncfm_engine.origin import real_images, recipe_of
-from ncfm_engine.pipeline import _recorded, _results_of, evaluate_set
+from ncfm_engine.pipeline import _kept, _recorded, evaluate_set
 from ncfm_engine.proxies import proxies, splits
 from ncfm_engine.stop import Stopped
 from tools.command_line import (
@@ -230,9 +230,32 @@ def test_rows_of_a_finished_run_are_those_of_its_settings_and_of_as_many_network
 
 
 def test_results_stay_with_the_same_images_where_a_run_goes_on_alone(finished):
-    artifact = read_artifact(finished[0] / "out" / ARTIFACT_FILE)
-    for resume, kept in ((True, artifact.metadata.results), (False, None)):
-        assert _results_of(SimpleNamespace(output=finished[0] / "out", resume=resume), artifact) == kept
+    there = read_artifact(finished[0] / "out" / ARTIFACT_FILE)
+    made = dataclasses.replace(there, metadata=dataclasses.replace(there.metadata, results=()))
+    plan = SimpleNamespace(output=finished[0] / "out", resume=True)
+    kept = _kept(plan, made)
+    assert kept is not None
+    assert kept.metadata == there.metadata
+    assert _kept(SimpleNamespace(output=plan.output, resume=False), made) is None
+
+
+def test_a_run_resumed_with_another_evaluation_tells_its_rows_from_those_of_the_recipe(
+    finished, here, tmp_path
+):
+    for name in ("out", "out.run"):
+        shutil.copytree(finished[0] / name, tmp_path / name)
+    recipe = read_artifact(tmp_path / "out" / ARTIFACT_FILE).metadata.recipe
+    words = ["--dataset", "digits", "--ipc", "3", "--output", "out", "--resume"]
+    changes = ["evaluate.learning_rate=0.01", "evaluate.labels=hard"]
+    status, _, error = here("distill_and_push.py", *words, settings=[*TINY, *changes])
+    assert status == 0, error
+    after = read_artifact(tmp_path / "out" / ARTIFACT_FILE).metadata
+    assert after.recipe == recipe
+    assert [(row["labels"], row.get("changes")) for row in after.results] == [
+        ("hard", None),
+        ("soft", None),
+        ("hard", "evaluate.learning_rate = 0.01"),
+    ]
 
 
 def test_the_code_of_the_readme_runs_as_printed(finished):
