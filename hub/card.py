@@ -309,7 +309,7 @@ def _packing(metadata: Metadata) -> str:
     return (
         f"Factor {factor}: every stored image is a grid of {factor} x {factor} tiles. Each tile, enlarged to "
         f"{metadata.height} x {metadata.width} pixels (bilinear, `align_corners=False`), is one training "
-        f"image; tiles go row by row. {metadata.ipc} stored images per class are {training} training images."
+        f"image; tiles go row by row, so that each class has {training} training images."
     )
 
 

@@ -44,7 +44,10 @@ def label(images: Tensor, pool: FeaturePool, source: Source, *, factor: int, dev
 def teacher(
     config: LabelConfig, network: NetworkConfig, pool: FeaturePool, source: Source, device: str
 ) -> dict:
-    """The `labels` entry of an artifact's metadata, with the accuracy of the ensemble on the test images."""
+    """The `labels` entry of an artifact's metadata, with the accuracy of the ensemble on the test images.
+
+    It says so where those are a part of train, see `Source.split`.
+    """
     logits = logits_of(Ensemble(pool, device), real_test_loader(source, 1, device))
     return {
         "kind": "logits",
@@ -53,6 +56,7 @@ def teacher(
             "architecture": f"{network.name} width {network.width} depth {network.depth} norm {network.norm}",
             "networks": len(pool),
             "accuracy": round(accuracy(logits, source.test.targets), 2),
+            **({} if source.split == "test" else {"split": source.split}),
             "weights_sha256": pool.weights_hash,
         },
     }

@@ -17,6 +17,7 @@ from ncfm_engine.label import Ensemble, label, teacher
 from ncfm_engine.pipeline import write_results
 from ncfm_engine.pool import FlatNetwork, build
 from ncfm_engine.pretrain import pretrain
+from ncfm_engine.sources import hold_out
 from ncfm_engine.stop import Stopped
 from ncfm_engine.train import Training, accuracy, logits_of
 
@@ -76,6 +77,9 @@ def test_the_teacher_is_recorded_with_its_accuracy_and_weights(digits, pool, log
     assert entry["teacher"]["networks"] == 2
     assert entry["teacher"]["accuracy"] == round(accuracy(logits.mean(0), digits.test.targets), 2)
     assert entry["teacher"]["weights_sha256"] == pool.weights_hash
+    assert "split" not in entry["teacher"]
+    entry = teacher(LabelConfig(), NETWORK, pool, hold_out(digits, 0.2), "cpu")
+    assert entry["teacher"]["split"] == "validation 0.2"
 
 
 def test_a_random_subset_is_real_images_of_their_class_with_the_teachers_labels(digits, pool, dataset):

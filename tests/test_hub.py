@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from artifacts import DIGITS, make_artifact, make_folder
+from commands import ROOT
 from huggingface_hub import DatasetCard
 from PIL import Image, ImageDraw
 
@@ -189,6 +190,14 @@ def test_the_card_has_the_citation_of_the_source():
     assert "Please cite the source:\n\n    @misc{digits}" in card
 
 
+@pytest.mark.parametrize(
+    "card", sorted(ROOT.glob("tools/results/*/*/README.md")), ids=lambda path: path.parent.name
+)
+def test_the_cards_of_the_results_are_as_cards_are_now(card):
+    text = card.read_text()
+    assert render_card(read_artifact(card.parent / ARTIFACT_FILE), text) == text
+
+
 def test_the_card_answers_what_users_of_distilled_sets_ask():
     card = render_card(make_artifact(labels={"temperature": 4.0, "teacher": {"architecture": "convnet"}}))
     for answer in (
@@ -196,7 +205,7 @@ def test_the_card_answers_what_users_of_distilled_sets_ask():
         "No ZCA",
         "a grid of 2 x 2 tiles",
         "enlarged to 8 x 8 pixels",
-        "2 stored images per class are 8 training images.",
+        "so that each class has 8 training images.",
         "\n20 synthetic images, 2 for each of 10 classes, that stand in for",
         "`ipc=k` loads only the first k images of each class.",
         "`align_corners=False`",
