@@ -57,11 +57,7 @@ def main(arguments: argparse.Namespace) -> None:
         export(data, arguments.output)
         print(f"{data}\nwritten to {arguments.output}")
         return
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        artifact = read_set(arguments.source, **{name: getattr(arguments, name) for name in WORDS})
-    for note in notes:
-        print(f"note: {note.message}")
+    artifact = read_set(arguments.source, **{name: getattr(arguments, name) for name in WORDS})
     data = DistilledDataset(artifact)
     if arguments.output.suffix in (".npz", ".pt"):
         export(data, arguments.output)
@@ -77,9 +73,11 @@ def export(data: DistilledDataset, output: Path) -> None:
     write_set(data, output)
     if output.suffix == ".pt" and output.name.startswith("images"):
         mean, std = (" ".join(map(str, numbers)) for numbers in (data.mean, data.std))
-        print(f"note: the images are normalised: --values normalised --mean {mean} --std {std}")
+        warnings.warn(
+            f"the images are normalised: --values normalised --mean {mean} --std {std}", stacklevel=1
+        )
     elif output.suffix != ".npz" and data.artifact.logits is not None:
-        print("note: the soft labels are left out; .npz and images_X.pt hold them")
+        warnings.warn("the soft labels are left out; .npz and images_X.pt hold them", stacklevel=1)
 
 
 if __name__ == "__main__":
