@@ -108,10 +108,16 @@ def _check_classes(ours: Sequence[str], theirs: Sequence[str], name: str, datase
 
 def teacher_pool(dataset: DistilledDataset, source: Source, *, device: str, **options: Any) -> FeaturePool:
     """The networks that labelled a set, from the cache or trained anew by its recipe."""
-    original = recipe_of(dataset)
+    original, recorded = recipe_of(dataset), dataset.info.labels.get("teacher", {}).get("weights_sha256")
+    if recorded is None:
+        warnings.warn(
+            f"{named(dataset)} does not say which networks labelled it; those of our own settings for such "
+            "data label random images and new labels, and are trained for it now unless they are in the "
+            "cache. Hard labels alone need none",
+            stacklevel=2,
+        )
     pool = pretrain(original.pretrain, original.network, source, seed=original.seed, device=device, **options)
-    recorded = dataset.info.labels.get("teacher", {}).get("weights_sha256")
-    if pool.weights_hash != recorded:
+    if recorded not in (None, pool.weights_hash):
         warnings.warn(
             f"the teacher of {named(dataset)} was trained elsewhere (weights {recorded}); one of the same "
             f"recipe trained here ({pool.weights_hash}) takes its place, for random images and new labels",

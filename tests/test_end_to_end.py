@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import threading
+import warnings
 from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 from types import SimpleNamespace
@@ -365,7 +366,8 @@ def foreign(finished, here):
     def convert(*words: str) -> None:
         for source, target in ((finished[0] / "out", "theirs.pt"), ("theirs.pt", "theirs")):
             more = ["--name", "digits", "--values", "unit", *words] if target == "theirs" else []
-            status, _, error = here("convert.py", str(source), target, *more)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # its notes
+                status, _, error = here("convert.py", str(source), target, *more)
             assert status == 0, error
 
     return convert
