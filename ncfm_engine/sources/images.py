@@ -57,7 +57,7 @@ class Images:
         """The images at `rows`, int64 [n] in any order, as new memory [n, channels, height, width]."""
         rows = rows if self.rows is None else self.rows.index_select(0, rows)
         of_part = torch.searchsorted(self.ends, rows, right=True)
-        used = of_part.unique().tolist()
+        used = of_part.unique().tolist() or [0]
         if len(used) == 1:
             return self._of_part(used[0], rows)
         joined = torch.cat([self._of_part(part, rows[of_part == part]) for part in used])
