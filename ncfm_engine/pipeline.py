@@ -168,8 +168,9 @@ def _recorded(plan: Plan, artifact: Artifact) -> list[dict[str, Any]] | None:
 
 
 def _kept(plan: Plan, artifact: Artifact) -> Artifact | None:
-    """What is in the output folder, if this run resumes the one that made it: if images and labels are the
-    same. Without results, which are told by its recipe, it gets this run's.
+    """The artifact with the results of the one in the output folder, if this run resumes the one that made
+    that: if images and labels are the same. Where they would not tell this run's recipe from the one that
+    they were made by, that recipe stays.
     """
     try:
         there = read_artifact(plan.output / ARTIFACT_FILE)
@@ -177,7 +178,10 @@ def _kept(plan: Plan, artifact: Artifact) -> Artifact | None:
         return None
     if not plan.resume or not _same(there, artifact):
         return None
-    return there if there.metadata.results else artifact
+    metadata, made = artifact.metadata, there.metadata
+    if made.results and _changed(Recipe.from_dict(made.recipe["settings"]), plan.recipe):
+        return there
+    return dataclasses.replace(artifact, metadata=dataclasses.replace(metadata, results=made.results))
 
 
 def _same(one: Artifact, other: Artifact) -> bool:
@@ -305,11 +309,16 @@ def evaluate_set(
 
 
 def _telling(rows: list[dict[str, Any]], own: Recipe, recipe: Recipe) -> list[dict[str, Any]]:
-    """Rows that say what tells them from an evaluation by the set's own recipe, where they would not."""
+    """The rows of an evaluation by `recipe`, which say where it is not the set's own."""
+    changed = _changed(own, recipe)
+    return [row | {"changes": changed} for row in rows] if changed else rows
+
+
+def _changed(own: Recipe, recipe: Recipe) -> str:
+    """What tells an evaluation from one of the set's own recipe, where its row would not."""
     told = TOLD if recipe.evaluate.augmented else TOLD | AUGMENTING
     lines = differences(dataclasses.asdict(own), dataclasses.asdict(recipe))
-    changed = ", ".join(line for line in lines if line.partition(" = ")[0] not in told)
-    return [row | {"changes": changed} for row in rows] if changed else rows
+    return ", ".join(line for line in lines if line.partition(" = ")[0] not in told)
 
 
 def record_results(folder: Path, rows: list[dict[str, Any]], device: str) -> None:

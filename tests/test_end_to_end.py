@@ -233,11 +233,10 @@ def test_rows_of_a_finished_run_are_those_of_its_settings_and_of_as_many_network
 def test_results_stay_with_the_same_images_where_a_run_goes_on_alone(finished):
     there = read_artifact(finished[0] / "out" / ARTIFACT_FILE)
     made = dataclasses.replace(there, metadata=dataclasses.replace(there.metadata, results=()))
-    plan = SimpleNamespace(output=finished[0] / "out", resume=True)
-    kept = _kept(plan, made)
-    assert kept is not None
-    assert kept.metadata == there.metadata
-    assert _kept(SimpleNamespace(output=plan.output, resume=False), made) is None
+    recipe = Recipe.from_dict(there.metadata.recipe["settings"])
+    for resume in (True, False):
+        kept = _kept(SimpleNamespace(output=finished[0] / "out", resume=resume, recipe=recipe), made)
+        assert (kept and kept.metadata) == (there.metadata if resume else None)
 
 
 def test_a_run_resumed_with_another_evaluation_tells_its_rows_from_those_of_the_recipe(
