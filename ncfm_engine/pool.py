@@ -1,6 +1,7 @@
 """The pool of feature networks, as the game, labels and evaluation use it; `pretrain` makes it."""
 
 import copy
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 
@@ -65,14 +66,9 @@ class FlatNetwork:
 def build(config: NetworkConfig, source: Source, seed: int) -> Network:
     """A fresh network of `config` for the images and classes of `source`."""
     return build_network(
-        config.name,
+        **dataclasses.asdict(config),
         channels=source.channels,
         size=(source.height, source.width),
         classes=source.num_classes,
-        width=config.width,
-        depth=config.depth,
-        norm=config.norm,
-        activation=config.activation,
-        pooling=config.pooling,
         seed=seed,
     )
