@@ -223,10 +223,13 @@ class Recipe(_Config):
 
         Values may be text, as on a command line; they are read by the field's type.
         """
-        sections: dict[str, dict[str, Any]] = {}
+        known, sections = _kinds(), dict[str, dict[str, Any]]()
         for path, value in changes.items():  # all of a section at once: in any order they fit together or not
-            section, name, new = _change(path, value)
-            sections.setdefault(section, {})[name] = new
+            if path not in known:
+                same = [setting for setting in known if setting.endswith(f".{path}")]
+                raise UnknownNameError.of("setting", path, known, close=same)
+            section, _, name = path.rpartition(".")
+            sections.setdefault(section, {})[name] = _convert(path, value, known[path])
         own = sections.pop("", {})
         parts = {name: dataclasses.replace(getattr(self, name), **new) for name, new in sections.items()}
         return dataclasses.replace(self, **own, **parts)
@@ -250,16 +253,6 @@ def differences(default: dict[str, Any], chosen: dict[str, Any]) -> list[str]:
     """Settings that differ, as "distill.alpha = 0.3"; both are recipes as dicts."""
     usual = flatten(default)
     return [f"{name} = {value}" for name, value in flatten(chosen).items() if value != usual[name]]
-
-
-def _change(path: str, value: Any) -> tuple[str, str, Any]:
-    """Section, "" for the recipe itself, and name of a setting, and its value by its type."""
-    known = _kinds()
-    if path not in known:
-        same = [setting for setting in known if setting.endswith(f".{path}")]
-        raise UnknownNameError.of("setting", path, known, close=same)
-    section, _, name = path.rpartition(".")
-    return section, name, _convert(path, value, known[path])
 
 
 @functools.cache
