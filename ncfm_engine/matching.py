@@ -90,7 +90,26 @@ class MatchingStep:
         Both terms are summed over the classes. `images` are those of `part`.
         """
         with rounded_products(self.config.precision == "bfloat16"):
-            return self._backward(images, step)
+            entry = self.real.prepare(step)
+            if self.config.calibration:
+                self.trained.load(entry.network, 1.0)
+            frequencies = leaf = None
+            if self.config.discrepancy not in PLAIN:
+                frequencies = self.sampler(generator_at(self.seed, "frequencies", step, device=self.device))
+                # psi's own graph is walked once, after all chunks
+                leaf = frequencies.detach().requires_grad_(frequencies.requires_grad)
+            gradient = torch.empty_like(images)
+            images.grad = gradient
+            rows = []
+            for first in range(0, len(self._numbers), self.layout.classes):
+                classes = slice(first, first + self.layout.classes)
+                part = images.detach()[:, classes].requires_grad_()
+                real = self.real.features(entry, classes)
+                rows.append(self._chunk(part, real, leaf, step, entry.number, classes))
+                gradient[:, classes] = part.grad  # type: ignore[assignment]
+            if frequencies is not None and frequencies.requires_grad:
+                frequencies.backward(leaf.grad)  # type: ignore[union-attr]
+            return StepLosses(*torch.cat(rows, dim=1))
 
     def ascend(self, images: Tensor, step: int, turn: int) -> None:
         """Set the gradients of psi alone, at frequencies of this turn's own; the images hold still."""
@@ -107,27 +126,6 @@ class MatchingStep:
                 (self.config.weight * rows[0].sum()).backward()
             frequencies.backward(leaf.grad)
 
-    def _backward(self, images: Tensor, step: int) -> StepLosses:
-        entry = self.real.prepare(step)
-        if self.config.calibration:
-            self.trained.load(entry.network, 1.0)
-        frequencies = self._frequencies(step)
-        # psi's own graph is walked once, after all chunks
-        leaf = None if frequencies is None else frequencies.detach().requires_grad_(frequencies.requires_grad)
-        gradient = torch.empty_like(images)
-        images.grad = gradient
-        rows = []
-        for first in range(0, len(self._numbers), self.layout.classes):
-            classes = slice(first, first + self.layout.classes)
-            part = images.detach()[:, classes].requires_grad_()
-            rows.append(
-                self._chunk(part, self.real.features(entry, classes), leaf, step, entry.number, classes)
-            )
-            gradient[:, classes] = part.grad  # type: ignore[assignment]
-        if frequencies is not None and frequencies.requires_grad:
-            frequencies.backward(leaf.grad)  # type: ignore[union-attr]
-        return StepLosses(*torch.cat(rows, dim=1))
-
     def use(self, layout: Layout) -> None:
         """Cut the next steps in another way."""
         self.layout = self.real.layout = layout
@@ -135,11 +133,6 @@ class MatchingStep:
     def normalise(self, images: Tensor) -> Tensor:
         """Images [..., channels, H, W] in [0, 1] to zero mean and unit deviation of the real data."""
         return (images - self.mean) / self.std
-
-    def _frequencies(self, step: int) -> Tensor | None:
-        if self.config.discrepancy in PLAIN:
-            return None
-        return self.sampler(generator_at(self.seed, "frequencies", step, device=self.device))
 
     def _chunk(
         self, part: Tensor, real: Tensor, frequencies: Tensor | None, step: int, entry: int, classes: slice
