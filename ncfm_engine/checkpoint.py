@@ -55,7 +55,8 @@ def save_checkpoint(
     head = {"format": FORMAT, "identity": dict(identity), "progress": dict(progress)}
     head["sha256"] = _digest(head, stored)
     content = save(stored, {"checkpoint": json.dumps(head)})
-    if _is_whole(path):  # a damaged one must not replace the one before it
+    with contextlib.suppress(_DamagedError, CheckpointError):
+        _read(path)  # a damaged one must not replace the one before it
         _keep(path)
     write_file(path, content)
 
@@ -76,13 +77,6 @@ def _keep(path: Path) -> None:
     else:
         link.replace(previous_of(path))
         link.unlink(missing_ok=True)  # POSIX leaves it where the two were one file already, after a kill
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        return bool(_read(path))
-    except (_DamagedError, CheckpointError):
-        return False
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
