@@ -244,9 +244,7 @@ def make_artifact(plan: Plan, source: Source, pool: FeaturePool, distilled: Dist
     return Artifact(images, metadata, logits)
 
 
-def evaluate_folder(
-    folder: Path, *, ipc: int | None = None, device: str, **options: Any
-) -> list[dict[str, Any]]:
+def evaluate_folder(folder: Path, *, ipc: int | None = None, **options: Any) -> list[dict[str, Any]]:
     """`evaluate_set` of the artifact in a folder, or its first `ipc` images; `record_results` is left to do.
 
     The progress is in the folder's run folder. `options` are those of `evaluate_set`.
@@ -254,7 +252,7 @@ def evaluate_folder(
     chosen = DistilledDataset.from_folder(folder, ipc=ipc)
     if chosen.folder != folder:
         raise UsageError(f"{folder} holds several sets; name the folder of one, such as {chosen.folder}")
-    return evaluate_set(chosen, run_folder_of(folder), device=device, **options)
+    return evaluate_set(chosen, run_folder_of(folder), **options)
 
 
 def evaluate_set(
@@ -327,7 +325,8 @@ def record_results(folder: Path, rows: list[dict[str, Any]], device: str) -> Non
     Times and the command stay out: a resumed run must give the bytes of an uninterrupted one.
     """
     artifact = read_artifact(folder / ARTIFACT_FILE)
-    origin = {name: provenance(device)[name] for name in ("device", "versions")}
+    where = provenance(device)
+    origin = {name: where[name] for name in ("device", "versions")}
     untimed = [{name: value for name, value in row.items() if name != "seconds"} | origin for row in rows]
     metadata = dataclasses.replace(artifact.metadata, results=_merged(artifact.metadata.results, untimed))
     write_artifact(folder / ARTIFACT_FILE, dataclasses.replace(artifact, metadata=metadata))

@@ -259,7 +259,8 @@ def describe(plan: Plan, source: Source) -> str:
     recipe, config = plan.recipe, plan.recipe.distill
     check_packing(config, source, recipe.ipc)
     check_blendable(build(recipe.network, source, recipe.seed), recipe.network)
-    counts, layout = footprint(plan, source), layout_of(plan, source)
+    counts = footprint(plan, source)
+    layout = layout_for(counts, plan.device, plan.memory)
     real, views = counts.real_per_class, counts.views_per_class
     times, counted = estimate_seconds(plan, source), operations(recipe, source)
     shape = [recipe.ipc, source.num_classes, source.channels, source.height, source.width]
