@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,6 @@ def command() -> str:
 
 def provenance(device: str) -> dict[str, Any]:
     """Hardware, versions and code revision."""
-    from importlib.metadata import PackageNotFoundError, version
-
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
     try:
         package = version("distilled-data")
