@@ -229,7 +229,7 @@ def _count(template: Network, shape: tuple[int, ...]) -> tuple[int, list[int], l
         laid_out.append(output.nbytes // channels * filled)
 
     for module in network.modules():
-        if not any(True for _ in module.children()):
+        if not list(module.children()):
             module.register_forward_hook(note)
     features, saved = bytes_saved(network.features, weights, torch.zeros(shape, requires_grad=True))
     return saved, outputs, laid_out, features.numel()

@@ -85,7 +85,7 @@ def train_pool(
 
 
 def check_blendable(template: nn.Module, network: NetworkConfig) -> None:
-    if any(True for _ in template.buffers()):
+    if list(template.buffers()):
         raise UsageError(
             f"network.norm={network.norm!r} keeps running statistics, which cannot be blended between "
             "initialisation and training. Use instance, layer, group or none."

@@ -376,10 +376,8 @@ class _Worker:
 
     def _is_taken(self, trial: Trial) -> bool:
         """Whether an earlier trial of the same candidate is done or in work, or this one has no candidate."""
-        key, same = _key(trial.params), []
-        for other in self.study.get_trials(deepcopy=False):
-            if other.number < trial.number and _key(other.params) == key:
-                same.append(other)
+        key, trials = _key(trial.params), self.study.get_trials(deepcopy=False)
+        same = [other for other in trials if other.number < trial.number and _key(other.params) == key]
         busy = any(not other.state.is_finished() for other in same)
         return not key or busy or _result(trial.params, same) is not None
 

@@ -17,7 +17,7 @@ def select(values: Sequence[float], k: int, seed: int = 0) -> dict[str, list[int
     """Which candidates to train in full: the `k` best by `values`, the `k` in the middle, `k` of the others
     at random. Indices by "best", "middle" and "random"; of few candidates a group may be smaller.
     """
-    order = [int(index) for index in np.argsort(-np.asarray(values), kind="stable")]
+    order = np.argsort(-np.asarray(values), kind="stable").tolist()
     best, rest = order[:k], order[k:]
     start = max(0, (len(order) - k) // 2 - len(best))
     middle = rest[start : start + k]
@@ -88,7 +88,7 @@ def _kendall(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
 def top(truth: Sequence[float]) -> list[int]:
     """The best share `TOP` by the truth, five at least, so that every proxy is asked about the same ones."""
     count = max(5, round(TOP * len(truth)))
-    return [int(index) for index in np.argsort(-np.asarray(truth), kind="stable")[:count]]
+    return np.argsort(-np.asarray(truth), kind="stable")[:count].tolist()
 
 
 def regret_over_time(
