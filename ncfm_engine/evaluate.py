@@ -1,13 +1,12 @@
 """How well a network trained on the artifact does on real test images, beside random and all images."""
 
 import dataclasses
-import functools
 import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +57,20 @@ def evaluate(
     With a `folder` progress is kept there, until `forget_progress`, and `resume` goes on from it. Raises
     `Stopped` after saving it when `stop` is requested, and `CheckpointError` for that of other real images.
     """
-    if pool is None and set(config.labels) != {"hard"}:
+    if set(config.labels) == {"hard"}:
+        pool = None
+    elif pool is None:
         raise UsageError(
             f"labels {', '.join(config.labels)} need the pool of networks that labelled the "
             "artifact (pool=); without it expected hard alone"
         )
-    pool = None if set(config.labels) == {"hard"} else pool
     identity = _identity(dataset, source, config, network, seed, device, pool)
     path = folder and _progress_path(folder, settings_hash(config, network, seed), dataset.content_hash)
     progress = _Progress(path, identity, resume)
     trainings = _Trainings(source, config, network, seed, device, progress, stop, report)
     options: dict[str, Any] = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
 
-    @functools.cache
+    @cache
     def full() -> list[list[float]]:
         """Trained after the first label kind, whose scores say most if the time runs out."""
         all_images = same_images(real_loader(source, source.train, **options))
@@ -304,7 +304,7 @@ def random_images(
     of them `copies` times in an epoch.
     """
 
-    @functools.cache
+    @cache
     def loader(seed: int) -> Loader:
         temperature = dataset.info.labels.get("temperature", 1.0)
         choice = {"ipc": dataset.ipc, "pool": pool, "temperature": temperature, "copies": copies}
