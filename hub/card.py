@@ -23,7 +23,6 @@ from distilled_data.manifest import inside
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 SET_TEMPLATE = Path(__file__).with_name("card_set_template.md")
-TAGS = ("dataset-distillation", "distilled-data")
 # The Hub refuses a card with an identifier it does not know (huggingface.co/docs/hub/repositories-licenses);
 # these are the ones that data is usually under.
 HUB_LICENCES = {
@@ -74,7 +73,7 @@ def render_card(
     ours = {"license": theirs.get("license") or "unknown"} | _front_matter(sets)
     made_here = not any("converted" in artifact.metadata.recipe for artifact in sets.values())
     method = ["ncfm"] if made_here else []
-    ours["tags"] = list(dict.fromkeys([TAGS[0], *method, TAGS[1], *tags]))
+    ours["tags"] = _different(["dataset-distillation", *method, "distilled-data", *tags])
     header = yaml.safe_dump(ours, sort_keys=False, allow_unicode=True)
     # As they are written: YAML would make another value of `language: no` or `version: 1.10`.
     kept = "".join(text for name, text in written.items() if name not in ours)
