@@ -16,9 +16,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # so that a checkout runs without being installed
+# so that a checkout runs without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from filelock import FileLock, Timeout
 
@@ -62,14 +61,11 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
     except Exception as error:
         if arguments.debug:
             raise
-        expected = isinstance(error, DistilledDataError)
-        text = (
-            str(error)
-            if expected
-            else f"{type(error).__name__}: {error}. Run with --debug for the traceback."
-        )
+        text, code = f"{type(error).__name__}: {error}. Run with --debug for the traceback.", 1
+        if isinstance(error, DistilledDataError):
+            text, code = str(error), error.exit_code
         print(paragraph(f"error: {text}"), file=sys.stderr)
-        sys.exit(error.exit_code if isinstance(error, DistilledDataError) else 1)
+        sys.exit(code)
 
 
 @contextmanager
@@ -107,16 +103,14 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 0 or more")
+def count(text: str, least: int = 0) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, {least} or more")
     return int(text)
 
 
 def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 1 or more")
-    return int(text)
+    return count(text, 1)
 
 
 def reading(arguments: argparse.Namespace) -> dict[str, Any]:
