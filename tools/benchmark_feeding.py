@@ -99,8 +99,7 @@ def main(arguments: argparse.Namespace) -> None:
             "100 steps of ConvNet-3", turns(training(data, arguments.batch_size, arguments.device), rounds)
         )
     if arguments.output:
-        content = {"rows": rows} | provenance(arguments.device)
-        write_json(arguments.output, content)
+        write_json(arguments.output, {"rows": rows} | provenance(arguments.device))
 
 
 def epoch_of(feed: Iterable[Any], images: int) -> Callable[[], Measured]:

@@ -47,8 +47,7 @@ def main(arguments: argparse.Namespace) -> None:
     for megabytes in arguments.megabytes:
         rows += report(f"{megabytes:g} MB", measure(megabytes, arguments.rounds))
     if arguments.output:
-        content = {"rows": rows} | provenance("cpu")
-        write_json(arguments.output, content)
+        write_json(arguments.output, {"rows": rows} | provenance("cpu"))
 
 
 def measure(megabytes: float, rounds: int) -> dict[str, list[Measured]]:

@@ -45,7 +45,7 @@ def main(arguments: argparse.Namespace) -> None:
         folder = arguments.folder or Path(scratch) / "source"
         make_source(folder, arguments)
         pattern = f"{folder}/*.tar"
-        rows, count = [], arguments.classes * arguments.per_class
+        rows, images = [], arguments.classes * arguments.per_class
         store = Path(scratch) / "store"
         decoder = Decoder(arguments.size)
 
@@ -68,7 +68,7 @@ def main(arguments: argparse.Namespace) -> None:
                     {"contender": name, "turn": turn, "seconds": seconds, "peak_mib": memory[0] / 2**20}
                 )
                 print(
-                    f"{name:22} {count / seconds:8.0f} images/s  {seconds:7.1f} s  "
+                    f"{name:22} {images / seconds:8.0f} images/s  {seconds:7.1f} s  "
                     f"{memory[0] / 2**20:6.0f} MiB"
                 )
         nbytes = sum(path.stat().st_size for path in store.iterdir())
@@ -81,7 +81,7 @@ def main(arguments: argparse.Namespace) -> None:
         )
     if arguments.output:
         about = {
-            "images": count,
+            "images": images,
             "pixels": arguments.pixels,
             "size": arguments.size,
             "workers": arguments.workers,

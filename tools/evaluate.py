@@ -65,6 +65,7 @@ def main(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.artifact)
     if of_hub := is_repository(arguments.artifact):
         folder = Path("evaluations") / Path(arguments.artifact.partition("@")[0]).name
+    run_folder = run_folder_of(folder)
     with lock_of(folder):
         pass  # or the set may be another one by the time it is evaluated
     options = {
@@ -79,10 +80,9 @@ def main(arguments: argparse.Namespace) -> None:
     with Bars() as bars, StopRequest(arguments.time_budget) as stop, costs.stage("evaluating"):
         options |= {"stop": stop, "report": bars}
         if of_hub:
-            rows = evaluate_set(load(arguments.artifact, arguments.ipc), run_folder_of(folder), **options)
+            rows = evaluate_set(load(arguments.artifact, arguments.ipc), run_folder, **options)
         else:
             rows = evaluate_folder(folder, ipc=arguments.ipc, **options)
-    run_folder = run_folder_of(folder)
     with lock_of(folder, RECORDING):  # others may evaluate the same set
         if not of_hub:
             record_results(folder, rows, device)

@@ -1,6 +1,5 @@
 """This engine as a contender: the one place of the benchmark that knows how a step of it is built."""
 
-import dataclasses
 import math
 
 import torch
@@ -71,11 +70,6 @@ def images_per_step(config: DistillConfig, ipc: int, counts: torch.Tensor) -> in
     """Images that pass a network in a step with fresh features: real ones once, views once per loss."""
     real = min(config.real_batch, int(counts.min()))
     return len(counts) * (real + (2 if config.calibration else 1) * ipc * config.factor**2)
-
-
-def plain(config: DistillConfig) -> DistillConfig:
-    """`config` as in the paper: real features made anew for every step, float32."""
-    return dataclasses.replace(config, real_features="fresh", precision="float32")
 
 
 def whole_periods(config: DistillConfig, iterations: float) -> int:

@@ -20,7 +20,7 @@ from ncfm_engine.initial import initial_images
 from ncfm_engine.pool import FlatNetwork
 from ncfm_engine.sampling import ClassSampler
 
-from .engine import Engine, images_per_step, plain
+from .engine import Engine, images_per_step
 from .setup import Setup
 from .workers import Contender
 
@@ -124,7 +124,7 @@ def agreement(setup: Setup, loop_config: DistillConfig | None = None) -> dict[st
     Each is that of the class that differs most: a class's losses, and the gradient of its images, depend on
     no other class. Raises `DistilledDataError` when the two do not compute the same step.
     """
-    config = plain(setup.recipe.distill)
+    config = dataclasses.replace(setup.recipe.distill, real_features="fresh", precision="float32")
     setup = dataclasses.replace(setup, tf32=False, recipe=dataclasses.replace(setup.recipe, distill=config))
     engine, loop = Engine(setup), Loop(setup)
     loop.config = loop_config or config

@@ -65,7 +65,7 @@ def scores(rows: Sequence[Mapping[str, Any]], network: str) -> dict[str, float |
         )
 
     hard, own = found("hard"), found("soft")  # which every set of ours comes with
-    plain = found(own["labels"], NO_AUGMENTATION) if own else None
+    plain = found("soft", NO_AUGMENTATION)
     lrs = ars = None
     if hard and own and hard["full_mean"] is not None:
         fractions = (hard["full_mean"], hard["last_mean"], own["last_mean"], own["random_mean"])
