@@ -15,7 +15,7 @@ from distilled_data.files import read_json, write_file, write_json
 from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES
 from distilled_data.manifest import verify_folder
 from hub import complete_folder
-from ncfm_engine.config import Recipe
+from ncfm_engine.config import Recipe, flatten
 from ncfm_engine.costs import COSTS_FILE, Costs
 from ncfm_engine.distill import METRICS_FILE
 from ncfm_engine.evaluate import forget_progress, settings_hash
@@ -134,10 +134,12 @@ class Campaign:
             rows = outcome.rows
         else:
             costs = Costs(plan.run_folder / COSTS_FILE, plan.device, resume=True)
+            # all settings, since those in the set may be of an earlier evaluation
+            recipe = dataclasses.asdict(self._recipe(row, stage, plan))
             with costs.stage(f"evaluating, {stage}"):
                 rows = evaluate_folder(
                     plan.output,
-                    changes={"evaluate.at_once": plan.recipe.evaluate.at_once} | self.evaluation(row, stage),
+                    changes=flatten({name: recipe[name] for name in ("evaluate", "network")}),
                     cache=plan.cache,
                     device=plan.device,
                     dataset=plan.dataset,
