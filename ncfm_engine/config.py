@@ -249,10 +249,10 @@ def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(default: dict[str, Any], chosen: dict[str, Any]) -> list[str]:
-    """Settings that differ, as "distill.alpha = 0.3"; both are recipes as dicts."""
-    usual = flatten(default)
-    return [f"{name} = {value}" for name, value in flatten(chosen).items() if value != usual[name]]
+def differences(default: Recipe, chosen: Recipe) -> list[str]:
+    """Settings that `chosen` has otherwise than `default`, as "distill.alpha = 0.3"."""
+    usual, ours = (flatten(dataclasses.asdict(recipe)) for recipe in (default, chosen))
+    return [f"{name} = {value}" for name, value in ours.items() if value != usual[name]]
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from distilled_data.randomness import generator_at, seed_at
 from .batches import DRAWS, Batches, real_loader, real_test_loader, reseeded
 from .cache import sha256_of
 from .checkpoint import discard, load_checkpoint, save_checkpoint
-from .config import EvaluateConfig, NetworkConfig
+from .config import EvaluateConfig, NetworkConfig, flatten
 from .label import Ensemble, label
 from .pool import FeaturePool, build
 from .report import Report, silent
@@ -362,9 +362,7 @@ def _identity(
     pool: FeaturePool | None,
 ) -> dict[str, Any]:
     """Everything that decides a score; which repeats are made, and how many at once, does not."""
-    identity = {f"evaluate.{name}": value for name, value in deciding(config).items()}
-    identity |= {f"network.{name}": value for name, value in dataclasses.asdict(network).items()}
-    return identity | {
+    return flatten({"evaluate": deciding(config), "network": dataclasses.asdict(network)}) | {
         "content_hash": dataset.content_hash,
         "ipc": dataset.ipc,
         "temperature": dataset.info.labels.get("temperature"),

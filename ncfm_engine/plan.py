@@ -176,7 +176,6 @@ def check_output(plan: Plan) -> None:
     held = [
         path
         for folder in (plan.output, plan.run_folder)
-        if folder.is_dir()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != plan.run_folder / COSTS_FILE  # nothing to go on from
     ]
@@ -267,7 +266,7 @@ def describe(plan: Plan, source: Source) -> str:
     files = [plan.output / name for name in FOLDER_FILES]
     names = (METRICS_FILE, CHECKPOINT_FILE, LOSS_PLOT_FILE, RESULTS_FILE, COSTS_FILE)
     files += [plan.run_folder / name for name in names]
-    changed = differences(dataclasses.asdict(Recipe()), dataclasses.asdict(recipe))
+    changed = differences(Recipe(), recipe)
     lines = [
         f"dataset      {source.name}: {len(source.train)} images of {source.channels}x{source.height}x"
         f"{source.width}, {source.num_classes} classes, tested on {len(source.test)}",

@@ -1,6 +1,5 @@
 """What is known of the sets of a table: one JSON file, from which the Markdown is made."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +33,6 @@ def summary(
     `rows` are those that belong to the table, `size` is the artifact's in bytes.
     """
     recipe, preset = Recipe.from_dict(info.recipe["settings"]), info.recipe["preset"]
-    published = PRESETS[preset].recipe()
     dataset = FINGERPRINTS.get(info.source["fingerprint"], info.dataset)  # whatever the folder was called
     key = dataset, info.ipc
     return {
@@ -43,7 +41,7 @@ def summary(
         "dataset": dataset,
         "ipc": info.ipc,
         "network": f"{recipe.network.name} of width {recipe.network.width} and depth {recipe.network.depth}",
-        "changes": differences(dataclasses.asdict(published), dataclasses.asdict(recipe)),
+        "changes": differences(PRESETS[preset].recipe(), recipe),
         "iterations": recipe.distill.iterations,
         "paper": PAPER.get(key),
         "paper_architectures": PAPER_ARCHITECTURES.get(key, {}),
