@@ -264,23 +264,13 @@ def settings(
 
 def table(rows: list[dict]) -> str:
     """Result rows as they are shown on the screen."""
-
-    def cell(row: dict, name: str) -> str:
-        return score(row[f"{name}_mean"], row[f"{name}_std"])
-
-    head = ("labels", "ipc", "network", "n", "distilled", "best epoch", "random images", "all images")
-    lines = [
-        (
-            row["labels"],
-            str(row["ipc"]),
-            row["network"],
-            str(row["n"]),
-            *(cell(row, name) for name in ("last", "best", "random", "full")),
-        )
-        for row in rows
-    ]
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    shown = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in [head, *lines]]
+    lines = [["labels", "ipc", "network", "n", "distilled", "best epoch", "random images", "all images"]]
+    for row in rows:
+        setting = (str(row[name]) for name in ("labels", "ipc", "network", "n"))
+        kinds = ("last", "best", "random", "full")
+        lines.append([*setting, *(score(row[f"{kind}_mean"], row[f"{kind}_std"]) for kind in kinds)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = ["  ".join(map(str.ljust, line, widths)) for line in lines]
     held_out = sorted({row["split"] for row in rows} - {"test"})
     return "\n".join([*shown, *(f"tested on {split} of the training images" for split in held_out)])
 
