@@ -3,13 +3,7 @@
 from pathlib import Path
 
 from distilled_data.files import write_file
-from distilled_data.format import (
-    ARTIFACT_FILE,
-    CARD_FILE,
-    PARQUET_FILE,
-    PREVIEW_FILE,
-    read_artifact,
-)
+from distilled_data.format import ARTIFACT_FILE, CARD_FILE, PARQUET_FILE, PREVIEW_FILE, read_artifact
 from distilled_data.manifest import write_manifest
 
 from .card import read_card, render_card

@@ -76,15 +76,7 @@ def distill(
     if compile:
         torch.compiler.reset()  # what was compiled for other runs would count against this one's limit
     game = MatchingStep(
-        config,
-        source,
-        pool,
-        ipc=ipc,
-        seed=seed,
-        device=device,
-        layout=layout,
-        part=part,
-        compile=compile,
+        config, source, pool, ipc=ipc, seed=seed, device=device, layout=layout, part=part, compile=compile
     )
     identity = dict(identity or {})
     checkpoint = resumable(folder, identity, config.iterations) if folder and resume else None

@@ -75,10 +75,8 @@ def main(arguments: argparse.Namespace) -> None:
     recipe = plan.recipe
     if recipe.evaluate.labels[0] == "teacher":
         raise UsageError("a study trains on stored labels; expected evaluate.labels=hard or soft")
-    name = (
-        f"study-{arguments.study}-{arguments.preset.removesuffix(f'-ipc{recipe.ipc}')}-ipc{recipe.ipc}.json"
-    )
-    output = arguments.output or RESULTS / name
+    preset = arguments.preset.removesuffix(f"-ipc{recipe.ipc}")
+    output = arguments.output or RESULTS / f"study-{arguments.study}-{preset}-ipc{recipe.ipc}.json"
     variants = study(arguments.study, recipe)
     chosen = [name for name in variants if not arguments.only or any(t in name for t in arguments.only)]
     if not chosen:

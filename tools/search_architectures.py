@@ -220,8 +220,7 @@ def ways_to_score(
     pool = None
     if labels == "soft" and arguments.verify is not None:
         with FileLock(output / ".teacher.lock"):  # one process trains it, if it has to be trained
-            options = {"cache": cache_folder(), "device": device, "stop": stop, "report": show}
-            pool = teacher_pool(dataset, seen, **options)
+            pool = teacher_pool(dataset, seen, cache=cache_folder(), device=device, stop=stop, report=show)
     checks = CHECKS if arguments.strategy in EARLY_ENDING else 1
     options = {"labels": labels, "seed": arguments.seed, "device": device, "checks": checks, "pool": pool}
     return proxies(dataset, source, test, config, **options)

@@ -80,8 +80,9 @@ class Campaign:
 
     def _score(self, way: str, candidates: Sequence[Architecture], stop: StopRequest, report: Report) -> None:
         score = partial(self.ways[way].score, self.space, stop=stop)
-        options: dict[str, Any] = {"machine": self.machine, "stop": stop, "report": report}
-        search(self._studies[way], self.space, candidates, score, **options)
+        search(
+            self._studies[way], self.space, candidates, score, machine=self.machine, stop=stop, report=report
+        )
 
     @cached_property
     def _studies(self) -> dict[str, Any]:

@@ -174,9 +174,8 @@ def _name(architecture: Architecture) -> str:
 def _best(rows: Sequence[Content], verified: bool) -> list[str]:
     if not rows:
         return ["No candidate is complete."]
-    axes = list(rows[0]["architecture"])
-    head = [*axes, "distilled images", *(["all images"] if verified else []), "seconds"]
-    ways = ["distilled", *([FULL] if verified else [])]
+    ways = ["distilled", FULL] if verified else ["distilled"]
+    head = [*rows[0]["architecture"], *(TITLES[way] for way in ways), "seconds"]
     return table(
         head,
         [
