@@ -76,15 +76,13 @@ def push_folder(
     Raises `AccessError` for what this token may not do, `HubError` when the Hub fails, `ConflictError` if
     others always were faster, `UsageError`, and the `ArtifactError` of what is wrong with the folder.
     """
-    for attempt in range(TRIES):
+    for attempt in range(TRIES - 1):
         try:
             return push(plan_push(folder, repo_id, options))
         except ConflictError as error:
-            if attempt == TRIES - 1:
-                raise
             report(f"{error} Planning it anew.")
         time.sleep(random.uniform(0, min(4.0, 0.2 * 2**attempt)))
-    raise AssertionError("unreachable")
+    return push(plan_push(folder, repo_id, options))
 
 
 def check_access(repo_id: str, options: PushOptions | None = None) -> None:
