@@ -14,6 +14,9 @@ from distilled_data.augment import parse
 from .networks import ACTIVATIONS, GROUPS, NETWORKS, NORMS, POOLINGS
 
 LABELS = ("hard", "soft", "teacher")
+PRECISIONS = ("float32", "bfloat16")
+DISCREPANCIES = ("ncfd", "cfd", "mmd", "dm", "mse")
+INITIALISATIONS = ("real", "herding", "clusters", "noise")
 
 
 class _Config:
@@ -91,14 +94,10 @@ class PretrainConfig(_Config):
         self._within(1, math.inf, "networks", "epochs", "batch_size")
         self._within(0, math.inf, "learning_rate", "weight_decay")
         self._within(0, 1, "cutmix")
-        self._known("precision", "precision", ("float32", "bfloat16"))
+        self._known("precision", "precision", PRECISIONS)
         self._within(0, math.inf, "snapshots", "at_once")
         self._require(self.snapshots < self.epochs, "snapshots", f"must be below epochs ({self.epochs})")
         self._require(0 <= self.momentum < 1, "momentum", "must be 0 or more and below 1")
-
-
-DISCREPANCIES = ("ncfd", "cfd", "mmd", "dm", "mse")
-INITIALISATIONS = ("real", "herding", "clusters", "noise")
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ class DistillConfig(_Config):
         self._known("real features", "real_features", ("fresh", "bank"))
         self._known("schedule", "schedule", ("constant", "cosine", "plateau"))
         self._known("initialisation", "initialisation", INITIALISATIONS)
-        self._known("precision", "precision", ("float32", "bfloat16"))
+        self._known("precision", "precision", PRECISIONS)
         self._within(1, math.inf, "real_batch", "frequencies", "factor", "checkpoint_every")
         self._within(1, math.inf, "bank_size", "bank_refresh", "sampler_steps")
         self._within(0, math.inf, "iterations", "weight", "calibration")
@@ -185,7 +184,7 @@ class EvaluateConfig(_Config):
         parse(self.augment)
         self._within(1, math.inf, "epochs", "batch_size", "repeats", "full_epochs")
         self._within(0, math.inf, "learning_rate", "weight_decay", "full_repeats", "at_once")
-        self._known("precision", "precision", ("float32", "bfloat16"))
+        self._known("precision", "precision", PRECISIONS)
         self._within(0, 1, "cutmix")
         for name in self.labels:
             if name not in LABELS:
