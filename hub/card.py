@@ -177,31 +177,33 @@ def _fields(sets: Mapping[str, Artifact], repo_id: str | None) -> dict[str, obje
     folder, artifact = next(iter(sets.items()))
     metadata, several = artifact.metadata, len(sets) > 1
     classes = len(metadata.classes)
-    return {
+    fields: dict[str, object] = {
         "title": f"{_plain(metadata.dataset)}, distilled to {_sizes(sets)}",
         "dataset": _plain(metadata.dataset),
-        "amount": f"Sets of synthetic images, {_sizes(sets)} for {classes} classes,"
-        if several
-        else f"{metadata.ipc * classes} synthetic images, {metadata.ipc} for each of {classes} classes,",
+        "amount": f"{metadata.ipc * classes} synthetic images, {metadata.ipc} for each of {classes} classes,",
         "classes": classes,
         "channels": metadata.channels,
         "height": metadata.height,
         "width": metadata.width,
-        "load": 'from_folder(".")' if repo_id is None else f'from_hub("{repo_id}")',
-        "loading": f"The example loads `{folder}/`; `ipc=k` loads the set that was made for k images per\n"
-        "class, or else the first k of a larger one."
-        if several
-        else "`ipc=k` loads only the first k images of each class.",
-        "load_dataset": f'"parquet", data_files="{inside(folder, PARQUET_FILE)}"'
-        if repo_id is None
-        else f'"{repo_id}", "{folder}"'
-        if several
-        else f'"{repo_id}"',
+        "load": f'from_hub("{repo_id}")',
+        "loading": "`ipc=k` loads only the first k images of each class.",
+        "load_dataset": f'"{repo_id}"',
         "results": _results([row for artifact in sets.values() for row in _rows(artifact.metadata, several)]),
         "source": _sources(sets),
         "preview": inside(folder, PREVIEW_FILE),
         "sets": "\n\n".join(_set(name, artifact).rstrip("\n") for name, artifact in sets.items()),
     }
+    if several:
+        fields |= {
+            "amount": f"Sets of synthetic images, {_sizes(sets)} for {classes} classes,",
+            "loading": f"The example loads `{folder}/`; `ipc=k` loads the set that was made for k images "
+            "per\nclass, or else the first k of a larger one.",
+            "load_dataset": f'"{repo_id}", "{folder}"',
+        }
+    if repo_id is None:
+        parquet = inside(folder, PARQUET_FILE)
+        fields |= {"load": 'from_folder(".")', "load_dataset": f'"parquet", data_files="{parquet}"'}
+    return fields
 
 
 def _set(folder: str, artifact: Artifact) -> str:
