@@ -145,7 +145,7 @@ def markdown(content: Content) -> str:
         + (", from which the distilled images were made too." if content["seen"] else "."),
         "",
         *([f"The {SHOWN} best; the rest is in `{RESULTS_FILE}`.", ""] if len(complete) > SHOWN else []),
-        *_best(complete[:SHOWN], FULL in (rows[0] if rows else {})),
+        *_best(complete[:SHOWN], FULL in rows[0]),
     ]
     if content["trust"]:
         lines += ["", *_trust_table(content)]
