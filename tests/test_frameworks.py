@@ -51,10 +51,10 @@ def test_a_dataloader(data):
     assert learned((batch for _ in range(15) for batch in loader), data) > 0.9
 
 
-@pytest.mark.parametrize("data", ["hard"], indirect=True)  # it takes seconds; the usual labels are soft
-def test_a_dataloader_with_two_spawned_workers(data):
+def test_a_dataloader_with_two_spawned_workers(data, capfd):
     loader = DataLoader(data, 30, shuffle=True, num_workers=2, multiprocessing_context="spawn")
     assert sorted(seen(loader, data)) == list(range(100))
+    assert "Warning" not in capfd.readouterr().err  # of a worker, where warnings are no errors
 
 
 def test_random_split(data):
