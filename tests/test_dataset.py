@@ -704,8 +704,14 @@ def test_a_split_parts_the_packed_images_of_every_class_and_loses_none(data):
         assert sorted(both.tolist()) == sorted(whole.tolist())
     assert torch.equal(one.artifact.images, data.split(0.34, seed=3)[0].artifact.images)
     assert any(not torch.equal(one.artifact.images, data.split(0.34, s)[0].artifact.images) for s in range(9))
-    rank = (data.artifact.images[:, 0] == one.artifact.images[0, 0]).flatten(1).all(1).nonzero().item()
-    assert torch.equal(one.artifact.logits[0, 0], data.artifact.logits[rank, 0])
+    taken = set()
+    for part in (one, two):
+        for place in np.ndindex(part.ipc, 4):
+            same = (data.artifact.images[:, place[1]] == part.artifact.images[place]).flatten(1).all(1)
+            rank = same.nonzero().item()
+            assert torch.equal(part.artifact.logits[place], data.artifact.logits[rank, place[1]])
+            taken |= {rank} if part is one else set()
+    assert len(taken) > 1  # each class has a draw of its own
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, 0.1, 0.9, float("nan")])
