@@ -271,7 +271,8 @@ def test_nothing_waits_for_the_device():
     # tensors on "meta" have no values: reading one on the host raises
     images, targets = torch.empty(4, 3, 8, 8, device="meta"), torch.empty(4, 10, device="meta")
     augment(images, "flip_color_crop_cutout_scale_rotate", generator())
-    cutmix(images, targets, generator())
+    for mixing in (cutmix, mixup):
+        mixing(images, targets, generator())
 
 
 def test_cutmix_mixes_targets_by_the_share_of_pixels():

@@ -45,6 +45,13 @@ def test_length_is_the_number_of_batches_of_an_epoch(samples, batch_size, drop_l
     assert [len(images) for images, _ in loader] == sizes
 
 
+@pytest.mark.parametrize(("labels", "mix"), [("soft", "cutmix"), ("hard", "mixup"), ("logits", None)])
+def test_no_batch_waits_for_the_device(data, labels, mix):
+    # tensors on "meta" have no values: reading one on the host raises
+    loader = data.with_labels(labels).loader(20, device="meta", augment="dsa", mix=mix)
+    assert [len(images) for images, _ in loader] == [20, 20, 8]
+
+
 def test_every_sample_comes_once_per_epoch_with_its_own_target():
     loader = counting()
     for _ in range(3):
