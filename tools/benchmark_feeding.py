@@ -44,7 +44,8 @@ COLD = {
     "from_folder and first batch": "from distilled_data import DistilledDataset\n"
     "def run(path):\n"
     " data = DistilledDataset.from_folder(path)\n"
-    " return data, next(iter(data.loader(256)))",
+    " loader = data.loader(256)\n"
+    " return loader, next(iter(loader))",
     "from_folder alone": "from distilled_data import DistilledDataset\n"
     "def run(path):\n"
     " return DistilledDataset.from_folder(path)",
