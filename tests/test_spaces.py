@@ -14,7 +14,7 @@ import torch
 from commands import ROOT
 
 from distilled_data import UnknownNameError, UsageError
-from ncfm_engine.networks import build_network
+from ncfm_engine.networks import NORMS, build_network
 from ncfm_engine.spaces import LISTED, SPACES, Space, load_space
 
 SIZE = {"channels": 3, "size": (16, 16), "classes": 4}
@@ -89,13 +89,22 @@ def test_every_value_of_a_space_makes_a_network(name):
             assert network(images).shape == (2, 4)
 
 
-def test_resnets_differ_in_width_stages_and_blocks():
-    def count(**architecture):
-        network = SPACES["resnet"].network({"norm": "batch"} | architecture, **SIZE, seed=0)
-        return sum(isinstance(module, torch.nn.Conv2d) for module in network.modules())
+def test_resnets_differ_in_width_stages_blocks_and_norm():
+    def network(**architecture):
+        usual = {"width": 4, "stages": 2, "blocks": 1, "norm": "batch"}
+        return SPACES["resnet"].network(usual | architecture, **SIZE, seed=0)
 
-    assert count(width=4, stages=2, blocks=1) == 1 + 2 * 2 + 1  # stem, two a block, one shortcut
-    assert count(width=4, stages=3, blocks=2) == 1 + 3 * 2 * 2 + 2
+    def count(**architecture):
+        return sum(isinstance(module, torch.nn.Conv2d) for module in network(**architecture).modules())
+
+    assert count(stages=2, blocks=1) == 1 + 2 * 2 + 1  # stem, two a block, one shortcut
+    assert count(stages=3, blocks=2) == 1 + 3 * 2 * 2 + 2
+    for width in (4, 6):
+        assert f"(0): Conv2d(3, {width}, " in str(network(width=width))
+    for norm in SPACES["resnet"].axes["norm"]:
+        names = [str(module) for module in network(norm=norm).modules()]
+        assert names.count(str(NORMS[norm](4))) == 3  # of the stem and the first block
+        assert names.count(str(NORMS[norm](8))) == 3  # of the second block and its shortcut
 
 
 def test_an_axis_takes_other_values_of_its_type():
