@@ -395,6 +395,21 @@ def test_a_process_that_never_gave_a_sign_of_life_is_given_up(database, quick):
     assert results[3].attempts == 2
 
 
+def test_a_process_that_died_in_the_last_candidate_is_noticed_by_one_that_begins_no_trial(
+    database, tmp_path, quick
+):
+    study, candidate = open_study(database, "x"), next(iter(SMALL))
+    module._Worker(study, SMALL, by_width).put(candidate)
+    trial = taken(study)
+    study._storage._backend.record_first_heartbeat(trial._trial_id)
+    trial.set_user_attr("begun", True)
+    with sqlite3.connect(tmp_path / "search.db") as file:
+        file.execute("update trial_heartbeats set heartbeat = datetime('now', '-1 hour')")
+    file.close()
+    (result,) = search(study, SMALL, [candidate], by_width, stop=StopAfter(9))
+    assert (result.state, result.attempts) == ("complete", 2)
+
+
 def test_who_gives_signs_of_life_is_not_taken_for_dead_however_long_it_takes(database, monkeypatch):
     study, candidates, found = open_study(database, "x"), list(SMALL)[:2], []
     other = module._Worker(open_study(database, "x"), SMALL, by_width)
