@@ -146,6 +146,19 @@ def test_one_network_for_two_trainings_at_once_is_refused(ways):
         ways(dataclasses.replace(CONFIG, at_once=2))["distilled"].score(space, {"x": 1}, quiet)
 
 
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_random_images_have_labels_of_the_kind_that_the_distilled_ones_have(ways, held, pool, labels):
+    hotter = dataclasses.replace(ways.dataset.info, labels={"temperature": 2.0})
+    dataset = DistilledDataset(dataclasses.replace(ways.dataset.artifact, metadata=hotter))
+    (loader,) = ways(dataset=dataset, labels=labels, pool=pool)["random"].loaders([3])
+    options = {"labels": labels, "pool": pool, "temperature": 2.0, "copies": 4}
+    subset = random_subset(held, ipc=3, seed=3, device="cpu", **options)
+    expected = subset.loader(50, augment=CONFIG.augment, seed=3)
+    for (images, targets), (others, other_targets) in zip(loader, expected, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(targets, other_targets)
+
+
 @pytest.mark.parametrize("factor", [1, 2, 4])
 def test_random_images_are_as_many_as_there_are_tiles(ways, factor):
     packed = dataclasses.replace(ways.dataset.info, factor=factor)
@@ -173,6 +186,24 @@ def test_checks_are_heard_of_the_first_network_whatever_is_trained_beside_it(way
     assert len(heard) == 3
     assert heard[-1] == pytest.approx(scores[0], abs=1e-3)
     assert scores[0] != scores[1]
+
+
+@pytest.mark.parametrize(("at_once", "sizes"), [(0, [2, 1]), (1, [1, 1, 1]), (3, [3])])
+def test_networks_of_a_candidate_are_trained_together_as_many_as_said_or_as_is_fastest(
+    ways, monkeypatch, at_once, sizes
+):
+    found = []
+
+    def start(loaders, networks, *arguments, **options):
+        found.append(len(networks))
+        return start_training(loaders, networks, *arguments, **options)
+
+    start_training = module.start_training
+    monkeypatch.setattr(module, "start_training", start)
+    monkeypatch.setattr(module, "trained_at_once", lambda *_: 2)
+    config = dataclasses.replace(CONFIG, epochs=1, repeats=3, at_once=at_once)
+    ways(config)["distilled"].score(SPACES["convnet"], ARCHITECTURE, quiet)
+    assert found == sizes
 
 
 def test_a_network_that_diverges_says_so(ways):
