@@ -154,6 +154,15 @@ def test_a_proxy_is_the_mean_of_its_networks():
     assert found["top"]["n"] == 5
 
 
+def test_the_best_that_are_compared_by_themselves_are_so_by_the_truth():
+    truth = [float(7 * k % 12) for k in range(12)]
+    found = alone([[value if value > 6 else 100 - value] for value in truth], truth)
+    for name in ("spearman", "kendall"):
+        assert found["top"][name] == pytest.approx(1)
+        assert found["all"][name] < 0.9
+    assert found["top"]["n"] == 5
+
+
 def test_candidates_that_tie_for_the_best_are_counted():
     found = alone([[1, 9], [5, 5], [9, 1], [4, 4], [2, 2]], TRUTH)
     assert (found["pick"], found["tied"]) == (0, 3)
