@@ -419,6 +419,84 @@ def test_a_report_says_why_nothing_is_said_of_trust_and_what_was_pruned():
     assert "| 3.0 (one of 2 equals) |" in markdown(content | {"trust": tied})
 
 
+def test_a_report_tells_all_that_was_found_of_every_way():
+    def correlation(n, spearman, kendall):
+        values = {"spearman": spearman, "kendall": kendall}
+        bounds = {f"{name}_low": value - 0.1 for name, value in values.items()}
+        return {"n": n} | values | bounds | {f"{name}_high": value + 0.1 for name, value in values.items()}
+
+    def of(base):
+        return {
+            "all": correlation(6, base, base + 0.01),
+            "top": correlation(5, base + 0.02, base + 0.03),
+            "single": [base + 0.04, None],
+            "behind": correlation(6, base + 0.05, 0.0),
+            "pick": 0,
+            "pick_accuracy": 100 * base,
+            "tied": 1,
+            "regret": 50 * base,
+            "regret_over_time": {"seconds": [1.0], "regret": [0.0]},
+        }
+
+    seconds = {"distilled": 1.0, "random": 2.0, "early": 3.0, "full": 4.5}
+    done = {"state": "complete", "accuracies": [50.0]}
+    rows = [
+        {"architecture": {"a": a}}
+        | {way: done | {"value": 90.0 + a, "seconds": s} for way, s in seconds.items()}
+        for a in range(6)
+    ]
+    found = {"distilled": of(0.5), "random": of(0.3), "early": of(0.4)}
+    content = HEAD | {"trust": found, "candidates": rows, "verified": {}, "strategy": "exhaustive"}
+    text = markdown(content)
+    assert "6 candidates were trained on all images but those held out" in text
+    assert " in 4.5 s each. Rank correlation" in text
+    table = text.partition("trusted?")[2]
+    assert [line for line in table.splitlines() if line.startswith("|")] == [
+        "|  | distilled images | random images | early stopping |",
+        "|---|---|---|---|",
+        "| Spearman, all 6 | 0.50 (0.40 to 0.60) | 0.30 (0.20 to 0.40) | 0.40 (0.30 to 0.50) |",
+        "| below distilled images by |  | 0.35 (0.25 to 0.45) | 0.45 (0.35 to 0.55) |",
+        "| Kendall, all | 0.51 (0.41 to 0.61) | 0.31 (0.21 to 0.41) | 0.41 (0.31 to 0.51) |",
+        "| Spearman, the 5 best | 0.52 (0.42 to 0.62) | 0.32 (0.22 to 0.42) | 0.42 (0.32 to 0.52) |",
+        "| Kendall, the best | 0.53 (0.43 to 0.63) | 0.33 (0.23 to 0.43) | 0.43 (0.33 to 0.53) |",
+        "| Spearman, all, of single networks | 0.54, - | 0.34, - | 0.44, - |",
+        "| accuracy of the pick (best of those trained in full 95.0) | 50.0 | 30.0 | 40.0 |",
+        "| regret, points | 25.0 | 15.0 | 20.0 |",
+        "| seconds for one trained to the end | 1.00 | 2.00 | 3.00 |",
+    ]
+    assert "![score against full accuracy](scatter.png)\n![regret over time](regret.png)" in table
+
+
+def test_plots_show_scores_with_their_truth_the_picks_and_the_regret_over_time(tmp_path, monkeypatch):
+    drawn = {}
+    for name in ("plot_agreement", "plot_regret"):
+        monkeypatch.setattr(
+            f"tools.architectures.report.{name}", lambda *given, n=name: drawn.update({n: given})
+        )
+    scored = {"distilled": (1.0, 3.0, 2.0), "random": (6.0, 5.0, 4.0), "early": (7.0, 8.0, 9.0)}
+    truth = (20.0, 30.0, None)
+    done = {"state": "complete", "seconds": 1.0}
+    rows = [
+        {"architecture": {"a": a}}
+        | {way: done | {"value": values[a], "accuracies": [values[a]]} for way, values in scored.items()}
+        | {"full": None if truth[a] is None else done | {"value": truth[a], "accuracies": [truth[a]]}}
+        for a in range(3)
+    ]
+    columns = {way: [[value] for value in values] for way, values in scored.items()}
+    found = trust.trust(columns, dict.fromkeys(scored, [2.0] * 3), truth)
+    write(tmp_path, HEAD | {"trust": found, "candidates": rows, "verified": {}})
+    titles = ("distilled images", "random images", "early stopping")
+    scores = [([1.0, 3.0], [20.0, 30.0]), ([6.0, 5.0], [20.0, 30.0]), ([7.0, 8.0], [20.0, 30.0])]
+    picks = [([3.0], [30.0]), ([6.0], [20.0]), ([], [])]  # what early stopping picks has no truth
+    pairs = (dict(zip(titles, of_each, strict=True)) for of_each in (scores, picks))
+    assert drawn["plot_agreement"] == (*pairs, 30.0, tmp_path / "scatter.png")
+    (regrets, path) = drawn["plot_regret"]
+    assert path == tmp_path / "regret.png"
+    assert [(title, seconds, regret[-1]) for title, (seconds, regret) in regrets.items()] == [
+        *zip(titles, [[2.0, 4.0]] * 3, [0.0, 10.0, 0.0], strict=True)
+    ]
+
+
 def test_a_report_has_no_rows_of_correlations_that_are_of_too_few_candidates():
     ways, truths = ("distilled", "random", "early"), [1.0, 2.0, 3.0, 4.0]
     scored = {way: [None if a == place else [a] for a in truths] for place, way in enumerate(ways, start=1)}
