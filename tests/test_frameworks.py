@@ -158,10 +158,10 @@ def test_every_example_is_run_and_short():
 
 def test_ranks_of_accelerate_get_the_batches_of_one_process(data):
     shard = pytest.importorskip("accelerate.data_loader").BatchSamplerShard
-    alone = list(data.dataloader(16, augment="color", seed=3))
+    alone = list(data.dataloader(16, augment="color", mix="cutmix", seed=3))
     shared = []
     for rank in range(2):
-        loader = data.dataloader(16, augment="color", seed=3)
+        loader = data.dataloader(16, augment="color", mix="cutmix", seed=3)
         batches = shard(loader.batch_sampler, num_processes=2, process_index=rank, even_batches=False)
         shared.append([loader.dataset.__getitems__(indices) for indices in batches])
     merged = [shared[number % 2][number // 2] for number in range(len(alone))]
