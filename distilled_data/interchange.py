@@ -316,8 +316,21 @@ def _read_folder(path: Path) -> Found:
             stacklevel=4,
         )
     return Found(
-        "class folders", images, torch.tensor(numbers, device="cpu"), names, factor=1, values="bytes"
+        "class folders",
+        images,
+        torch.tensor(numbers, device="cpu"),
+        without_labels(names),
+        factor=1,
+        values="bytes",
     )
+
+
+def without_labels(names: Sequence[str]) -> tuple[str, ...]:
+    """The classes of folders as `to_imagefolder` names them, label first; others are named as they are."""
+    digits = len(str(len(names) - 1))
+    classes = [name.removeprefix(f"{label:0{digits}d}_") for label, name in enumerate(names)]
+    labelled = all(a != b for a, b in zip(classes, names, strict=True)) and len(set(classes)) == len(names)
+    return tuple(classes if labelled else names)
 
 
 def by_numbers(names: Sequence[str]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from distilled_data import DistilledDataset, FormatError, OutputError, UsageError, interchange
 from distilled_data.format import MANIFEST_FILE
-from distilled_data.interchange import read_set, write_set
+from distilled_data.interchange import read_set, without_labels, write_set
 from distilled_data.manifest import Fingerprint, Index
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
@@ -457,12 +457,28 @@ def test_images_of_mtt_come_back_decoded(logits, tmp_path):
     torch.testing.assert_close(again.soft_targets[other], data.soft_targets[order], atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["0_cat", "1_dog"], ["cat", "dog"]),
+        ([f"{n:02d}_{n}" for n in range(11)], [str(n) for n in range(11)]),
+        (["0_cat", "2_dog"], None),
+        (["0_cat", "1_cat"], None),
+        (["0_cat", "dog"], None),
+        ([f"{n}_x{n}" for n in range(11)], None),
+    ],
+)
+def test_labels_before_the_names_of_class_folders_are_left_out_if_they_are_labels(names, classes):
+    assert without_labels(names) == tuple(classes or names)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_folders_come_back_decoded(channels, tmp_path):
     data = DistilledDataset(make_artifact(ipc=2, channels=channels, logits=False))
     write_set(data, tmp_path / "folders")
     (tmp_path / "folders" / ".git").mkdir()
     again = DistilledDataset(read_set(tmp_path / "folders"))
+    assert again.classes == data.classes
     order, other = data.targets.argsort(stable=True), again.targets.argsort(stable=True)
     assert torch.equal(again.images[other], data.images[order])
     with pytest.raises(UsageError, match="cannot tell"):
