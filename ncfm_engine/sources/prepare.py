@@ -67,7 +67,8 @@ def prepare(
     `Stopped` when `stop` is requested; what was done stays for the next time. `UsageError` in a script
     without a main guard, where processes do not fork.
     """
-    plan = _Plan(reader, Path(folder), decoder, seed, default_workers() if workers is None else workers)
+    workers = default_workers() if workers is None else workers
+    plan = _Plan(reader, Path(folder).expanduser(), decoder, seed, workers)
     stop = stop or StopRequest()
     lock = _lock(plan.folder, stop) if ranks.rank == 0 else contextlib.nullcontext()
     with _writable(plan.folder), lock:
