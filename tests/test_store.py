@@ -46,10 +46,10 @@ def folder(tmp_path):
 
 @pytest.fixture
 def small_files(monkeypatch):
-    """Five images in a file, two written at once."""
+    """Five images in a file, two decoded and one sorted at once, which is larger than a block."""
     monkeypatch.setattr(store, "SHARD_BYTES", 5 * IMAGES[0].size)
     monkeypatch.setattr("ncfm_engine.sources.spool.BLOCK", 2 * IMAGES[0].size)
-    monkeypatch.setattr("ncfm_engine.sources.sorting.BLOCK", 2 * IMAGES[0].size)
+    monkeypatch.setattr("ncfm_engine.sources.sorting.BLOCK", IMAGES[0].size - 1)
 
 
 def test_a_store_holds_all_images_sorted_by_class_and_content_with_an_index(folder):
@@ -283,6 +283,7 @@ def test_a_missing_or_exchanged_file_is_refused(folder):
     [
         (b"", "is not the index of a store"),
         (b"[]", "is not the index of a store"),
+        (b'"1"', "is not the index of a store"),
         (b'{"format_version": 2}', "format version 2, this package reads 1"),
         (b'{"format_version": 1, "classes": 3}', "is not the index of a store"),
     ],
@@ -304,9 +305,11 @@ def test_an_index_without_a_part_is_refused_and_may_be_replaced(folder, name):
     assert read_index(folder) == expected
 
 
-def test_a_folder_without_an_index_is_no_store(tmp_path):
-    with pytest.raises(SourceError, match=r"has no index\.json\. Make one with prepare\.py"):
-        load_source(f"store:{tmp_path}")
+def test_a_folder_without_an_index_is_no_store_and_neither_is_a_file(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"")
+    for place in (tmp_path, tmp_path / "a.npz"):
+        with pytest.raises(SourceError, match=r"has no index\.json\. Make one with prepare\.py"):
+            load_source(f"store:{place}")
 
 
 def test_a_store_is_a_source_that_takes_no_further_changes(folder):
@@ -327,9 +330,12 @@ def test_names_that_do_not_fit_on_a_line_are_not_written_for_others(folder, tmp_
 
 
 def test_the_description_says_what_people_ask_first(folder):
+    prepare(reader(IMAGES[1:], LABELS[1:]), folder, workers=0, overwrite=True)
     text = describe_store(folder)
-    for part in ("32 + 8 images of 3x12x12, 4 classes of 8 to 8", "MIT", read_index(folder).fingerprint):
+    for part in ("31 + 8 images of 3x12x12, 4 classes of 7 to 8", "MIT", read_index(folder).fingerprint):
         assert part in text
+    assert "test         from 0.2 of each class" in text
+    assert "left out" not in text
     assert f"classes      {', '.join(CLASSES)}\n" in text
 
 

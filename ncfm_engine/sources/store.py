@@ -71,7 +71,7 @@ def read_index(folder: Path) -> Index:
         damaged = tuple(Damage(**row) for row in content.pop("damaged"))
         sizes = {name: {part: list(content[name][part]) for part in PARTS} for name in ("counts", "shards")}
         return Index(origin=origin, damaged=damaged, **tuples, **content | sizes)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise SourceError(
             f"{folder} is not a store: it has no {INDEX_FILE}. Make one with prepare.py."
         ) from error
