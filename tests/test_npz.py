@@ -87,8 +87,9 @@ def test_arrays_of_other_meanings_are_passed_over(tmp_path):
         assert pixels_of(load_source(f"npz:{path}")) == EXPECTED
 
 
-def test_images_are_read_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(npz, "_BLOCK", 5 * IMAGES[0].size)  # of 24
+@pytest.mark.parametrize("block", [5 * IMAGES[0].size, IMAGES[0].size - 1])  # of 24 images
+def test_images_are_read_in_blocks_and_one_may_be_larger(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(npz, "_BLOCK", block)
     assert pixels_of(load_source(f"npz:{save(tmp_path / 'a.npz', images=IMAGES, labels=LABELS)}")) == EXPECTED
 
 
@@ -99,6 +100,8 @@ def test_images_are_read_in_blocks(tmp_path, monkeypatch):
         ({"images": IMAGES / 255.0, "labels": LABELS}, "float64 .*expected uint8"),
         ({"images": IMAGES[0], "labels": LABELS}, "an integer for each of the 12 images"),
         ({"images": IMAGES[..., :2], "labels": LABELS}, "expected uint8"),
+        ({"images": IMAGES[:, None], "labels": LABELS}, r"\[24, 1, 12, 12, 3\]; expected uint8"),
+        ({"images": IMAGES[:, :0], "labels": LABELS}, r"\[24, 0, 12, 3\]; expected uint8"),
         ({"images": np.asfortranarray(IMAGES), "labels": LABELS}, "column by column"),
         (
             {"images": IMAGES, "labels": LABELS[:-1]},
