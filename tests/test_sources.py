@@ -580,6 +580,8 @@ def test_the_home_folder_has_its_usual_sign(tmp_path, monkeypatch):
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(6) // 3, classes=np.array(["a", "b"]))
     for spec in ("folder:~/images", "store:~/store", "npz:~/a.npz"):
         assert load_source(spec).fingerprint == expected
+    (tmp_path / "names.txt").write_text("c\nd\n")
+    assert load_source("npz:~/a.npz", classes="~/names.txt").classes == ("c", "d")
     assert load_source("mnist", data=write_mnist(tmp_path) and "~").num_classes == 10
 
 

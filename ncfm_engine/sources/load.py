@@ -64,7 +64,7 @@ def open_reader(
             )
     if name in PLACES and not place:
         raise UsageError(f"the dataset {name!r} needs a place: {name}:{PLACES[name]}")
-    names = None if classes is None else class_names(Path(classes))
+    names = None if classes is None else class_names(Path(classes).expanduser())
     if name in ARCHIVES:
         return ArchiveReader(name, data)  # type: ignore[return-value] - of a cached property
     readers = {
