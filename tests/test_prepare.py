@@ -36,6 +36,7 @@ from ncfm_engine.sources.folder import FolderReader
 from ncfm_engine.sources.prepare import LOCK_FILE, WORK_FOLDER, _finish, prepare
 from ncfm_engine.sources.reader import ArrayReader, Origin
 from ncfm_engine.sources.shards import ShardReader
+from ncfm_engine.sources.spool import Spool
 from ncfm_engine.sources.store import INDEX_FILE, describe_store, open_store, read_index
 from ncfm_engine.stop import Stopped
 
@@ -216,6 +217,18 @@ def test_a_source_that_changed_is_prepared_again_and_only_what_changed_is_decode
     assert len(list((tmp_path / "cache" / "distilled-data" / "stores").iterdir())) == 1
 
 
+def test_progress_is_told_in_units_and_files_with_the_images_decoded_in_a_second(tmp_path, shards):
+    told = []
+    with pytest.raises(Stopped):
+        prepare(ShardReader(shards), tmp_path / "store", workers=0, stop=StopAfter(1))
+    prepare(
+        ShardReader(shards), tmp_path / "store", workers=0,
+        report=lambda *place, **rate: told.append((*place, *rate)),
+    )  # fmt: skip
+    decoded = [("decode", done, 8, "images_per_second") for done in range(3, 9)]
+    assert told == [*decoded, ("sort", 1, 2), ("sort", 2, 2)]
+
+
 def test_a_store_of_other_data_is_replaced_only_if_asked(tmp_path, shards):
     first = prepare(ShardReader(shards), tmp_path / "store", workers=0)
     with pytest.raises(
@@ -343,7 +356,9 @@ def test_decoded_pixels_that_are_cut_make_no_store(tmp_path, shards, small_files
     assert not (tmp_path / "store" / INDEX_FILE).exists()
 
 
-def test_what_was_decoded_and_is_damaged_is_named_with_what_to_do(tmp_path, shards):
+def test_what_was_decoded_and_is_damaged_or_gone_is_named_with_what_to_do(tmp_path, shards):
+    with pytest.raises(OutputError, match=r"gone was decoded, but is not there .*All processes must share"):
+        Spool.read(tmp_path / "gone")
     with pytest.raises(Stopped):
         prepare(ShardReader(shards), tmp_path / "store", workers=0, stop=StopAfter(4))
     next((tmp_path / "store" / WORK_FOLDER).glob("*.safetensors")).write_bytes(b"")
