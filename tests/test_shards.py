@@ -199,6 +199,7 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
         ([("0.png", PNG), ("0.json", b'{"label": 1.5}')], "1.5 is neither"),
         ([("0.png", PNG), ("0.json", b'{"label": true}')], "True is neither"),
         ([("0.png", PNG), ("0.json", b"{")], "no label: "),
+        ([("0.png", PNG), ("0.json", b"[" * 10**6)], "no label: "),
         ([("0.png", PNG), ("0.json", b"5")], "None is neither"),
         ([*sample("0"), ("0.PNG", PNG)], "the key is there twice"),
         ([("0.png", PNG), ("0.cls", b"")], "'' is neither"),
@@ -354,6 +355,13 @@ def test_a_header_that_claims_to_be_huge_is_refused_before_it_is_read(tmp_path):
     with (tmp_path / "a.tar.gz").open("wb") as file:
         file.write(gzip.compress(entry.tobuf(tarfile.GNU_FORMAT)) + zeros)
     assert "a header of 8589934592 bytes" in damage(tmp_path / "a.tar.gz")[0][1]
+
+
+def test_a_header_of_headers_without_end_is_named(tmp_path):
+    entry = tarfile.TarInfo("././@LongLink")
+    entry.type, entry.size = tarfile.GNUTYPE_LONGNAME, 5
+    (tmp_path / "a.tar").write_bytes(3000 * (entry.tobuf(tarfile.GNU_FORMAT) + b"long".ljust(512, b"\0")))
+    assert "cut or damaged after 0 samples" in damage(tmp_path / "a.tar")[0][1]
 
 
 def test_a_large_image_and_a_long_name_are_no_large_header(tmp_path, monkeypatch):

@@ -189,7 +189,7 @@ def _sample(place: str, key: str, files: dict[str, Any], seen: set[str]) -> Iter
         return
     try:
         yield Record(name, _label(files), files[kinds[0]])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         yield Damage(name, f"no label: {error}")
 
 
