@@ -65,7 +65,8 @@ def at_once(monkeypatch):
 
 @pytest.fixture
 def small_files(monkeypatch):
-    """Twenty images in a file, three at once."""
+    """Twenty images in a file, three at once, of thirty files in a unit."""
+    monkeypatch.setattr("ncfm_engine.sources.folder.FILES", 30)
     monkeypatch.setattr(store, "SHARD_BYTES", 20 * IMAGES[0].size)
     monkeypatch.setattr("ncfm_engine.sources.sorting.BLOCK", 3 * IMAGES[0].size)
 

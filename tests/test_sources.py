@@ -427,7 +427,8 @@ def test_images_below_a_class_folder_are_found_at_any_depth_and_hidden_ones_are_
     save_classes(tmp_path, images=2)
     save(tmp_path / "a" / "deep.png" / "er" / "2.PNG", pixels(2))
     save(tmp_path / "a" / ".hidden.png", pixels(3))
-    save(tmp_path / "a" / ".cache" / "4.png", pixels(4))
+    for number in (4, 6):
+        save(tmp_path / "a" / ".cache" / f"{number}.png", pixels(number))
     save(tmp_path / ".git" / "5.png", pixels(5))
     (tmp_path / "a" / "notes.txt").write_text("no image")
     source = load_folder(tmp_path)
@@ -602,8 +603,9 @@ def test_a_symbolic_link_that_leaves_the_folder_is_refused(tmp_path, link):
 def test_a_symbolic_link_that_stays_in_the_folder_is_read(tmp_path):
     root = save_classes(tmp_path, images=2)
     (root / "a" / "link.png").symlink_to(root / "b" / "0.png")
+    (root / "c").symlink_to("b")
     source = load_folder(root)
-    assert (source.train.counts + source.test.counts).tolist() == [3, 2]
+    assert (source.train.counts + source.test.counts).tolist() == [3, 2, 2]
 
 
 @pytest.mark.parametrize("target", ["moved", "c"])
