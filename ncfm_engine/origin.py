@@ -14,14 +14,17 @@ from .pretrain import pretrain
 from .sources import CHANGES, PLACES, SOURCES, Source, hold_out, load_source
 
 
-def recipe_of(dataset: DistilledDataset) -> Recipe:
-    """The recipe that a set was made by; of another project's, the one that we would make its like by."""
-    info = dataset.info
+def recipe_of(distilled: DistilledDataset, dataset: str | None = None) -> Recipe:
+    """The recipe that a set was made by; of another project's, the one that we would make its like by: of
+    `dataset` if that is the name of one, else of what the set itself is called.
+    """
+    info = distilled.info
     if "settings" in info.recipe:
         return Recipe.from_dict(info.recipe["settings"])
-    labels = ["hard"] if dataset.artifact.logits is None else ["hard", "soft"]
+    labels = ["hard"] if distilled.artifact.logits is None else ["hard", "soft"]
     known = {"ipc": info.ipc, "distill.factor": info.factor, "evaluate.labels": labels}
-    return find_preset(None, info.dataset, info.ipc)[1].recipe().replace(known)
+    name = dataset if dataset and ":" not in dataset else info.dataset
+    return find_preset(None, name, info.ipc)[1].recipe().replace(known)
 
 
 def named(dataset: DistilledDataset) -> str:
@@ -106,20 +109,29 @@ def _check_classes(ours: Sequence[str], theirs: Sequence[str], name: str, datase
         )
 
 
-def teacher_pool(dataset: DistilledDataset, source: Source, *, device: str, **options: Any) -> FeaturePool:
-    """The networks that labelled a set, from the cache or trained anew by its recipe."""
-    original, recorded = recipe_of(dataset), dataset.info.labels.get("teacher", {}).get("weights_sha256")
-    if recorded is None:
+def teacher_pool(
+    distilled: DistilledDataset,
+    source: Source,
+    *,
+    dataset: str | None = None,
+    device: str,
+    **options: Any,
+) -> FeaturePool:
+    """The networks that labelled a set, from the cache or trained anew by its recipe, see `recipe_of`."""
+    original = recipe_of(distilled, dataset)
+    recorded = distilled.info.labels.get("teacher", {}).get("weights_sha256")
+    foreign = "settings" not in distilled.info.recipe
+    if foreign:  # said before they are trained, which may take hours
         warnings.warn(
-            f"{named(dataset)} does not say which networks labelled it; those of our own settings for such "
-            "data label random images and new labels, and are trained for it now unless they are in the "
-            "cache. Hard labels alone need none",
+            f"the networks that labelled {named(distilled)} are not known; the random images get the labels "
+            f"of {original.pretrain.networks} of our own, trained for {original.pretrain.epochs} epochs, or "
+            "found in the cache. Hard labels need none",
             stacklevel=2,
         )
     pool = pretrain(original.pretrain, original.network, source, seed=original.seed, device=device, **options)
-    if recorded not in (None, pool.weights_hash):
+    if pool.weights_hash != recorded and not foreign:
         warnings.warn(
-            f"the teacher of {named(dataset)} was trained elsewhere (weights {recorded}); one of the same "
+            f"the teacher of {named(distilled)} was trained elsewhere (weights {recorded}); one of the same "
             f"recipe trained here ({pool.weights_hash}) takes its place, for random images and new labels",
             stacklevel=2,
         )

@@ -278,7 +278,7 @@ def evaluate_set(
     `Stopped` after saving progress in `run_folder`, from which `resume` goes on; it stays until
     `forget_progress`.
     """
-    own = recipe_of(chosen)
+    own = recipe_of(chosen, dataset)
     recipe = own.replace(changes)
     for name in changes:
         if not name.startswith(("evaluate.", "network.")) and name != "seed":
@@ -289,7 +289,8 @@ def evaluate_set(
     _, source = real_images(chosen, dataset, reading, stop=stop, report=report)
     pool = None
     if set(recipe.evaluate.labels) != {"hard"}:  # random images have the artifact's teacher too
-        pool = teacher_pool(chosen, source, cache=cache, device=device, stop=stop, report=report)
+        options: dict[str, Any] = {"cache": cache, "device": device, "stop": stop, "report": report}
+        pool = teacher_pool(chosen, source, dataset=dataset, **options)
     rows = evaluate(
         chosen,
         source,

@@ -23,8 +23,10 @@ from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, MANIFEST_FILE, re
 from distilled_data.manifest import Fingerprint, Index, write_manifest
 from hub import PushOptions, push_folder
 from ncfm_engine.config import EvaluateConfig, Recipe
+from ncfm_engine.evaluate import settings_hash
 from ncfm_engine.origin import real_images, recipe_of
 from ncfm_engine.pipeline import _kept, _recorded, evaluate_set
+from ncfm_engine.presets import PRESETS
 from ncfm_engine.proxies import proxies, splits
 from ncfm_engine.stop import Stopped
 from tools.command_line import (
@@ -364,7 +366,7 @@ def foreign(finished, here):
 
     def convert(*words: str) -> None:
         for source, target in ((finished[0] / "out", "theirs.pt"), ("theirs.pt", "theirs")):
-            more = ["--name", "digits", "--values", "unit", *words] if target == "theirs" else []
+            more = ["--values", "unit", *words] if target == "theirs" else []
             with warnings.catch_warnings(action="ignore", category=UserWarning):  # its notes
                 status, _, error = here("convert.py", str(source), target, *more)
             assert status == 0, error
@@ -382,12 +384,16 @@ def test_a_set_of_another_project_is_evaluated_and_searched_on_as_ours_are(finis
     [row] = DistilledDataset.from_folder("theirs").info.results
     assert row["labels"] == "hard"
     assert row["last_mean"] > 50  # of chance it would be 10
+    like_ours = PRESETS["digits"].recipe().replace({"evaluate.epochs": 60})  # whatever the file was called
+    assert row["settings"] == settings_hash(like_ours.evaluate, like_ours.network, like_ours.seed)
     axes = ["width=4,8", "depth=1", "norm=batch", "activation=relu", "pooling=avg"]
     flags = [word for axis in axes for word in ("--axis", axis)]
     words = ["evaluate.epochs=3"]
     command = ("search_architectures.py", "theirs", "--dataset", "digits", "--jobs", "1", *flags)
     status, output, error = here(*command, settings=words)
     assert (status, "2 candidates" in output) == (0, True), error
+    [results] = Path("searches").glob("*/search.json")
+    assert json.loads(results.read_text())["settings"]["augment"] == like_ours.evaluate.augment
 
 
 def test_a_foreign_set_is_normalised_as_its_real_images_are(finished, tmp_path):

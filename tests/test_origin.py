@@ -111,6 +111,15 @@ def test_a_set_s_recipe_is_its_own_or_that_of_its_like(digits):
         assert (like.ipc, like.distill.factor, like.evaluate.labels) == (3, 2, labels)
 
 
+def test_another_project_s_set_has_the_recipe_of_the_real_images_whatever_it_is_called(digits):
+    theirs = DistilledDataset(make_artifact(2, dataset="images_best"))
+    assert recipe_of(theirs, "digits").evaluate.augment == "color_crop|scale|rotate"  # without a flip
+    assert recipe_of(theirs).evaluate.augment.startswith("flip")
+    tiny = DistilledDataset(make_artifact(2, dataset="tinyimagenet"))
+    assert recipe_of(tiny, "folder:photos").network.depth == recipe_of(tiny).network.depth == 4
+    assert recipe_of(made_of(digits), "mnist").seed == 5
+
+
 def test_the_teacher_is_the_one_that_the_recipe_trains_and_another_one_is_told(digits, pool, tmp_path):
     recipe = Recipe(2, network=NetworkConfig(width=8, depth=2), pretrain=PretrainConfig(networks=2, epochs=1))
     settings = {"settings": dataclasses.asdict(recipe)}  # by which `pool` was trained
@@ -129,3 +138,13 @@ def test_the_teacher_is_the_one_that_the_recipe_trains_and_another_one_is_told(d
         with pytest.warns(UserWarning, match=words) as told:
             assert teacher(other).weights_hash == pool.weights_hash
         assert told[0].filename == __file__
+
+
+def test_the_teacher_of_random_images_beside_another_project_s_set_is_told_before_it_is_trained(
+    digits, tmp_path
+):
+    theirs = DistilledDataset(make_artifact(2, dataset="images_best"))
+    options = {"device": "cpu", "cache": tmp_path, "stop": StopRequest(0)}
+    told = pytest.warns(UserWarning, match=r"labels of 5 of our own, trained for 30 epochs, .* need none")
+    with told, pytest.raises(Stopped):
+        teacher_pool(theirs, digits, dataset="digits", **options)

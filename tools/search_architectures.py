@@ -188,7 +188,7 @@ def choice(arguments: argparse.Namespace) -> tuple[Space, list[Architecture]]:
 
 def training_of(arguments: argparse.Namespace, dataset: DistilledDataset) -> EvaluateConfig:
     """How candidates are trained: as the set's recipe says, and the flags."""
-    original = recipe_of(dataset)
+    original = recipe_of(dataset, arguments.dataset)
     changes = {"evaluate.epochs": min(original.evaluate.epochs, EPOCHS), "evaluate.repeats": arguments.seeds}
     said = settings(arguments.set)
     for name in said:
@@ -220,7 +220,8 @@ def ways_to_score(
     pool = None
     if labels == "soft" and arguments.verify is not None:
         with FileLock(output / ".teacher.lock"):  # one process trains it, if it has to be trained
-            pool = teacher_pool(dataset, seen, cache=cache_folder(), device=device, stop=stop, report=show)
+            options = {"cache": cache_folder(), "device": device, "stop": stop, "report": show}
+            pool = teacher_pool(dataset, seen, dataset=arguments.dataset, **options)
     checks = CHECKS if arguments.strategy in EARLY_ENDING else 1
     options = {"labels": labels, "seed": arguments.seed, "device": device, "checks": checks, "pool": pool}
     return proxies(dataset, source, test, config, **options)
