@@ -40,7 +40,7 @@ ONE = ("--axis", "activation=relu", "--axis", "pooling=avg")
 
 HEAD = {"dataset": "d", "space": "s", "strategy": "random", "networks": 1, "steps": 2, "set": "x", "ipc": 1}
 HEAD |= {"labels": "hard", "content_hash": "0" * 64, "tested_on": 3, "seen": False}
-HEAD |= {"machines": [], "command": "c"}
+HEAD |= {"machines": [], "command": "c", "settings": {"full_epochs": 2, "full_repeats": 1}}
 
 
 @pytest.fixture
@@ -77,6 +77,9 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path):
         assert of_way["all"]["n"] == len(verified)
     assert output.startswith("# Architectures for digits\n\n8 candidates of the space `convnet` (8 complete)")
     assert "from which the distilled images were made too" in output
+    settings = found["settings"]
+    of_truth = f"(networks of each: {settings['full_repeats']}, epochs: {settings['full_epochs']})"
+    assert f" s each {of_truth}. Rank correlation" in output
     assert output == (tmp_path / "found" / "report.md").read_text() + "\n"
     assert str(tmp_path) not in (tmp_path / "found" / "search.json").read_text()
     for name in ("scatter.png", "regret.png"):

@@ -197,7 +197,7 @@ def _mean(result: Content | None) -> str:
 
 
 def _trust_table(content: Content) -> list[str]:
-    found, rows = content["trust"], content["candidates"]
+    found, rows, settings = content["trust"], content["candidates"], content["settings"]
     truth = [row[FULL]["value"] for row in rows if _complete(row[FULL])]
     compared = found[PROXIES[0]]["all"]["n"]
 
@@ -226,7 +226,8 @@ def _trust_table(content: Content) -> list[str]:
         TITLE,
         "",
         f"{len(truth)} candidates were trained on all images but those held out, and tested on the test set, "
-        f"in {_seconds(rows, FULL):.1f} s each. Rank correlation with that, and intervals that hold 95 % of "
+        f"in {_seconds(rows, FULL):.1f} s each (networks of each: {settings['full_repeats']}, epochs: "
+        f"{settings['full_epochs']}). Rank correlation with that, and intervals that hold 95 % of "
         "bootstrap samples of the candidates. All three ways take as many optimiser steps"
         + (PRUNED if content["strategy"] in EARLY_ENDING else ".")
         + _chosen(content["verified"], [row[FULL] is not None for row in rows])
