@@ -130,12 +130,8 @@ def test_the_teacher_is_the_one_that_the_recipe_trains_and_another_one_is_told(d
         return teacher_pool(data, digits, device="cpu", cache=tmp_path)
 
     assert teacher(pool.weights_hash).weights_hash == pool.weights_hash
-    said = {
-        "of elsewhere": "the teacher of the set of digits .*weights of elsewhere",
-        None: "set of digits does",
-    }
-    for other, words in said.items():
-        with pytest.warns(UserWarning, match=words) as told:
+    for other in ("of elsewhere", None):
+        with pytest.warns(UserWarning, match=f"the teacher of the set of digits .*weights {other}") as told:
             assert teacher(other).weights_hash == pool.weights_hash
         assert told[0].filename == __file__
 

@@ -452,7 +452,7 @@ def test_a_report_tells_all_that_was_found_of_every_way():
     content = HEAD | {"trust": found, "candidates": rows, "verified": {}, "strategy": "exhaustive"}
     text = markdown(content)
     assert "6 candidates were trained on all images but those held out" in text
-    assert " in 4.5 s each. Rank correlation" in text
+    assert " in 4.5 s each (networks of each: 1, epochs: 2). Rank correlation" in text
     table = text.partition("trusted?")[2]
     assert [line for line in table.splitlines() if line.startswith("|")] == [
         "|  | distilled images | random images | early stopping |",
