@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,36 @@ from .errors import CheckpointError, OutputError, UsageError
 
 def write_file(path: str | Path, content: bytes) -> None:
     """Replace `path` by `content` atomically and durably, mode 0644. Raises `OutputError`."""
-    path = Path(path)
-    temporary = None
+    write_files({Path(path): content})
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """`write_file` of files that belong together: all are on the disk before the first takes its place."""
+    path, temporaries = Path(), dict[Path, str]()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            with contextlib.suppress(OSError):  # mounts without modes
-                os.chmod(temporary, 0o644)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync(path.parent)  # the rename itself must survive a power cut
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, temporaries[path] = tempfile.mkstemp(
+                prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
+            )
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                with contextlib.suppress(OSError):  # mounts without modes
+                    os.chmod(temporaries[path], 0o644)
+                os.fsync(file.fileno())
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
+        for folder in {path.parent for path in contents}:
+            _sync(folder)  # the renames themselves must survive a power cut
     except OSError as error:
-        if temporary is not None:
+        for temporary in temporaries.values():
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
         hint = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the folder"
         raise OutputError(
-            f"could not write {path} ({len(content)} bytes): {error.strerror}. The old file, if there was "
-            f"one, is untouched. {hint} and run again."
+            f"could not write {path} ({len(contents[path])} bytes): {error.strerror}. The old file, if there "
+            f"was one, is untouched. {hint} and run again."
         ) from error
 
 

@@ -197,8 +197,12 @@ class Artifact:
 
 def write_artifact(path: str | Path, artifact: Artifact) -> None:
     """Write `artifact` to `path`: all of it or, on any error or kill, none of it."""
+    write_file(path, artifact_bytes(artifact))
+
+
+def artifact_bytes(artifact: Artifact) -> bytes:
     tensors = {name: tensor.cpu() for name, tensor in artifact.tensors.items()}
-    write_file(path, save(tensors, {METADATA_KEY: artifact.metadata.to_json()}))
+    return save(tensors, {METADATA_KEY: artifact.metadata.to_json()})
 
 
 def read_artifact(

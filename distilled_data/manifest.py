@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from .errors import FormatError, IntegrityError, UsageError
-from .files import write_file
+from .files import write_file, write_files
 from .format import (
     ARTIFACT_FILE,
     CARD_FILE,
@@ -39,6 +39,7 @@ from .format import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     Artifact,
+    artifact_bytes,
     read_artifact,
     refuse_newer,
     unique_keys,
@@ -283,6 +284,15 @@ def write_manifest(folder: str | Path) -> Manifest:
     manifest = Manifest(read_artifact(folder / ARTIFACT_FILE).content_hash, files)
     write_file(folder / MANIFEST_FILE, manifest.to_bytes())
     return manifest
+
+
+def replace_artifact(folder: Path, artifact: Artifact) -> None:
+    """Write another artifact into a folder, and its manifest: a kill leaves both old, or both new."""
+    content, manifest = artifact_bytes(artifact), read_manifest(folder)
+    assert isinstance(manifest, Manifest)
+    files = {**manifest.files, ARTIFACT_FILE: Fingerprint.of_bytes(content)}
+    changed = Manifest(artifact.content_hash, files)
+    write_files({folder / ARTIFACT_FILE: content, folder / MANIFEST_FILE: changed.to_bytes()})
 
 
 def verify_folder(folder: str | Path, files: Sequence[str] | None = None) -> None:

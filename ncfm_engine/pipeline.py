@@ -9,7 +9,7 @@ from typing import Any
 from distilled_data import Artifact, ArtifactError, DistilledDataset, Metadata, UsageError
 from distilled_data.files import make_folder, read_json, write_json
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, read_artifact, write_artifact
-from distilled_data.manifest import verify_folder, write_manifest
+from distilled_data.manifest import replace_artifact, verify_folder, write_manifest
 
 from .config import Recipe, differences
 from .costs import COSTS_FILE, Costs
@@ -329,8 +329,7 @@ def record_results(folder: Path, rows: list[dict[str, Any]], device: str) -> Non
     origin = {name: where[name] for name in ("device", "versions")}
     untimed = [{name: value for name, value in row.items() if name != "seconds"} | origin for row in rows]
     metadata = dataclasses.replace(artifact.metadata, results=_merged(artifact.metadata.results, untimed))
-    write_artifact(folder / ARTIFACT_FILE, dataclasses.replace(artifact, metadata=metadata))
-    write_manifest(folder)
+    replace_artifact(folder, dataclasses.replace(artifact, metadata=metadata))
 
 
 def write_results(

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import re
 import shlex
 import shutil
@@ -25,7 +26,7 @@ from hub import PushOptions, push_folder
 from ncfm_engine.config import EvaluateConfig, Recipe
 from ncfm_engine.evaluate import settings_hash
 from ncfm_engine.origin import real_images, recipe_of
-from ncfm_engine.pipeline import _kept, _recorded, evaluate_set
+from ncfm_engine.pipeline import _kept, _recorded, evaluate_set, record_results
 from ncfm_engine.presets import PRESETS
 from ncfm_engine.proxies import proxies, splits
 from ncfm_engine.stop import Stopped
@@ -315,6 +316,20 @@ def test_evaluating_again_adds_a_row_and_keeps_the_images(finished, here, tmp_pa
         ("teacher", ["evaluating"]),
     ]
     DistilledDataset.from_folder(tmp_path / "copy").verify()
+
+
+def test_a_set_can_be_loaded_whenever_its_evaluation_is_killed(finished, tmp_path, monkeypatch):
+    folder = shutil.copytree(finished[0] / "out", tmp_path / "copy")
+    rows, sync, states = read_artifact(folder / ARTIFACT_FILE).metadata.results, os.fsync, []
+
+    def synced(file):
+        states.append(DistilledDataset.from_folder(folder).info.results)
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", synced)  # to write, hash and sync a large file takes its time
+    record_results(folder, [rows[0] | {"ipc": 1}], "cpu")
+    assert list(map(len, states)) == [len(rows), len(rows), len(rows) + 1]
+    DistilledDataset.from_folder(folder).verify()
 
 
 @pytest.mark.parametrize(
