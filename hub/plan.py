@@ -154,6 +154,8 @@ def contents_for(api: HfApi, repo_id: str, options: PushOptions) -> Contents:
     remote = look(api, repo_id, tag=options.revision, force=options.force)
     if remote.head is None and options.create_pr:
         raise AccessError(f"{repo_id} does not exist, so there is nothing to open a pull request for")
+    if remote.head is None and options.revision == "main":
+        raise UsageError(f"{repo_id} would have a branch 'main'; a tag of the same name would hide it")
     if ".gitignore" in remote.files:
         raise UsageError(
             f"{repo_id} has a .gitignore, by which the Hub leaves files out of a commit without a word. "

@@ -694,6 +694,9 @@ def test_a_tag_named_like_a_branch_is_refused(loopback, options, folders):
     push_folder(folders[1], "org/digits", options())
     with pytest.raises(UsageError, match="has a branch 'main'"):
         push_folder(folders[1], "org/digits", options(revision="main"))
+    with pytest.raises(UsageError, match="would have a branch 'main'"):
+        push_folder(folders[1], "org/new", options(revision="main"))
+    assert "org/new" not in loopback.repositories
 
 
 # Answers that are lost, and other publishers
