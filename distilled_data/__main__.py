@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .errors import DistilledDataError, LockError, UsageError
+from .errors import DistilledDataError, HubError, LockError, UsageError
 from .lock import LOCK_FILE, LockedRepository, read_lock, write_lock
 from .remote import Repository
 
@@ -59,7 +59,11 @@ def main(arguments: argparse.Namespace) -> None:
         raise LockError(f"{path} holds no repository. Add one: python -m distilled_data lock org/name@v1")
     for entry in entries.values():
         offline = arguments.command == "verify"
-        Repository(entry.id, endpoint=endpoint, local_files_only=offline, lock=entry).fetch_all()
+        try:
+            Repository(entry.id, endpoint=endpoint, local_files_only=offline, lock=entry).fetch_all()
+        except HubError as error:
+            hint = " To fetch what is locked: python -m distilled_data sync" if offline else ""
+            raise type(error)(f"{error}{hint}") from error
         print(f"verified  {describe(entry)}")
 
 
