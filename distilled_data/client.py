@@ -175,7 +175,8 @@ def _translated(where: str, error: BaseException) -> DistilledDataError:
             )
         case errors.RevisionNotFoundError():
             return AccessError(
-                f"{where} has no such revision. It may have been deleted; its page lists branches and tags."
+                f"{where} has no such revision. It may have been deleted; its page lists branches, tags "
+                "and commits; of a commit all 40 digits are expected."
             )
         case errors.RemoteEntryNotFoundError():
             return AccessError(f"{where} lacks a file that a distilled set has: {_sentence(error)}")

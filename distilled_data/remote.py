@@ -78,6 +78,8 @@ class Repository:
             raise UsageError(f"{self.repo_id} names a revision, and revision={self.revision!r} another")
         self.repo_id, self.revision = name, revision if at else self.revision
         check_arguments(self.repo_id, self.token, self.endpoint)
+        if not isinstance(self.revision, str | None):
+            raise UsageError(f"the revision of {name} must be a text such as 'v1', got {self.revision!r}")
         if self.revision == "":
             raise UsageError(f"the revision of {name} is empty; leave it out for the default branch")
         if self.force_download and self.local_files_only:

@@ -374,6 +374,7 @@ def test_a_slow_hub_is_waited_for(hub, load):
         ({"gated": "auto"}, REPO, None, "is gated"),
         (None, REPO, "hf_wrong", "does not accept the token"),
         (None, f"{REPO}@v2", None, "no such revision"),
+        (None, f"{REPO}@0123abc", None, "all 40 digits"),
         (None, "a b/c", None, "not a repository name"),
     ],
 )
@@ -394,6 +395,7 @@ def test_what_is_missing_or_not_allowed_is_said_without_the_token(hub, load, cha
         ({"endpoint": "huggingface.co"}, "is no address"),
         ({"repo_id": f"{REPO}@"}, "is empty"),
         ({"revision": ""}, "is empty"),
+        ({"revision": 1.0}, "must be a text"),
         ({"local_files_only": True, "force_download": True}, "choose one"),
     ],
 )
