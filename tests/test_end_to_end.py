@@ -646,7 +646,8 @@ def test_a_cache_that_cannot_be_written_is_named(here, tmp_path, monkeypatch):
     status, _, error = here("distill_and_push.py", "--dataset", "digits", "--output", "out")
     assert status == 2
     assert re.search(
-        r"file/distilled-data/locks/\w+ could not be written: Not a directory", " ".join(error.split())
+        r"file/distilled-data/locks/\w+ could not be written: Not a directory. Choose another cache by XDG",
+        " ".join(error.split()),
     )
 
 

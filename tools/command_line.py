@@ -224,7 +224,9 @@ def locked(place: Path, file: Path, seconds: float = 0) -> Iterator[None]:
     except Timeout as error:
         raise UsageError(f"another process is at work on {place}; wait for it, or choose another") from error
     except OSError as error:
-        raise OutputError(f"{file} could not be written: {error.strerror}. Check the folder.") from error
+        of_cache = cache_folder() in file.parents
+        advice = "Choose another cache by XDG_CACHE_HOME." if of_cache else "Check the folder."
+        raise OutputError(f"{file} could not be written: {error.strerror}. {advice}") from error
     try:
         yield
     finally:
