@@ -9,7 +9,7 @@ import errno
 import re
 import time
 from collections.abc import Callable
-from threading import Lock
+from threading import Lock, local
 from typing import Any, ParamSpec, TypeVar
 
 from .errors import AccessError, ConflictError, DistilledDataError, HubError, OutputError, UsageError
@@ -53,17 +53,24 @@ def once(where: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
             raise _translated(where, error) from error
 
 
+def refused() -> bool:
+    """Whether the Hub refused what this thread called last, for which the client then took its cache."""
+    return _watch.thread.refused
+
+
 class _Watch:
     """While one of our calls runs, hooks on the client's session keep it within `LIMIT` and `PATIENCE`."""
 
     def __init__(self):
         self.unanswered: float | None = None  # since when requests of ours have had no good answer
         self.calls = 0  # of ours, that are running now
+        self.thread = local()  # refused: whether a request of its last call was
         self._lock = Lock()
 
     def __enter__(self) -> None:
         from huggingface_hub import get_session
 
+        self.thread.refused = False
         with self._lock:
             self.calls += 1
             self.unanswered = None
@@ -100,6 +107,7 @@ class _Watch:
             return
         if response.status_code < 500 and response.status_code != 429:
             self.unanswered = None
+        self.thread.refused = response.status_code in (401, 403, 404)
         wait = response.headers.get("Retry-After", "")
         if response.status_code == 429 and wait.isdigit() and int(wait) > PATIENCE:
             # The client would sleep so long.

@@ -93,7 +93,8 @@ class DistilledDataset(Dataset[Any]):
         of the next larger one; without `ipc`, the default set. `lock` names a lock file, which then says
         the commit and every hash. The last five are those of `huggingface_hub.hf_hub_download`.
 
-        Raises `AccessError` for what is not there or not allowed, `HubError` when the Hub fails,
+        What the Hub refuses by now comes from the cache, with a warning, if that holds it. Raises
+        `AccessError` for what else is not there or not allowed, `HubError` when the Hub fails,
         `IntegrityError` for bytes that are not the published ones, `OutputError` for a cache that cannot be
         written, `LockError`, `FormatError`, `UsageError`.
         """

@@ -7,13 +7,14 @@ differs is fetched once more, and else refused.
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-from .client import LIBRARY, call, check_arguments
+from .client import LIBRARY, call, check_arguments, refused
 from .errors import (
     ArtifactError,
     FormatError,
@@ -216,6 +217,12 @@ class Repository:
         revision = self.commit or self.revision
         where = self.repo_id if revision is None else f"{self.repo_id}@{revision}"
         local = Path(call(where, self._download, path, revision))
+        if self.commit is None and refused():
+            warnings.warn(
+                f"the Hub refuses {where}: it is not there any more, or not for this token. What the "
+                "cache holds is used, as it was when it was loaded last",
+                stacklevel=7,  # the call of from_hub
+            )
         self.commit = local.parents[path.count("/")].name  # .../snapshots/COMMIT/; all else is of this one
         return local
 

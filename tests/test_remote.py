@@ -187,6 +187,17 @@ def test_a_hub_that_cannot_be_reached_leaves_the_cache_usable(load):
     assert equal(load(endpoint="http://127.0.0.1:9"), data)
 
 
+def test_what_the_hub_refuses_by_now_comes_from_the_cache_with_a_warning(hub, load):
+    data = load(revision="v1")
+    hub.repositories[REPO].private = True
+    for token in (None, "hf_bob", "hf_wrong"):
+        with pytest.warns(UserWarning, match=f"refuses {REPO}@v1") as caught:
+            assert equal(load(revision="v1", token=token), data)
+        assert [warning.filename for warning in caught] == [__file__]  # that of the call
+    assert equal(load(revision="v1", token="hf_alice"), data)
+    assert equal(load(revision=data.revision), data)  # a commit is what it was
+
+
 def test_two_revisions_at_once_are_refused(load):
     with pytest.raises(UsageError, match="another"):
         load(f"{REPO}@v1", revision="v2")
