@@ -171,8 +171,9 @@ def check_output(plan: Plan) -> None:
             "--resume goes on with the run that is there and --overwrite replaces it; choose one"
         )
     for folder in (plan.output, plan.run_folder):
-        if folder.exists() and not folder.is_dir():
-            raise OutputError(f"{folder} is a file; expected a folder, or nothing. Choose another --output.")
+        if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
+            what = "is a file" if folder.exists() else "is a link to nothing"
+            raise OutputError(f"{folder} {what}; expected a folder, or nothing. Choose another --output.")
     held = [
         path
         for folder in (plan.output, plan.run_folder)

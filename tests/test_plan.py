@@ -149,6 +149,12 @@ def test_an_output_that_is_a_file_is_refused_even_with_overwrite(plan):
         check_output(dataclasses.replace(plan, overwrite=True))
 
 
+def test_an_output_that_is_a_link_to_nothing_is_refused_before_the_run(plan):
+    plan.output.symlink_to("nowhere")
+    with pytest.raises(OutputError, match="is a link to nothing"):
+        check_output(plan)
+
+
 def test_clearing_removes_what_is_derived_and_keeps_the_rest(plan):
     derived = [put(plan.output / name) for name in (MANIFEST_FILE, PARQUET_FILE)]
     derived += [put(plan.run_folder / name) for name in (RESULTS_FILE, "evaluation-0-1.safetensors")]
