@@ -1,7 +1,9 @@
 """What a long run shows: bars on the terminal, plots of the losses."""
 
+import contextlib
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -27,12 +29,17 @@ class Bars:
         self._stage, self._bar = "", None
 
     def __call__(self, stage: str, done: int, total: int, **figures: float) -> None:
+        with contextlib.suppress(OSError):  # a log on a full disk, or whose reader is gone, ends no run
+            self._show(stage, done, total, figures)
+
+    def _show(self, stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
         from tqdm import tqdm
 
         if self._bar is None or stage != self._stage:
             self.close()
             # A resumed stage begins at `done`, which must not count as progress of this process.
-            self._bar = tqdm(desc=stage, total=total, initial=done, unit="step", dynamic_ncols=True)
+            options = {"unit": "step", "dynamic_ncols": True, "disable": sys.stderr is None}
+            self._bar = tqdm(desc=stage, total=total, initial=done, **options)
             self._stage = stage
         self._bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()}, refresh=False)
         self._bar.update(done - self._bar.n)
@@ -44,9 +51,10 @@ class Bars:
         self.close()
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            with contextlib.suppress(OSError):
+                bar.close()
 
 
 def plot_losses(metrics: Path, path: Path) -> None:

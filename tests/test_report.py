@@ -1,6 +1,9 @@
 """What a long run shows: bars, and plots of its numbers."""
 
+import errno
+import io
 import json
+import sys
 
 import pytest
 
@@ -79,3 +82,17 @@ def test_regret_is_drawn_over_seconds(axes):
         "seconds of training",
         "points of accuracy below the best",
     )
+
+
+class Full(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("stream", [Full(), None])
+def test_a_stream_that_is_full_or_closed_ends_no_run(monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Bars() as bars:
+        for stage in ("pretrain", "distil"):
+            for done in range(3):
+                bars(stage, done, 2, loss=0.1)
