@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from . import export, format
 from .augment import DSA
 from .decode import enlarge, take
-from .errors import FormatError, UsageError
+from .errors import FormatError, IntegrityError, UsageError
 from .format import ARTIFACT_FILE, Artifact, Metadata
 from .indexing import as_int, rows_of, stacked
 from .labels import as_float, as_temperature, as_they_are, one_hot, refuse_training, relabelled, soften
@@ -127,15 +127,21 @@ class DistilledDataset(Dataset[Any]):
         The artifact is compared with the folder's manifest first. Raises `FormatError`, `IntegrityError`
         for a file that cannot be trusted and `UsageError` for a subset that is not there.
         """
-        path = Path(path)
-        root = read_manifest(path)
+        folder = Path(path)
+        root = read_manifest(folder)
         if isinstance(root, Index):
-            path /= (name := root.choose(ipc))
-            root = read_manifest(path, [root.configurations[name]])
+            folder /= (name := root.choose(ipc))
+            root = read_manifest(folder, [root.configurations[name]])
         if isinstance(root, Index):
-            raise FormatError(f"{path} is an index inside an index; expected the folder of one set")
-        artifact = read_verified(path / ARTIFACT_FILE, [root.files[ARTIFACT_FILE]], ipc=ipc, classes=classes)
-        return cls(artifact, labels, path)
+            raise FormatError(f"{folder} is an index inside an index; expected the folder of one set")
+        expected = [root.files[ARTIFACT_FILE]]
+        try:
+            artifact = read_verified(folder / ARTIFACT_FILE, expected, ipc=ipc, classes=classes)
+        except IntegrityError:
+            if read_manifest(folder) == root:
+                raise
+            return cls.from_folder(path, ipc=ipc, classes=classes, labels=labels)  # results were recorded
+        return cls(artifact, labels, folder)
 
     @classmethod
     def from_tensors(

@@ -26,10 +26,11 @@ from distilled_data import (
     UnknownNameError,
     UsageError,
 )
+from distilled_data import dataset
 from distilled_data import format as f
 from distilled_data.augment import DSA
 from distilled_data.labels import soften
-from distilled_data.manifest import read_manifest, write_manifest
+from distilled_data.manifest import read_manifest, replace_artifact, write_manifest
 
 
 def write(folder: Path, artifact: Artifact) -> Path:
@@ -512,6 +513,21 @@ def test_a_set_in_memory_has_nothing_to_verify():
 def test_loading_needs_the_artifact_and_the_manifest_alone(folder, artifact):
     (folder / f.PREVIEW_FILE).unlink()
     assert DistilledDataset.from_folder(folder).content_hash == artifact.content_hash
+
+
+def test_a_set_whose_results_are_recorded_while_it_is_loaded_is_loaded_with_them(
+    folder, artifact, monkeypatch
+):
+    measured = dataclasses.replace(artifact.metadata, results=({"ipc": 1},))
+    verified = dataset.read_verified
+
+    def late(*arguments, **options):
+        monkeypatch.setattr(dataset, "read_verified", verified)
+        replace_artifact(folder, dataclasses.replace(artifact, metadata=measured))
+        return verified(*arguments, **options)
+
+    monkeypatch.setattr(dataset, "read_verified", late)
+    assert DistilledDataset.from_folder(folder).info == measured
 
 
 # folders that cannot be trusted
