@@ -25,8 +25,8 @@ from distilled_data import (
     MissingExtraError,
     UnknownNameError,
     UsageError,
+    dataset,
 )
-from distilled_data import dataset
 from distilled_data import format as f
 from distilled_data.augment import DSA
 from distilled_data.labels import soften
