@@ -161,6 +161,7 @@ class DistilledDataset(Dataset[Any]):
 
         `images` is [ipc, classes, channels, height, width], with `logits` [ipc, classes, factor**2, classes]
         or none, or it is [N, channels, height, width] with `targets` [N] or [N, classes].
+        Of factor 1 the axis of the one view may be left out of `logits`.
         """
         artifact = artifact_of(
             images,

@@ -30,9 +30,10 @@ def artifact_of(
     """An artifact of images [ipc, classes, channels, height, width], or [N, ...] in any order with `targets`.
 
     `targets` is [N]: class numbers, or [N, classes]: probabilities, or logits if the rows do not add up to 1.
-    `logits` are [ipc, classes, factor**2, classes] or, beside `targets`, [N, factor**2, classes]. `values`,
-    one of `VALUES`, says what the numbers of the images are; without it bytes are bytes, and floats a guess
-    with a warning. `mean` and `std` are of pixels in [0, 1], and default to those of the images themselves.
+    `logits` are [ipc, classes, factor**2, classes] or, beside `targets`, [N, factor**2, classes]; of factor 1
+    the axis of the one view may be left out. `values`, one of `VALUES`, says what the numbers of the images
+    are; without it bytes are bytes, and floats a guess with a warning. `mean` and `std` are of pixels in
+    [0, 1], and default to those of the images themselves.
 
     Raises `UsageError` for unequal classes, wrong shapes and values that are not finite, and `FormatError`
     for what no artifact may have, such as logits of other shapes, or a size that is no multiple of `factor`.
@@ -48,6 +49,8 @@ def artifact_of(
             "probabilities, give logits=probabilities.clamp(min=1e-7).log() * temperature",
             stacklevel=3,
         )
+    if logits is not None and factor == 1 and logits.ndim == (3 if targets is None else 2):
+        logits = logits.unsqueeze(-2)
     mean, std = _numbers("mean", mean), _numbers("std", std)
     if targets is None:
         if images.ndim != 5 or images.numel() == 0:

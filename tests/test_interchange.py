@@ -674,6 +674,17 @@ def test_logits_that_look_like_probabilities_are_doubted_and_not_what_is_advised
     torch.testing.assert_close(data.soft_targets.amax(1), highest, atol=5e-3, rtol=0)
 
 
+def test_logits_of_unpacked_images_need_no_axis_of_views(pixels):
+    logits = torch.arange(300.0).view(30, 10) / 300
+    arranged = (pixels.view(10, 3, 3, 8, 8).transpose(0, 1), None, logits.view(10, 3, 10).transpose(0, 1))
+    for images, targets, flat in ((pixels, NUMBERS, logits), arranged):
+        data = DistilledDataset.from_tensors(images, targets=targets, logits=flat)
+        views = DistilledDataset.from_tensors(images, targets=targets, logits=flat[..., None, :])
+        assert data.content_hash == views.content_hash
+    with pytest.raises(FormatError, match=r"expected torch.float16 \[3, 10, 4, 10\]"):
+        DistilledDataset.from_tensors(pixels, targets=NUMBERS, logits=logits, factor=2)
+
+
 def test_parameters_are_taken_as_values(pixels):
     images = torch.nn.Parameter(pixels / 255)
     soft = torch.nn.Parameter(F.one_hot(NUMBERS, 10) * 0.9 + 0.01)
