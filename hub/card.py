@@ -319,9 +319,12 @@ def _labels(artifact: Artifact) -> str:
         return "The class alone; there are no soft labels."
     labels = artifact.metadata.labels
     teacher = _plain(_listed(labels.get("teacher") or "not recorded"))
+    kind, origin = "Raw teacher logits", f"Teacher: {teacher}."
+    if "converted" in artifact.metadata.recipe:
+        kind, origin = "Logits", "Whether a teacher gave them or they were learned, its makers know."
     return (
-        "Raw teacher logits for every training image; soft labels are softmax(logits / temperature) with the "
-        f"temperature {_plain(labels.get('temperature', 1.0))}. Teacher: {teacher}."
+        f"{kind} for every training image; soft labels are softmax(logits / temperature) with the "
+        f"temperature {_plain(labels.get('temperature', 1.0))}. {origin}"
     )
 
 

@@ -467,6 +467,9 @@ def test_the_card_of_a_converted_set_claims_neither_our_method_nor_what_its_make
     made, converted = (render_card(make_artifact(recipe=r)) for r in ({}, {"converted": "from npz"}))
     assert "No ZCA whitening." in made
     assert "Whether it was whitened (ZCA), its makers know." in converted
+    assert "Raw teacher logits" in made
+    assert "teacher logits" not in converted
+    assert "Whether a teacher gave them or they were learned, its makers know." in converted
     assert [("ncfm" in front_matter(card)["tags"]) for card in (made, converted)] == [True, False]
 
 
