@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .errors import UsageError
 from .format import Artifact, Metadata
-from .labels import as_temperature
+from .labels import as_temperature, soften
 
 VALUES = ("bytes", "unit", "normalised")  # 0..255, 0..1, (x - mean) / std of the latter
 
@@ -62,6 +62,8 @@ def artifact_of(
         targets = own("targets", targets)
         count = None if classes is None else len(classes)
         images, logits = arrange(images, targets, logits, count, factor, temperature)
+    if logits is not None:
+        _warn_of_rounding(logits, temperature)
     if any(value > 3 for value in [*(mean or ()), *(std or ())]):  # no scale for pixels in [0, 1]
         raise UsageError(
             f"mean and std are of pixels in [0, 1], got {mean} and {std}. Those of bytes have to be divided "
@@ -182,6 +184,17 @@ def as_logits(targets: Tensor, temperature: float) -> Tensor:
 def _probable(rows: Tensor) -> bool:
     """Whether the rows [..., classes] may be probabilities; half precision adds up to about 1."""
     return bool(rows.numel() and rows.min() >= 0 and (rows.float().sum(-1) - 1).abs().max() < 0.05)
+
+
+def _warn_of_rounding(logits: Tensor, temperature: float) -> None:
+    """Logits are stored in half precision, in which large ones differ by whole numbers."""
+    moved = (soften(logits.half(), temperature) - soften(logits, temperature)).abs()
+    if (moved > 0.02).any():  # not so where they are not finite, which is refused later
+        warnings.warn(
+            f"soft labels change by up to {moved.max():.2f}: logits as large as {logits.abs().max():.0f} "
+            "are stored in half precision; give logits - logits.amax(-1, keepdim=True), of equal soft labels",
+            stacklevel=4,
+        )
 
 
 def own(name: str, values: Any) -> Tensor:

@@ -685,6 +685,20 @@ def test_logits_of_unpacked_images_need_no_axis_of_views(pixels):
         DistilledDataset.from_tensors(pixels, targets=NUMBERS, logits=logits, factor=2)
 
 
+def test_soft_labels_that_half_precision_would_change_are_told_of_and_what_is_advised_keeps_them(pixels):
+    labelled = {"images": pixels, "targets": NUMBERS}
+    logits = torch.linspace(-30, 30, 300).view(30, 10) + 3000
+    with pytest.warns(UserWarning, match="change by up to .* as large as 3030 are stored") as told:
+        DistilledDataset.from_tensors(**labelled, logits=logits)
+    assert told[0].filename == __file__
+    with pytest.warns(UserWarning, match="are stored in half precision"):
+        DistilledDataset.from_tensors(pixels, targets=3 * torch.eye(10)[NUMBERS] - logits)
+    advised = eval(str(told[0].message).partition("give ")[2].partition(", of")[0])
+    data = DistilledDataset.from_tensors(**labelled, logits=advised)
+    order = torch.arange(30).view(10, 3).T.flatten()
+    torch.testing.assert_close(data.soft_targets, logits[order].softmax(1), atol=1e-3, rtol=0)
+
+
 def test_parameters_are_taken_as_values(pixels):
     images = torch.nn.Parameter(pixels / 255)
     soft = torch.nn.Parameter(F.one_hot(NUMBERS, 10) * 0.9 + 0.01)
