@@ -43,6 +43,9 @@ _HELD_OUT = ' Rows of "validation" were tested on training images that were held
 _BY_TEACHER = (
     ' Labels "teacher" are not those stored: the networks that gave them labelled every augmented batch.'
 )
+_OTHER_TEACHER = (
+    " The soft labels of the random images are of other networks than those of a set that was not made here."
+)
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 _KEY = re.compile(r"^(?=[\w.-]+[ \t]*:)", re.MULTILINE)  # where the text of a key of the front matter starts
 _COMMENT = re.compile(r"^#.*\n", re.MULTILINE)
@@ -71,8 +74,7 @@ def render_card(
     if not isinstance(tags, list) or not all(isinstance(tag, (str, int, float)) for tag in tags):
         raise UsageError(f"the tags of the existing card must be a list of words, got {tags!r}")
     ours = {"license": theirs.get("license") or "unknown"} | _front_matter(sets)
-    made_here = not any("converted" in artifact.metadata.recipe for artifact in sets.values())
-    method = ["ncfm"] if made_here else []
+    method = ["ncfm"] if all(_made_here(artifact.metadata) for artifact in sets.values()) else []
     ours["tags"] = _different(["dataset-distillation", *method, "distilled-data", *tags])
     header = yaml.safe_dump(ours, sort_keys=False, allow_unicode=True)
     # As they are written: YAML would make another value of `language: no` or `version: 1.10`.
@@ -81,6 +83,11 @@ def render_card(
     header += "".join(comment for comment in comments if comment not in lines) + kept
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(_fields(sets, repo_id))
     return f"---\n{header}---\n\n{_merge(body, text)}"
+
+
+def _made_here(metadata: Metadata) -> bool:
+    """By our engine, which stores its settings: another project's set has none, nor one made of tensors."""
+    return "settings" in metadata.recipe
 
 
 def read_card(folder: Path) -> str | None:
@@ -176,6 +183,8 @@ def _front_matter(sets: Mapping[str, Artifact]) -> dict[str, Any]:
 def _fields(sets: Mapping[str, Artifact], repo_id: str | None) -> dict[str, object]:
     folder, artifact = next(iter(sets.items()))
     metadata, several = artifact.metadata, len(sets) > 1
+    every = [artifact.metadata for artifact in sets.values()]
+    others = [row for m in every if not _made_here(m) for row in m.results]
     classes = len(metadata.classes)
     fields: dict[str, object] = {
         "title": f"{_plain(metadata.dataset)}, distilled to {_sizes(sets)}",
@@ -188,7 +197,8 @@ def _fields(sets: Mapping[str, Artifact], repo_id: str | None) -> dict[str, obje
         "load": f'from_hub("{repo_id}")',
         "loading": "`ipc=k` loads only the first k images of each class.",
         "load_dataset": f'"{repo_id}"',
-        "results": _results([row for artifact in sets.values() for row in _rows(artifact.metadata, several)]),
+        "results": _results([row for m in every for row in _rows(m, several)])
+        + _OTHER_TEACHER * any(row.get("labels") == "soft" for row in others),
         "source": _sources(sets),
         "preview": inside(folder, PREVIEW_FILE),
         "sets": "\n\n".join(_set(name, artifact).rstrip("\n") for name, artifact in sets.items()),
@@ -221,9 +231,9 @@ def _set(folder: str, artifact: Artifact) -> str:
         "bytes": f"{sum(tensor.nbytes for tensor in tensors.values()):,}",
         "mean": _numbers(metadata.mean),
         "std": _numbers(metadata.std),
-        "whitening": "Whether it was whitened (ZCA), its makers know."
-        if "converted" in metadata.recipe
-        else "No ZCA whitening.",
+        "whitening": "No ZCA whitening."
+        if _made_here(metadata)
+        else "Whether it was whitened (ZCA), its makers know.",
         "packing": _packing(metadata),
         "labels": _labels(artifact),
         "content_hash": artifact.content_hash,
@@ -320,7 +330,7 @@ def _labels(artifact: Artifact) -> str:
     labels = artifact.metadata.labels
     teacher = _plain(_listed(labels.get("teacher") or "not recorded"))
     kind, origin = "Raw teacher logits", f"Teacher: {teacher}."
-    if "converted" in artifact.metadata.recipe:
+    if not _made_here(artifact.metadata):
         kind, origin = "Logits", "Whether a teacher gave them or they were learned, its makers know."
     return (
         f"{kind} for every training image; soft labels are softmax(logits / temperature) with the "

@@ -185,6 +185,17 @@ def test_the_card_says_what_labels_by_the_teacher_are_where_there_are_any():
     assert told not in render_card(make_artifact(results=(RESULTS,)))
 
 
+def test_the_card_says_that_other_networks_labelled_the_random_images_than_a_set_of_others():
+    told = "The soft labels of the random images are of other networks"
+    soft, ours = RESULTS | {"labels": "soft"}, {"settings": {}}
+    assert told in render_card(make_artifact(results=(RESULTS, soft)))
+    assert told in render_card(
+        {"a": make_artifact(1, recipe=ours), "b": make_artifact(2, results=(soft,))}, repo_id="org/sets"
+    )
+    for artifact in (make_artifact(results=(RESULTS,)), make_artifact(results=(soft,), recipe=ours)):
+        assert told not in render_card(artifact)
+
+
 def test_the_card_has_the_citation_of_the_source():
     card = render_card(make_artifact(1, source={"citation": "@misc{digits}"}))
     assert "Please cite the source:\n\n    @misc{digits}" in card
@@ -199,7 +210,8 @@ def test_the_cards_of_the_results_are_as_cards_are_now(card):
 
 
 def test_the_card_answers_what_users_of_distilled_sets_ask():
-    card = render_card(make_artifact(labels={"temperature": 4.0, "teacher": {"architecture": "convnet"}}))
+    labels = {"temperature": 4.0, "teacher": {"architecture": "convnet"}}
+    card = render_card(make_artifact(labels=labels, recipe={"settings": {}}))
     for answer in (
         "subtract the mean (0.3), divide by the standard\n  deviation (0.4)",
         "No ZCA",
@@ -213,7 +225,8 @@ def test_the_card_answers_what_users_of_distilled_sets_ask():
         "temperature 4.0. Teacher: architecture convnet.",
     ):
         assert answer in card
-    assert "with the temperature 1.0. Teacher: not recorded." in render_card(make_artifact())
+    unknown = render_card(make_artifact(recipe={"settings": {}}))
+    assert "with the temperature 1.0. Teacher: not recorded." in unknown
 
 
 def test_what_people_wrote_in_a_card_survives_and_generated_sections_are_renewed():
@@ -463,14 +476,23 @@ def test_names_of_other_letters_are_drawn_with_them_and_what_no_font_has_as_a_nu
         assert box not in [bytes(drawn[name].getmask(letter)) for letter in name]
 
 
-def test_the_card_of_a_converted_set_claims_neither_our_method_nor_what_its_makers_know():
-    made, converted = (render_card(make_artifact(recipe=r)) for r in ({}, {"converted": "from npz"}))
+def test_the_card_of_a_set_of_others_claims_neither_our_method_nor_what_its_makers_know():
+    made, converted, of_tensors = map(
+        render_card,
+        (
+            make_artifact(recipe={"settings": {}}),
+            make_artifact(recipe={"converted": "from npz"}),
+            DistilledDataset.from_tensors(make_artifact().images).artifact,
+        ),
+    )
     assert "No ZCA whitening." in made
-    assert "Whether it was whitened (ZCA), its makers know." in converted
     assert "Raw teacher logits" in made
-    assert "teacher logits" not in converted
+    for card in (converted, of_tensors):
+        assert "Whether it was whitened (ZCA), its makers know." in card
+        assert "teacher logits" not in card
     assert "Whether a teacher gave them or they were learned, its makers know." in converted
-    assert [("ncfm" in front_matter(card)["tags"]) for card in (made, converted)] == [True, False]
+    cards = (made, converted, of_tensors)
+    assert [("ncfm" in front_matter(card)["tags"]) for card in cards] == [True, False, False]
 
 
 def test_the_card_shows_the_characters_of_names_and_settings_as_they_are():
@@ -514,9 +536,10 @@ def test_front_matter_that_is_no_table_is_refused():
 
 
 def test_one_tag_that_is_a_word_is_kept_and_none_twice():
-    tags = front_matter(render_card(make_artifact(), "---\ntags: ours\n---\n"))["tags"]
+    made = make_artifact(recipe={"settings": {}})
+    tags = front_matter(render_card(made, "---\ntags: ours\n---\n"))["tags"]
     assert tags == ["dataset-distillation", "ncfm", "distilled-data", "ours"]
-    assert front_matter(render_card(make_artifact(), "---\ntags: [ncfm]\n---\n"))["tags"] == tags[:3]
+    assert front_matter(render_card(made, "---\ntags: [ncfm]\n---\n"))["tags"] == tags[:3]
 
 
 def test_a_section_that_its_card_lacks_comes_right_after_the_one_before_it():
