@@ -3,6 +3,7 @@
 The content of a path tells what it is:
 
     FILE.pt    [images, labels]                        NCFM, IDC: pixels in [0, 1], packed
+    FILE.pt    {"images": images, "labels": labels}    anybody
     FILE.pt    {"data": [[images, labels], ...]}       DC, DSA, DM: normalised, one pair per experiment
     images_X.pt with labels_X.pt, or their folder      MTT, DATM: normalised or whitened; numbers or logits
     FILE.npz   arrays images and labels                anybody
@@ -41,8 +42,8 @@ OTHERS = (".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avi
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow must not try others, whatever the suffix
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # those of 16 bits would be cut off
 EXPECTED = (
-    "expected [images, labels] (NCFM, IDC), a dict of experiments with the key 'data' (DC, DSA, DM), "
-    "images_X.pt with labels_X.pt (MTT, DATM), .npz, or a folder of images per class"
+    "expected [images, labels] (NCFM, IDC), a dict of them, a dict of experiments with the key 'data' (DC, "
+    "DSA, DM), images_X.pt with labels_X.pt (MTT, DATM), .npz, or a folder of images per class"
 )
 IMAGE_KEYS, LABEL_KEYS = ("images", "x", "data", "x_train"), ("labels", "y", "targets", "y_train")
 OTHER_KEYS = ("classes", "mean", "std", "factor", "logits", "temperature", METADATA_KEY)
@@ -63,6 +64,7 @@ class Found:
     values: str | None = None
     temperature: float = 1.0
     metadata: Metadata | None = None  # of a file that `write_set` wrote
+    pair: tuple[Path, Path] | None = None  # the files, where there are two
 
 
 def read_set(
@@ -113,12 +115,14 @@ def read_set(
     if ours is not None and all(getattr(ours, name) == getattr(artifact.metadata, name) for name in told):
         source = ours.source | ({} if license is None else {"license": license})
         return replace(artifact, metadata=replace(ours, dataset=name or ours.dataset, source=source))
+    images, labels = found.pair or (path, None)
     source = {
         "id": name or path.stem,
         "license": license,
         "file": path.name,
         "form": found.form,
-        "sha256": Fingerprint.of(path).sha256 if path.is_file() else None,
+        "sha256": Fingerprint.of(images).sha256 if images.is_file() else None,
+        "labels_sha256": None if labels is None else Fingerprint.of(labels).sha256,
     }
     metadata = replace(
         artifact.metadata,
@@ -194,7 +198,8 @@ def _read(path: Path, experiment: int) -> Found:
         raise UsageError(f"{path} has no experiments to choose from; experiment={experiment} has no meaning")
     match content:
         case Tensor() if "images" in path.name and (labels := labels_beside(path)).exists():
-            return _pair(path, "images and labels (MTT, DATM)", [content, _load_pt(labels)])
+            pair = _pair(path, "images and labels (MTT, DATM)", [content, _load_pt(labels)])
+            return replace(pair, pair=(path, labels))
         case Tensor():
             beside = labels_beside(path)
             lack = f"its labels are not in {beside.name} beside it" if beside != path else "no labels"
@@ -205,6 +210,8 @@ def _read(path: Path, experiment: int) -> Found:
             return _pair(path, "dict of experiments (DC, DSA, DM)", pairs[experiment])
         case {"data": [*pairs]}:
             raise UsageError(f"{path} has no experiment {experiment}; it has {len(pairs)}")
+        case {"images": images, "labels": labels}:
+            return _pair(path, "dict of images and labels", [images, labels], factor=None)
         case [_, _]:
             return _pair(path, "list of images and labels (NCFM, IDC)", content, factor=None)
     raise FormatError(f"{path} holds {_shape(content)}; {EXPECTED}")

@@ -1,6 +1,7 @@
 """Other projects' sets, written as those projects write them, read; and ours, written so."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
@@ -72,6 +73,16 @@ def test_images_of_mtt_have_their_labels_beside_them(place, pixels, tmp_path):
     assert artifact.logits is None
     assert artifact.metadata.mean == MEAN
     assert artifact.metadata.recipe == {"converted": {"factor": 1, "values": "normalised"}}
+    for key, name in {"sha256": "images_best.pt", "labels_sha256": "labels_best.pt"}.items():
+        content = (tmp_path / name).read_bytes()
+        assert artifact.metadata.source[key] == hashlib.sha256(content).hexdigest()
+
+
+def test_a_dict_of_images_and_labels_is_read_as_a_list_of_them_is(pixels, tmp_path):
+    torch.save({"images": pixels / 255, "labels": NUMBERS}, tmp_path / "own.pt")
+    artifact = read_set(tmp_path / "own.pt", classes=DIGITS, factor=1, values="unit")
+    assert torch.equal(by_class(artifact), pixels)
+    assert "labels_sha256" not in artifact.metadata.source
 
 
 def test_learned_labels_of_datm_are_logits(pixels, tmp_path):
