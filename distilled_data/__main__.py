@@ -62,8 +62,9 @@ def main(arguments: argparse.Namespace) -> None:
         try:
             Repository(entry.id, endpoint=endpoint, local_files_only=offline, lock=entry).fetch_all()
         except HubError as error:
-            hint = " To fetch what is locked: python -m distilled_data sync" if offline else ""
-            raise type(error)(f"{error}{hint}") from error
+            if not offline:
+                raise
+            raise type(error)(f"{error} To fetch what is locked: python -m distilled_data sync") from error
         print(f"verified  {describe(entry)}")
 
 
