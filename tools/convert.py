@@ -7,9 +7,10 @@
   python tools/convert.py distilled/digits-ipc10 digits.npz
 
 Read are NCFM and IDC (.pt), DC, DSA and DM (.pt), MTT and DATM (images_X.pt beside labels_X.pt), a dict of
-images and labels (.pt), folders of images per class (SRe2L, RDED) and .npz. The output's name says what is written: .npz, .pt (NCFM), images_X.pt
-(MTT), or a folder: an artifact, or for what is one already, images per class. What a file does not say, such
-as how it was normalised, has to be said here, or is guessed with a note.
+images and labels (.pt), folders of images per class (SRe2L, RDED) and .npz. The output's name says what is
+written: .npz, .pt (NCFM), images_X.pt (MTT), or a folder: an artifact, or for what is one already, images per
+class. What a file does not say, such as how it was normalised, has to be said here, or is guessed with a
+note.
 """
 
 import argparse
