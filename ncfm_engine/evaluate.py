@@ -390,8 +390,9 @@ def deciding(config: EvaluateConfig) -> dict[str, Any]:
     return content
 
 
-def _mean_std(name: str, values: list[float]) -> dict[str, float | None]:
+def _mean_std(name: str, values: list[float]) -> dict[str, Any]:
     return {
+        f"{name}_accuracies": [round(value, 2) for value in values],
         f"{name}_mean": round(statistics.fmean(values), 2) if values else None,
         f"{name}_std": round(statistics.stdev(values), 2) if len(values) > 1 else None,
     }

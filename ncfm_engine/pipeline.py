@@ -322,13 +322,17 @@ def _changed(own: Recipe, recipe: Recipe) -> str:
 def record_results(folder: Path, rows: list[dict[str, Any]], device: str) -> None:
     """Put result rows into the artifact's metadata, in the place of older rows of the same setting.
 
-    Times and the command stay out: a resumed run must give the bytes of an uninterrupted one.
+    Times and the command stay out: a resumed run must give the bytes of an uninterrupted one. So do the
+    accuracies of single networks, which results.json has.
     """
     artifact = read_artifact(folder / ARTIFACT_FILE)
     where = provenance(device)
     origin = {name: where[name] for name in ("device", "versions")}
-    untimed = [{name: value for name, value in row.items() if name != "seconds"} | origin for row in rows]
-    metadata = dataclasses.replace(artifact.metadata, results=_merged(artifact.metadata.results, untimed))
+    told = [
+        {name: row[name] for name in row if name != "seconds" and not name.endswith("_accuracies")} | origin
+        for row in rows
+    ]
+    metadata = dataclasses.replace(artifact.metadata, results=_merged(artifact.metadata.results, told))
     replace_artifact(folder, dataclasses.replace(artifact, metadata=metadata))
 
 
@@ -351,5 +355,6 @@ def _merged(known: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> t
         old = rows.get(key, {})
         kept = old if old.get("n", 0) > row.get("n", 0) else row
         full = old if old.get("full_n", 0) > row.get("full_n", 0) else row
-        rows[key] = kept | {name: full[name] for name in ("full_mean", "full_std", "full_n") if name in full}
+        own = {name: value for name, value in kept.items() if not name.startswith("full_")}
+        rows[key] = own | {name: value for name, value in full.items() if name.startswith("full_")}
     return tuple(rows.values())

@@ -281,6 +281,13 @@ def test_results_json_says_where_and_how_each_row_was_measured(finished):
     rows = json.loads((finished[0] / "out.run" / "results.json").read_text())["rows"]
     names = "device versions command seconds seed content_hash last_mean random_mean"
     assert all(set(names.split()) <= set(row) for row in rows)
+    for name, count in {"last": 2, "best": 2, "random": 2, "full": 1}.items():
+        for row in rows:
+            values = row[f"{name}_accuracies"]
+            assert len(values) == count
+            assert row[f"{name}_mean"] == pytest.approx(sum(values) / count, abs=0.011)
+    told = DistilledDataset.from_folder(finished[0] / "out").info.results
+    assert not any(name.endswith("_accuracies") for row in told for name in row)
     assert rows[0]["content_hash"] == DistilledDataset.from_folder(finished[0] / "out").content_hash
     stages = ["loading", "pretraining", "distilling", "labelling", "evaluating"]
     assert list(rows[0]["stages"]) == stages

@@ -152,7 +152,8 @@ def test_a_result_row_has_every_field_and_names_the_set_it_measured(digits, pool
     assert [row["labels"] for row in rows] == ["hard", "soft"]
     expected = (
         "dataset ipc network protocol labels epochs split settings n last_mean last_std best_mean best_std "
-        "random_mean random_std full_mean full_std full_n seconds seed content_hash"
+        "random_mean random_std full_mean full_std full_n seconds seed content_hash "
+        "last_accuracies best_accuracies random_accuracies full_accuracies"
     )
     assert set(rows[0]) == set(expected.split())
     assert rows[0]["content_hash"] == dataset.content_hash
@@ -164,17 +165,20 @@ def test_a_result_row_has_every_field_and_names_the_set_it_measured(digits, pool
 def test_a_quick_look_takes_no_place_of_a_long_evaluation(tmp_path):
     path = tmp_path / "results.json"
     row = {"labels": "hard", "n": 5, "last_mean": 80.0, "full_n": 3, "full_mean": 97.0, "full_std": 1.0}
-    less = {"full_n": 0, "full_mean": None, "full_std": None}
+    row |= {"full_accuracies": [96.0, 97.0, 98.0]}
+    less = {"full_n": 0, "full_mean": None, "full_std": None, "full_accuracies": []}
 
     def written(row):
         write_results(path, [row], "cpu", {})
         (found,) = json.loads(path.read_text())["rows"]
+        assert len(found["full_accuracies"]) == found["full_n"]
         return [found[name] for name in ("n", "last_mean", "full_n", "full_mean")]
 
     assert written(row) == [5, 80.0, 3, 97.0]
     assert written(row | less | {"n": 1, "last_mean": 70.0}) == [5, 80.0, 3, 97.0]
     assert written(row | less | {"last_mean": 81.0}) == [5, 81.0, 3, 97.0]
-    assert written(row | {"n": 1, "last_mean": 70.0, "full_n": 4, "full_mean": 98.0}) == [5, 81.0, 4, 98.0]
+    more = {"full_n": 4, "full_mean": 98.0, "full_accuracies": [98.0] * 4}
+    assert written(row | {"n": 1, "last_mean": 70.0} | more) == [5, 81.0, 4, 98.0]
 
 
 def test_rows_of_other_sets_and_settings_stand_beside_each_other(tmp_path):
