@@ -316,7 +316,9 @@ def _telling(rows: list[dict[str, Any]], own: Recipe, recipe: Recipe) -> list[di
 def _changed(own: Recipe, recipe: Recipe) -> str:
     """What tells an evaluation from one of the set's own recipe, where its row would not."""
     told = TOLD if recipe.evaluate.augmented else TOLD | AUGMENTING
-    return ", ".join(line for line in differences(own, recipe) if line.partition(" = ")[0] not in told)
+    # how often a resumed run saves, say, changes no evaluation
+    other = dataclasses.replace(own, evaluate=recipe.evaluate, network=recipe.network, seed=recipe.seed)
+    return ", ".join(line for line in differences(own, other) if line.partition(" = ")[0] not in told)
 
 
 def record_results(folder: Path, rows: list[dict[str, Any]], device: str) -> None:

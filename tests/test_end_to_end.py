@@ -249,7 +249,7 @@ def test_a_run_resumed_with_another_evaluation_tells_its_rows_from_those_of_the_
         shutil.copytree(finished[0] / name, tmp_path / name)
     recipe = read_artifact(tmp_path / "out" / ARTIFACT_FILE).metadata.recipe
     words = ["--dataset", "digits", "--ipc", "3", "--output", "out", "--resume"]
-    changes = ["evaluate.learning_rate=0.01", "evaluate.labels=hard"]
+    changes = ["evaluate.learning_rate=0.01", "evaluate.labels=hard", "distill.checkpoint_every=7"]
     status, _, error = here("distill_and_push.py", *words, settings=[*TINY, *changes])
     assert status == 0, error
     after = read_artifact(tmp_path / "out" / ARTIFACT_FILE).metadata
