@@ -210,7 +210,13 @@ def _read(path: Path, experiment: int) -> Found:
             return _pair(path, "dict of experiments (DC, DSA, DM)", pairs[experiment])
         case {"data": [*pairs]}:
             raise UsageError(f"{path} has no experiment {experiment}; it has {len(pairs)}")
-        case {"images": images, "labels": labels}:
+        case {"images": images, "labels": labels, **others}:
+            if others:
+                warnings.warn(
+                    f"of {path} images and labels are read, and not {', '.join(map(str, others))}; a .npz "
+                    "file may hold more",
+                    stacklevel=3,
+                )
             return _pair(path, "dict of images and labels", [images, labels], factor=None)
         case [_, _]:
             return _pair(path, "list of images and labels (NCFM, IDC)", content, factor=None)

@@ -85,6 +85,12 @@ def test_a_dict_of_images_and_labels_is_read_as_a_list_of_them_is(pixels, tmp_pa
     assert "labels_sha256" not in artifact.metadata.source
 
 
+def test_what_a_dict_holds_beside_images_and_labels_is_not_left_out_without_a_word(pixels, tmp_path):
+    torch.save({"images": pixels / 255, "labels": NUMBERS, "logits": torch.zeros(30, 10)}, tmp_path / "a.pt")
+    with pytest.warns(UserWarning, match="images and labels are read, and not logits; a .npz file may hold"):
+        read_set(tmp_path / "a.pt", classes=DIGITS, factor=1, values="unit")
+
+
 def test_learned_labels_of_datm_are_logits(pixels, tmp_path):
     logits = F.one_hot(NUMBERS, 10) * 4.0 + torch.linspace(-1, 0, 300).view(30, 10)
     torch.save(normalised(pixels), tmp_path / "images_best.pt")
