@@ -287,7 +287,9 @@ def write_manifest(folder: str | Path) -> Manifest:
 
 
 def replace_artifact(folder: Path, artifact: Artifact) -> None:
-    """Write another artifact into a folder, and its manifest: a kill leaves both old, or both new."""
+    """Write another artifact into a folder, and its manifest: of a kill at any time but between their renames
+    both are old, or both new.
+    """
     content, manifest = artifact_bytes(artifact), read_manifest(folder)
     assert isinstance(manifest, Manifest)
     files = {**manifest.files, ARTIFACT_FILE: Fingerprint.of_bytes(content)}
