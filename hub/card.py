@@ -330,7 +330,7 @@ def _labels(artifact: Artifact) -> str:
     labels = artifact.metadata.labels
     teacher = _plain(_listed(labels.get("teacher") or "not recorded"))
     kind, origin = "Raw teacher logits", f"Teacher: {teacher}."
-    if not _made_here(artifact.metadata):
+    if not _made_here(artifact.metadata) and not labels.get("teacher"):
         kind, origin = "Logits", "Whether a teacher gave them or they were learned, its makers know."
     return (
         f"{kind} for every training image; soft labels are softmax(logits / temperature) with the "

@@ -491,6 +491,9 @@ def test_the_card_of_a_set_of_others_claims_neither_our_method_nor_what_its_make
         assert "Whether it was whitened (ZCA), its makers know." in card
         assert "teacher logits" not in card
     assert "Whether a teacher gave them or they were learned, its makers know." in converted
+    recorded = render_card(make_artifact(labels={"teacher": {"architecture": "vit"}}))
+    assert "Raw teacher logits" in recorded
+    assert "Teacher: architecture vit." in recorded
     cards = (made, converted, of_tensors)
     assert [("ncfm" in front_matter(card)["tags"]) for card in cards] == [True, False, False]
 
