@@ -64,7 +64,9 @@ def main(arguments: argparse.Namespace) -> None:
         except HubError as error:
             if not offline:
                 raise
-            raise type(error)(f"{error} To fetch what is locked: python -m distilled_data sync") from error
+            raise type(error)(
+                f"{error} To fetch what is locked: python -m distilled_data sync --lock {path}"
+            ) from error
         print(f"verified  {describe(entry)}")
 
 

@@ -209,7 +209,7 @@ def test_without_the_hub_nothing_is_said_to_be_what_a_revision_is_now(
 def test_sync_fills_an_empty_cache_and_verify_needs_no_hub(loopback, push, run, tmp_path):
     run("lock", REPO)
     shutil.rmtree(tmp_path / "hub")
-    with pytest.raises(HubError, match="python -m distilled_data sync"):
+    with pytest.raises(HubError, match=r"python -m distilled_data sync --lock distilled\.lock"):
         run("verify")
     assert run("sync").startswith(f"verified  {REPO}  commit {loopback.head(REPO).oid[:12]}  2 files")
     loopback.requests.clear()
