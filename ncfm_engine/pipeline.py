@@ -179,8 +179,10 @@ def _kept(plan: Plan, artifact: Artifact) -> Artifact | None:
     if not plan.resume or not _same(there, artifact):
         return None
     metadata, made = artifact.metadata, there.metadata
-    if made.results and _changed(Recipe.from_dict(made.recipe["settings"]), plan.recipe):
-        return there
+    if made.results:
+        own = Recipe.from_dict(made.recipe["settings"])
+        if _changed(own, plan.recipe) or _changed(plan.recipe, own):  # without augmentation one tells nothing
+            return there
     return dataclasses.replace(artifact, metadata=dataclasses.replace(metadata, results=made.results))
 
 

@@ -242,6 +242,17 @@ def test_results_stay_with_the_same_images_where_a_run_goes_on_alone(finished):
         assert (kept and kept.metadata) == (there.metadata if resume else None)
 
 
+def test_a_run_resumed_without_augmentation_leaves_the_recipe_that_results_are_of(finished):
+    there = read_artifact(finished[0] / "out" / ARTIFACT_FILE)
+    recipe = Recipe.from_dict(there.metadata.recipe["settings"])
+    recipe = recipe.replace({"evaluate.augment": "none", "evaluate.cutmix": 0})
+    changed = there.metadata.recipe | {"settings": dataclasses.asdict(recipe)}
+    made = dataclasses.replace(there, metadata=dataclasses.replace(there.metadata, recipe=changed))
+    kept = _kept(SimpleNamespace(output=finished[0] / "out", resume=True, recipe=recipe), made)
+    assert kept
+    assert kept.metadata.recipe == there.metadata.recipe
+
+
 def test_a_run_resumed_with_another_evaluation_tells_its_rows_from_those_of_the_recipe(
     finished, here, tmp_path
 ):
