@@ -62,7 +62,7 @@ def artifact_of(
         targets = own("targets", targets)
         count = None if classes is None else len(classes)
         images, logits = arrange(images, targets, logits, count, factor, temperature)
-    if logits is not None:
+    if logits is not None and logits.dtype != torch.float16:
         _warn_of_rounding(logits, temperature)
     if any(value > 3 for value in [*(mean or ()), *(std or ())]):  # no scale for pixels in [0, 1]
         raise UsageError(
