@@ -8,7 +8,7 @@ from pinned memory: nothing waits for a GPU.
 
 import copy
 from collections.abc import Sequence
-from itertools import product
+from itertools import islice, product
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from distilled_data.transfer import upload
 
 from .memory import free_memory
 from .sources import LabelledImages, Source
+
+Address = tuple[int, int]  # epoch, batch
 
 DRAWS = 2  # raised when the same seed draws other numbers: what was trained by these is something else
 
@@ -69,9 +71,9 @@ class Batches:
         self.images = first.images if shared else torch.cat([loader.images for loader in loaders])
         self.targets = first.targets if shared else torch.cat([loader.targets for loader in loaders])
         self._starts = [0 if shared else m * first.count for m in range(len(loaders))]
-        self._epoch, self._order, self._numbers = -1, torch.empty(0), torch.empty(0)
+        self._drawn: dict[int, tuple[Tensor, Tensor]] = {}  # order and numbers [M, images, ...] of an epoch
         self._ahead = max(1, first._ahead // len(loaders))
-        self._made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # by epoch and batch
+        self._made: dict[Address, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         """Number of batches in one epoch."""
@@ -80,25 +82,28 @@ class Batches:
     def at(self, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
         """The batch at this address, whatever was asked for before."""
         if (epoch, batch) not in self._made:
-            self._made = {}  # others take its memory
-            full = self.loaders[0].share // self.loaders[0].batch_size
-            batches = range(batch, max(batch + 1, min(batch + self._ahead, full)))
+            self._made = {place: made for place, made in self._made.items() if place > (epoch, batch)}
+            addresses = self._alike(epoch, batch)
             # "unsafe" is what autograd does not take for views: a network may change its images in place
-            made = (parts.unsafe_split(len(self.loaders)) for parts in self._several(epoch, batches))
-            addresses = product([epoch], batches)
-            self._made = dict(zip(addresses, zip(*made, strict=True), strict=True))
+            made = (parts.unsafe_split(len(self.loaders)) for parts in self._several(addresses))
+            self._made |= zip(addresses, zip(*made, strict=True), strict=True)
         return self._made.pop((epoch, batch))
 
-    def _several(self, epoch: int, batches: range) -> tuple[Tensor, Tensor]:
+    def _alike(self, epoch: int, batch: int) -> list[Address]:
+        """This batch and those of its size that are made with it: of small sets, of several epochs."""
+        full = self.loaders[0].share // self.loaders[0].batch_size
+        epochs = range(epoch, epoch + max(1, self._ahead // len(self)))
+        batches = range(full) if batch < full else [batch]
+        following = (place for place in product(epochs, batches) if place >= (epoch, batch))
+        return list(islice(following, self._ahead))
+
+    def _several(self, addresses: Sequence[Address]) -> tuple[Tensor, Tensor]:
         """Batches of one size, one after the other, each for all networks: [batches x M, B, ...]."""
         first = self.loaders[0]
-        if epoch != self._epoch:
-            pairs = zip(self.loaders, self._starts, strict=True)
-            order = torch.stack([loader.order(epoch) + start for loader, start in pairs])  # [M, N]
-            self._epoch, self._order = epoch, upload(order, self.images.device)
-            drawn = [loader.numbers(loader.share, loader.place(epoch)) for loader in self.loaders]
-            self._numbers = torch.stack(drawn)
-        index, numbers = (self._part(rows, batches) for rows in (self._order, self._numbers))
+        epochs = sorted({epoch for epoch, _ in addresses})
+        self._drawn = {epoch: self._drawn.get(epoch) or self._draw(epoch) for epoch in epochs}
+        index, numbers = (self._parts(addresses, which) for which in range(2))
+        index = upload(index, self.images.device)
         tiles = take(self.images, index.flatten(), first.factor)
         targets = first.label(upload(self.targets[index], first.device))  # they may lie in main memory
         images = first.views(upload(tiles, first.device)).unflatten(0, index.shape)
@@ -106,24 +111,31 @@ class Batches:
             assert isinstance(first.augment, str), "the engine augments by strategies, which have addresses"
             counts, flat = [images.shape[1]] * len(images), images.flatten(0, 1)
             images = augment_each(flat, counts, first.augment, numbers.flatten(0, 1)).view_as(images)
-        images, targets = self._mix(images, targets, epoch, batches)
+        images, targets = self._mix(images, targets, addresses)
         if first.relabel is not None:
             targets = torch.stack([first.relabel(one) for one in images])  # not in M times the memory
         return images, targets
 
-    def _part(self, rows: Tensor, batches: range) -> Tensor:
-        """Of `rows` [M, images, ...] those of these batches: [batches x M, B, ...]."""
-        size = self.loaders[0].batch_size
-        part = rows[:, batches.start * size : batches.stop * size].unflatten(1, (len(batches), -1))
-        return part.transpose(0, 1).flatten(0, 1)
+    def _draw(self, epoch: int) -> tuple[Tensor, Tensor]:
+        pairs = zip(self.loaders, self._starts, strict=True)
+        order = torch.stack([loader.order(epoch) + start for loader, start in pairs])
+        numbers = [loader.numbers(loader.share, loader.place(epoch)) for loader in self.loaders]
+        return order, torch.stack(numbers)
 
-    def _mix(self, images: Tensor, targets: Tensor, epoch: int, batches: range) -> tuple[Tensor, Tensor]:
+    def _parts(self, addresses: Sequence[Address], which: int) -> Tensor:
+        """Of what was drawn for these batches, their order or their numbers: [batches x M, B, ...]."""
+        size = self.loaders[0].batch_size
+        return torch.cat(
+            [self._drawn[epoch][which][:, batch * size :][:, :size] for epoch, batch in addresses]
+        )
+
+    def _mix(self, images: Tensor, targets: Tensor, addresses: Sequence[Address]) -> tuple[Tensor, Tensor]:
         if not self.cutmix:
             return images, targets
         count, (height, width), device = images.shape[1], images.shape[-2:], images.device
         partners = torch.arange(images.shape[:2].numel()).view(-1, count)  # at first everyone is its own
         boxes = torch.zeros(len(images), 4, dtype=torch.int64)  # top, bottom, left, right
-        for place, (batch, loader) in enumerate(product(batches, self.loaders)):
+        for place, ((epoch, batch), loader) in enumerate(product(addresses, self.loaders)):
             generator = generator_at(loader.seed, "cutmix", epoch, batch)
             if torch.rand((), generator=generator) < self.cutmix:
                 drawn, rows, columns = draw_cutmix(count, height, width, generator)

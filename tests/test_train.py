@@ -232,13 +232,13 @@ def test_real_images_are_normalised_as_their_source_says(digits):
     assert torch.equal(targets, digits.test.targets[:7])
 
 
-@pytest.mark.parametrize("ahead", [1, 3])  # as on a CPU, as on a GPU
+@pytest.mark.parametrize("ahead", [1, 3, 50])  # as on a CPU; as on a GPU, of a large set and of a small one
 @pytest.mark.parametrize("shared", [True, False])
 def test_every_network_sees_the_images_that_its_own_loader_gives(loader, shared, ahead):
     loaders = [reseeded(loader if shared else own_images(loader, seed), seed) for seed in SEEDS]
     batches, mixed = Batches(loaders, classes=10, cutmix=0.5), 0
     batches._ahead = ahead
-    for epoch in range(2):
+    for epoch in range(3):
         own = [iter(loader) for loader in loaders]
         for batch in range(len(batches)):
             images, targets = batches.at(epoch, batch)
@@ -248,9 +248,19 @@ def test_every_network_sees_the_images_that_its_own_loader_gives(loader, shared,
                     (alone, labels), mixed = cutmix(alone, labels, generator), mixed + 1
                 assert torch.equal(images[k], alone)
                 assert torch.allclose(targets[k], labels)
-    assert 0 < mixed < 2 * len(batches) * len(SEEDS)
-    assert torch.equal(batches.at(1, len(batches) - 1)[0], images)
-    assert not torch.equal(batches.at(0, len(batches) - 1)[0], images)
+    assert 0 < mixed < 3 * len(batches) * len(SEEDS)
+    assert torch.equal(batches.at(2, len(batches) - 1)[0], images)
+    assert not torch.equal(batches.at(1, len(batches) - 1)[0], images)
+
+
+@pytest.mark.parametrize(("ahead", "epochs"), [(3, {0}), (9, {0}), (10, {0, 1}), (17, {0, 1, 2})])
+def test_as_many_whole_epochs_of_a_small_set_are_made_in_one_go_as_fit(loader, ahead, epochs):
+    batches = Batches([loader], classes=10, cutmix=0.0)
+    batches._ahead = ahead
+    for batch in (0, 4):  # of 64 and of 32 images
+        batches.at(0, batch)
+        assert len(batches._made) < ahead
+    assert {epoch for epoch, _ in batches._made} | {0} == epochs
 
 
 def test_batches_made_in_one_go_are_of_the_memory_of_one_loader_and_can_be_changed_in_place(loader):
