@@ -120,7 +120,7 @@ class DistillConfig(_Config):
     quantised: float = 0.0  # share of the steps, the last ones, that see the images rounded to bytes
     ema: float = 0.0  # decay per step of the images' moving average, which is then the result
     learning_rate: float = 0.01  # AdamW on pixels in [0, 1]
-    schedule: str = "constant"  # of that rate; "cosine", down to zero; "plateau", halved at a standstill
+    schedule: str = "constant"  # of that rate; or "cosine", down to zero
     sampler_learning_rate: float = 1e-3  # SGD ascent on psi
     sampler_momentum: float = 0.5
     sampler_steps: int = 1  # of psi for each step of the images
@@ -134,7 +134,7 @@ class DistillConfig(_Config):
         parse(self.augment)
         self._known("discrepancy", "discrepancy", DISCREPANCIES)
         self._known("real features", "real_features", ("fresh", "bank"))
-        self._known("schedule", "schedule", ("constant", "cosine", "plateau"))
+        self._known("schedule", "schedule", ("constant", "cosine"))
         self._known("initialisation", "initialisation", INITIALISATIONS)
         self._known("precision", "precision", PRECISIONS)
         self._within(1, math.inf, "real_batch", "frequencies", "factor", "checkpoint_every")

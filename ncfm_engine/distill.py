@@ -31,7 +31,6 @@ from .stop import Stopped, StopRequest
 CHECKPOINT_FILE = "checkpoint.safetensors"
 METRICS_FILE = "metrics.jsonl"
 LOG_EVERY = 10  # steps; the only host synchronisation
-PLATEAU_STEPS = 500  # without a lower loss, then half the learning rate
 
 
 @dataclass(frozen=True)
@@ -162,9 +161,6 @@ class _Match:
             if self.players
             else None
         )
-        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self.descent, factor=0.5, patience=PLATEAU_STEPS // LOG_EVERY
-        )
         self.step, self._start = 0, time.monotonic()
         self._pending: list[Tensor] = []  # losses since the last row, [4, C of this process]
         self._halved = False
@@ -251,8 +247,6 @@ class _Match:
         table = self._finite()
         self._pending = []
         values = dict(zip(StepLosses._fields, table.mean((0, 2)).tolist(), strict=True))
-        if self.config.schedule == "plateau":
-            self.plateau.step(values["discrepancy"])
         rate = self.descent.param_groups[0]["lr"]
         row = {"step": self.step, **values, "learning_rate": rate, "seconds": round(self.seconds, 3)}
         if self.folder and self.ranks.rank == 0:
@@ -286,12 +280,7 @@ class _Match:
         if self.ascent:
             state = self.ascent.state_dict()["state"]
             tensors |= {f"momentum/{index}": entry["momentum_buffer"] for index, entry in state.items()}
-        progress = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "learning_rate": self.descent.param_groups[0]["lr"],
-            "plateau": self.plateau.state_dict(),
-        }
+        progress = {"step": self.step, "seconds": self.seconds}
         save_checkpoint(path, tensors | {"pending": pending}, identity=self.identity, progress=progress)
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -310,9 +299,7 @@ class _Match:
                 "exp_avg_sq": tensors["second moment"][:, part],
             }
         }
-        state["param_groups"][0]["lr"] = progress["learning_rate"]
         self.descent.load_state_dict(state)
-        self.plateau.load_state_dict(progress["plateau"])
         self.game.sampler.load_state_dict(under("sampler/", tensors))
         if self.ascent:
             state = self.ascent.state_dict()

@@ -89,23 +89,6 @@ def test_a_cosine_schedule_falls_from_the_learning_rate_to_nothing(play, tmp_pat
     }
 
 
-def test_a_plateau_halves_the_learning_rate_in_a_resumed_run_too(play, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LOG_EVERY", 2)
-    monkeypatch.setattr(module, "PLATEAU_STEPS", 4)  # two rows
-    still = dataclasses.replace(CONFIG, schedule="plateau", iterations=24, learning_rate=1e-6)
-    found, best, bad, expected = rates_of(play, still, tmp_path / "whole"), float("inf"), 0, [1e-6]
-    for row in metrics(tmp_path / "whole"):
-        lower = row["discrepancy"] < best * (1 - 1e-4)
-        best, bad = (row["discrepancy"], 0) if lower else (best, bad + 1)
-        expected.append(expected[-1] / 2 if bad > 2 else expected[-1])
-        bad = 0 if bad > 2 else bad
-    assert found == expected[1:]
-    assert found[5] < 1e-6  # before the stop
-    play(dataclasses.replace(still, iterations=14), folder=tmp_path / "parts")
-    play(still, folder=tmp_path / "parts", resume=True)
-    assert [row["learning_rate"] for row in metrics(tmp_path / "parts")] == found
-
-
 def test_images_start_as_real_images_of_their_class(digits, pool):
     start = (initial_images(CONFIG, digits, pool, ipc=3, seed=0) * 255).round().to(torch.uint8)
     for label in range(10):
@@ -296,7 +279,6 @@ def test_metrics_have_a_row_per_interval_and_one_for_the_last_step(play, tmp_pat
 CHANGES = [
     {},
     {"real_features": "bank", "bank_size": 3, "bank_refresh": 2},
-    {"schedule": "plateau"},
     {"schedule": "cosine"},
     {"discrepancy": "mmd"},
     {"ema": 0.9, "quantised": 0.5, "sampler_steps": 3, "nested": True},
@@ -331,7 +313,7 @@ def test_a_run_broken_off_anywhere_and_resumed_equals_an_uninterrupted_one(
 
 
 def test_a_run_stopped_at_every_step_and_resumed_each_time_equals_an_uninterrupted_one(play, tmp_path):
-    config = dataclasses.replace(CONFIG, schedule="plateau")
+    config = dataclasses.replace(CONFIG, schedule="cosine")
     for step in range(1, 12):
         with pytest.raises(Stopped, match=f"distil, step {step} of 12"):
             play(config, folder=tmp_path, resume=True, stop=StopRequest(0))
