@@ -83,7 +83,7 @@ def distill(
         images = checkpoint.tensors["images"]
     else:
         images = initial_images(config, source, pool, ipc=ipc, seed=seed, device=device)
-    match = _Match(config, game, images[:, part].contiguous().to(device), ranks, folder, identity)
+    match = Match(config, game, images[:, part].contiguous().to(device), ranks, folder, identity)
     if checkpoint:
         match.load(checkpoint)
     if len(steps := set(ranks.all_gather(match.step))) > 1:
@@ -135,7 +135,7 @@ def resumable(folder: Path, identity: Mapping[str, Any], iterations: int) -> Che
     return checkpoint if checkpoint and checkpoint.progress["step"] else None
 
 
-class _Match:
+class Match:
     """Everything that changes from step to step. Draws are addressed, so they are not part of it."""
 
     def __init__(
@@ -162,7 +162,7 @@ class _Match:
             else None
         )
         self.step, self._start = 0, time.monotonic()
-        self._pending: list[Tensor] = []  # losses since the last row, [4, C of this process]
+        self.pending: list[Tensor] = []  # losses since the last row, [4, C of this process]
         self._halved = False
 
     @property
@@ -193,7 +193,7 @@ class _Match:
             self.images.clamp_(0, 1)
             if self.average is not None:
                 self.average.lerp_(self.images, 1 - self.config.ema)
-        self._pending.append(torch.stack(losses))
+        self.pending.append(torch.stack(losses))
         self.step += 1
 
     def _seen(self) -> Tensor:
@@ -245,7 +245,7 @@ class _Match:
     def log(self) -> dict[str, float]:
         """Write the row of the steps since the last one, means over steps and classes."""
         table = self._finite()
-        self._pending = []
+        self.pending = []
         values = dict(zip(StepLosses._fields, table.mean((0, 2)).tolist(), strict=True))
         rate = self.descent.param_groups[0]["lr"]
         row = {"step": self.step, **values, "learning_rate": rate, "seconds": round(self.seconds, 3)}
@@ -306,12 +306,12 @@ class _Match:
             buffers = under("momentum/", tensors)
             state["state"] = {int(index): {"momentum_buffer": value} for index, value in buffers.items()}
             self.ascent.load_state_dict(state)
-        self._pending = list(tensors["pending"][:, :, part].to(self.images.device))
+        self.pending = list(tensors["pending"][:, :, part].to(self.images.device))
 
     def _finite(self) -> Tensor:
         """The pending losses of all classes, [n, 4, C] on the CPU. Raises `DivergenceError`."""
         local = (
-            torch.stack(self._pending) if self._pending else self.images.new_zeros(0, 4, self.images.shape[1])
+            torch.stack(self.pending) if self.pending else self.images.new_zeros(0, 4, self.images.shape[1])
         )
         table = self.ranks.gather(local, 2, self.classes).cpu()
         bad = (~table.isfinite()).nonzero()

@@ -36,8 +36,9 @@ class StepLosses(NamedTuple):
 class MatchingStep:
     """Gradients of both players for one step: images [ipc, C, channels, H, W] in [0, 1], and psi.
 
-    `part` is the classes of this process (all); `layout` says how many go through at once. Gradients of the
-    chunks are added up, so the layout changes rounding only. Nothing in a step waits for the device.
+    `part` is the classes of this process (all); `layout` says how many go through at once, by default what
+    fits into `memory` bytes. Gradients of the chunks are added up, so the layout changes rounding only.
+    Nothing in a step waits for the device.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class MatchingStep:
         seed: int,
         device: str,
         layout: Layout | None = None,
+        memory: int | None = None,
         part: slice = slice(None),
         compile: bool = False,
     ):
@@ -66,7 +68,7 @@ class MatchingStep:
             device=device,
             num_classes=len(self._numbers),
         )
-        self.layout = layout or layout_for(footprint, device)
+        self.layout = layout or layout_for(footprint, device, memory)
         self.mean, self.std = per_channel(source.mean).to(device), per_channel(source.std).to(device)
         self.blended, self.trained = (
             FrozenNetwork(pool, device, precision=config.precision, compile=compile) for _ in range(2)

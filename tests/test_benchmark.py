@@ -7,8 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from distilled_data import DistilledDataError, UsageError
+from ncfm_engine.distill import distill
 
 ROOT = Path(__file__).parents[1]
 SHAPES = "--classes 3 --size 8 --real-images 16 --frequencies 16 --width 8 --threads 1 --device cpu"
@@ -157,6 +159,15 @@ def test_a_loop_with_another_alpha_does_not_agree(tool):
     other = dataclasses.replace(setup.recipe.distill, alpha=0.6)
     with pytest.raises(DistilledDataError, match="the discrepancy of a class differ"):
         part("loop").agreement(setup, other)
+
+
+def test_what_is_timed_are_the_steps_of_a_run(tool):
+    more = "--set distill.iterations=3 --set distill.schedule=cosine --set distill.sampler_steps=2"
+    setup = tool.setup_of(arguments(tool, f"--ipc 1 {more}"))
+    engine = part("engine").Engine(setup)
+    engine.run(3)
+    made = distill(setup.recipe.distill, *setup.open(), ipc=1, seed=setup.recipe.seed, device="cpu")
+    assert torch.equal(engine.images, made.images)
 
 
 @pytest.mark.parametrize(
