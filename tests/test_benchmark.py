@@ -84,6 +84,15 @@ def test_a_result_says_where_and_how_it_was_measured_and_tells_no_path(content, 
     assert str(output.parent) not in json.dumps(content)
 
 
+def test_a_report_tells_the_settings_whichever_flag_gave_them(tool):
+    flags = arguments(tool, "--set distill.frequencies=8 --set distill.real_batch=5 --set network.width=4")
+    content = tool.description(flags, tool.setup_of(flags))
+    text = (
+        "3x8x8, 5 real images per class and step, T = 8, ConvNet of width 4. Median (min to max) of 2 rounds."
+    )
+    assert text in part("report").markdown(content)
+
+
 def test_a_bank_is_timed_over_whole_refreshes(content):
     assert all(
         row["iterations_per_round"] % 3 == 0 for row in content["comparison"] if row["contender"] == "bank"

@@ -219,7 +219,7 @@ def description(arguments: argparse.Namespace, setup: Setup) -> dict[str, Any]:
     images = arguments.dataset or f"{setup.classes} classes of {setup.channels}x{setup.size}x{setup.size}"
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "shape": f"{images}, {arguments.real_images} real images per class and step",
+        "shape": f"{images}, {setup.recipe.distill.real_batch} real images per class and step",
         "hardware": {
             "kind": "cuda" if gpu else "cpu",
             "name": torch.cuda.get_device_name(setup.device) if gpu else cpu_name(),

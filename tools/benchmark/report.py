@@ -10,13 +10,14 @@ MEMORY = {
 
 def markdown(content: dict) -> str:
     """The tables of what was measured, under one line that says where."""
-    hardware, flags = content["hardware"], content["flags"]
+    hardware, recipe = content["hardware"], content["recipe"]
     lines = [
         f"# Engine benchmark, {content['date']}",
         "",
         f"{hardware['name']}, {hardware['threads']} threads, torch {content['versions']['torch']}, "
-        f"{content['shape']}, T = {flags['frequencies']}, ConvNet of width {flags['width']}. "
-        f"Median (min to max) of {flags['rounds']} rounds. {MEMORY[hardware['kind']]}",
+        f"{content['shape']}, T = {recipe['distill']['frequencies']}, ConvNet of width "
+        f"{recipe['network']['width']}. Median (min to max) of {content['flags']['rounds']} rounds. "
+        f"{MEMORY[hardware['kind']]}",
     ]
     for part in (_comparison, _growth, _profile, _pretrain):
         lines += part(content)
