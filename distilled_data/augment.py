@@ -31,6 +31,8 @@ from .transfer import upload
 __all__ = ["DSA", "MIXES", "OPERATIONS", "augment", "cutmix", "mix", "mixup"]
 
 DSA = "flip_color_crop|scale|rotate"  # the augmentation of evaluation; the strategy "dsa" means this one
+DSA_OF_DIGITS = "color_crop|scale|rotate"  # a mirrored digit is another sign, or none
+OF_DIGITS = ("digits", "mnist", "svhn")  # datasets
 
 BRIGHTNESS = 1.0  # width of the range of the shift, in standard deviations of the data set
 SATURATION = 2.0  # largest gain; the smallest is 0
@@ -53,6 +55,11 @@ def augment(images: Tensor, strategy: str, generator: torch.Generator, *, shared
     """
     operations, uniforms = draw(strategy, 1 if shared else len(images), generator)
     return apply(images, operations, uniforms)
+
+
+def dsa_of(dataset: str) -> str:
+    """The strategy of evaluation for the dataset of this name, whatever its case."""
+    return DSA_OF_DIGITS if dataset.lower() in OF_DIGITS else DSA
 
 
 def augment_each(images: Tensor, counts: Sequence[int], strategy: str, numbers: Tensor) -> Tensor:

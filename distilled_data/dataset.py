@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from . import export, format
-from .augment import DSA
+from .augment import dsa_of
 from .decode import enlarge, take
 from .errors import FormatError, IntegrityError, UsageError
 from .format import ARTIFACT_FILE, Artifact, Metadata
@@ -375,10 +375,11 @@ class DistilledDataset(Dataset[Any]):
     ) -> Loader:
         """Device-resident batches of (normalised images, targets), see `Loader`.
 
-        `augment="dsa"` is the strategy that the set was evaluated with, where the artifact names one:
-        digits, for instance, must not be flipped. `mix`, such as "cutmix", makes class numbers probabilities;
-        a callable gets the targets as they are, and may need `num_classes` for hard ones. Callables draw from
-        the generators of torch, Python and numpy, which all threads share: let one thread at a time use them.
+        `augment="dsa"` is the strategy that the set was evaluated with, where the artifact names one, else
+        that of the dataset it names: digits, for instance, must not be flipped. `mix`, such as "cutmix",
+        makes class numbers probabilities; a callable gets the targets as they are, and may need `num_classes`
+        for hard ones. Callables draw from the generators of torch, Python and numpy, which all threads share:
+        let one thread at a time use them.
 
         `teacher`, a network on `device` in eval mode, gives logits [B, classes], in the order of `classes`,
         for every batch as it comes out, augmented and mixed: its targets, "soft" at the temperature of the
@@ -390,7 +391,7 @@ class DistilledDataset(Dataset[Any]):
                 "callables on batches (augment=, mix=), or use torch.utils.data.DataLoader(data)"
             )
         if augment == "dsa":
-            augment = self.info.recipe.get("augment", DSA)
+            augment = self.info.recipe.get("augment", dsa_of(self.info.dataset))
         targets, label = self._labels(self.labels)
         relabel = None if teacher is None else self._relabel(teacher)
         if isinstance(mix, str) and self.labels == "logits" and teacher is None:

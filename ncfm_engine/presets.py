@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distilled_data import UnknownNameError
+from distilled_data.augment import DSA_OF_DIGITS
 
 from .config import Recipe
 
@@ -36,7 +37,7 @@ _TINY = _SMALL_IMAGES | {
     "evaluate.epochs": 300,
 }
 _IMAGENET = _SMALL_IMAGES | {"network.depth": 5, "distill.learning_rate": _TEN}
-_NO_FLIP = {"evaluate.augment": "color_crop|scale|rotate"}  # a mirrored digit is another sign, or none
+_NO_FLIP = {"evaluate.augment": DSA_OF_DIGITS}
 _SUBSETS = ("nette", "woof", "fruit", "meow", "squawk", "yellow")
 _SMALL = {
     "network.width": 32,

@@ -8,7 +8,7 @@ from artifacts import DIGITS, make_artifact
 from distilled_data import DistilledDataset, SourceError, UsageError
 from ncfm_engine.config import NetworkConfig, PretrainConfig, Recipe
 from ncfm_engine.origin import real_images, recipe_of, teacher_pool
-from ncfm_engine.sources import hold_out, load_source
+from ncfm_engine.sources import PLACES, SOURCES, hold_out, load_source
 from ncfm_engine.stop import Stopped, StopRequest
 
 
@@ -118,6 +118,14 @@ def test_another_project_s_set_has_the_recipe_of_the_real_images_whatever_it_is_
     tiny = DistilledDataset(make_artifact(2, dataset="tinyimagenet"))
     assert recipe_of(tiny, "folder:photos").network.depth == recipe_of(tiny).network.depth == 4
     assert recipe_of(made_of(digits), "mnist").seed == 5
+
+
+@pytest.mark.parametrize("name", [*(name for name in SOURCES if name not in PLACES), "MNIST", "images_best"])
+def test_the_loader_of_another_project_s_set_augments_as_its_evaluation_does(name):
+    theirs = DistilledDataset(make_artifact(2, dataset=name))
+    strategy = recipe_of(theirs, name.lower()).evaluate.augment
+    assert theirs.loader(augment="dsa").augment == theirs.select(1).loader(augment="dsa").augment == strategy
+    assert ("flip" in strategy) == (name.lower() not in ("digits", "mnist", "svhn"))
 
 
 def test_the_teacher_is_the_one_that_the_recipe_trains_and_another_one_is_told(digits, pool, tmp_path):
