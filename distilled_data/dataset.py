@@ -156,12 +156,15 @@ class DistilledDataset(Dataset[Any]):
         labels: str = "soft",
         targets: Tensor | None = None,
         values: str | None = None,
+        dataset: str = "tensors",
+        source: dict[str, Any] | None = None,
     ) -> Self:
         """A set in memory, see `distilled_data.tensors.artifact_of`.
 
         `images` is [ipc, classes, channels, height, width], with `logits` [ipc, classes, factor**2, classes]
         or none, or it is [N, channels, height, width] with `targets` [N] or [N, classes].
-        Of factor 1 the axis of the one view may be left out of `logits`.
+        Of factor 1 the axis of the one view may be left out of `logits`. `dataset` and `source`, such as
+        {"license": "mit"}, are for its card.
         """
         artifact = artifact_of(
             images,
@@ -173,6 +176,8 @@ class DistilledDataset(Dataset[Any]):
             std=std,
             temperature=temperature,
             values=values,
+            dataset=dataset,
+            source=source,
         )
         return cls(artifact, labels)
 

@@ -1,5 +1,6 @@
 """Images and labels in memory, in any of the forms that people keep them in, as an artifact."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,8 @@ def artifact_of(
     std: Sequence[float] | None = None,
     temperature: float = 1.0,
     values: str | None = None,
+    dataset: str = "tensors",
+    source: dict[str, Any] | None = None,
 ) -> Artifact:
     """An artifact of images [ipc, classes, channels, height, width], or [N, ...] in any order with `targets`.
 
@@ -33,7 +36,8 @@ def artifact_of(
     `logits` are [ipc, classes, factor**2, classes] or, beside `targets`, [N, factor**2, classes]; of factor 1
     the axis of the one view may be left out. `values`, one of `VALUES`, says what the numbers of the images
     are; without it bytes are bytes, and floats a guess with a warning. `mean` and `std` are of pixels in
-    [0, 1], and default to those of the images themselves.
+    [0, 1], and default to those of the images themselves. `dataset` is the name of what was distilled, and
+    `source` what else the card says of it, such as {"license": "mit", "citation": "..."}.
 
     Raises `UsageError` for unequal classes, wrong shapes and values that are not finite, and `FormatError`
     for what no artifact may have, such as logits of other shapes, or a size that is no multiple of `factor`.
@@ -74,7 +78,7 @@ def artifact_of(
         found = statistics(images)
         mean, std = found[0] if mean is None else mean, found[1] if std is None else std
     metadata = Metadata(
-        dataset="tensors",
+        dataset=dataset,
         classes=tuple(map(str, range(images.shape[1]))) if classes is None else classes,
         channels=images.shape[2],
         height=images.shape[3],
@@ -84,6 +88,7 @@ def artifact_of(
         ipc=images.shape[0],
         factor=factor,
         labels={"temperature": temperature},
+        source={} if source is None else copy.deepcopy(source),
     )
     return Artifact(images, metadata, None if logits is None else logits.half())
 

@@ -430,6 +430,8 @@ def test_a_set_in_memory_can_be_saved_and_loaded(tmp_path):
         ({"logits": torch.full((2, 3, 1, 3), torch.nan)}, "not finite"),
         ({"logits": torch.full((2, 3, 1, 3), 1e6)}, "not finite"),  # beyond half precision
         ({"labels": "logits"}, "no teacher logits"),
+        ({"dataset": ""}, "dataset must be a name"),
+        ({"source": "mit"}, "source must be an object, got 'mit'"),
     ],
 )
 def test_tensors_that_make_no_set_are_refused(changes, message):

@@ -476,6 +476,21 @@ def test_names_of_other_letters_are_drawn_with_them_and_what_no_font_has_as_a_nu
         assert box not in [bytes(drawn[name].getmask(letter)) for letter in name]
 
 
+def test_the_card_of_a_set_made_of_tensors_says_of_what_and_under_which_licence_if_it_was_told():
+    source = {"license": "MIT", "citation": "Who, 2026"}
+    data = DistilledDataset.from_tensors(make_artifact().images, dataset="scans", source=source)
+    source.clear()
+    card = render_card(data.artifact)
+    front = front_matter(card)
+    assert (front["pretty_name"], front["source_datasets"], front["license"]) == (
+        "scans, distilled to 2 images per class",
+        ["scans"],
+        "mit",
+    )
+    assert "Made from scans. Its licence: MIT." in card
+    assert "    Who, 2026" in card
+
+
 def test_the_card_of_a_set_of_others_claims_neither_our_method_nor_what_its_makers_know():
     made, converted, of_tensors = map(
         render_card,

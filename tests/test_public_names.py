@@ -95,7 +95,7 @@ def test_an_error_comes_out_of_another_process_as_what_it_is(kind):
         (
             DistilledDataset.from_tensors,
             "(images, classes=None, logits=None, factor=1, mean=None, std=None, temperature=1.0, "
-            "labels='soft', targets=None, values=None)",
+            "labels='soft', targets=None, values=None, dataset='tensors', source=None)",
         ),
         (DistilledDataset.select, "(self, ipc=None, classes=None)"),
         (DistilledDataset.with_labels, "(self, labels, temperature=None)"),
