@@ -227,6 +227,10 @@ def _pair(path: Path, form: str, content: Any, factor: int | None = 1) -> Found:
     match content:
         case [Tensor(layout=torch.strided) as images, Tensor(layout=torch.strided) as labels]:
             return Found(form, images, labels, factor=factor)
+        case [Tensor(layout=torch.strided) as images, [*numbers]] if all(
+            isinstance(number, int | np.integer) for number in numbers
+        ):
+            return Found(form, images, own("labels", numbers), factor=factor)
     raise FormatError(f"{path} holds {_shape(content)}; {EXPECTED}")
 
 

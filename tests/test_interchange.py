@@ -85,6 +85,13 @@ def test_a_dict_of_images_and_labels_is_read_as_a_list_of_them_is(pixels, tmp_pa
     assert "labels_sha256" not in artifact.metadata.source
 
 
+@pytest.mark.parametrize("labels", [NUMBERS.tolist(), list(NUMBERS.numpy())], ids=["Python's", "numpy's"])
+def test_labels_in_a_dict_may_be_a_list_of_numbers(labels, pixels, tmp_path):
+    torch.save({"images": pixels / 255, "labels": labels}, tmp_path / "own.pt")
+    artifact = read_set(tmp_path / "own.pt", classes=DIGITS, factor=1, values="unit")
+    assert torch.equal(by_class(artifact), pixels)
+
+
 def test_what_a_dict_holds_beside_images_and_labels_is_not_left_out_without_a_word(pixels, tmp_path):
     torch.save({"images": pixels / 255, "labels": NUMBERS, "logits": torch.zeros(30, 10)}, tmp_path / "a.pt")
     with pytest.warns(UserWarning, match="images and labels are read, and not logits; a .npz file may hold"):
@@ -262,6 +269,8 @@ def test_nothing_is_unpickled(tmp_path):
         ({"weights": torch.zeros(2)}, "holds a dict of 'weights'"),
         ([torch.zeros(2, 1, 4, 4)], "holds list of 1"),
         ([torch.zeros(2, 1, 4, 4), "labels"], "holds list of 2"),
+        ([torch.zeros(2, 1, 4, 4), [0, "1"]], "holds list of 2"),
+        ([torch.zeros(2, 1, 4, 4), [0, 2**70]], "labels must be a tensor or an array of numbers"),
         (torch.zeros(2, 1, 4, 4), r"one tensor, and its labels are not in labels\.pt beside it; expected"),
         ([torch.zeros(2, 1, 4, 4).to_sparse(), torch.zeros(2)], "holds list of 2"),
     ],
