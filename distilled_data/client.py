@@ -198,9 +198,11 @@ def _translated(where: str, error: BaseException) -> DistilledDataError:
         case errors.HFValidationError():
             return UsageError(f"{where} is not a repository name like org/cifar100-ncfm: {_sentence(error)}")
         case errors.OfflineModeIsEnabled() if said is error:  # else it was the reason not to fetch a file
-            return HubError(f"HF_HUB_OFFLINE forbids to ask the Hub about {where}. Unset it and run again.")
+            return AccessError(
+                f"HF_HUB_OFFLINE forbids to ask the Hub about {where}. Unset it and run again."
+            )
         case errors.OfflineModeIsEnabled() | errors.LocalEntryNotFoundError():
-            return HubError(
+            return AccessError(
                 f"{where} is not in the cache, which knows a revision by the name that it was loaded by, and "
                 "HF_HUB_OFFLINE or local_files_only forbids to ask the Hub for it."
             )

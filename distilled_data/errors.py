@@ -11,7 +11,8 @@
     │   │   └── NewerFormatError       it was written by a later version of this package
     │   └── IntegrityError             the bytes are not the ones that were published
     ├── HubError                       the Hub cannot be reached, fails, or answers what nobody expects
-    │   ├── AccessError                repository, revision or file is not there, or not for this token
+    │   ├── AccessError                repository, revision or file is not there, or not for this token, or
+    │   │                              not in the cache where the Hub may not be asked
     │   └── ConflictError              somebody else published at the same time; nothing was changed
     ├── LockError                      the lock file cannot be read, or does not hold what is asked for
     ├── CheckpointError                saved progress cannot be continued

@@ -831,7 +831,8 @@ def test_an_artifact_does_not_say_where_its_source_is_prepared(finished, here, t
 
 
 @pytest.mark.parametrize("tool", ["distill_and_push.py", "push.py", "evaluate.py", "ablate.py", "prepare.py"])
-def test_help_runs_and_shows_commands(here, tool):
+def test_help_runs_and_shows_commands_and_exit_codes(here, tool):
     status, output, _ = here(tool, "--help")
     assert status == 0
     assert f"python tools/{tool}" in output
+    assert "75 stopped on request" in output

@@ -201,16 +201,18 @@ def test_without_the_hub_nothing_is_said_to_be_what_a_revision_is_now(
     else:
         loopback.fault("HEAD ", "status", 503, times=99)
     for arguments in (["lock"], ["lock", REPO], ["lock", f"{REPO}@v1"]):
-        with pytest.raises(HubError, match="HF_HUB_OFFLINE" if offline else "the Hub failed"):
+        with pytest.raises(HubError, match="HF_HUB_OFFLINE" if offline else "the Hub failed") as refused:
             run(*arguments)
+        assert refused.value.exit_code == (2 if offline else 1)  # the second may pass
     assert (tmp_path / "distilled.lock").read_bytes() == before
 
 
 def test_sync_fills_an_empty_cache_and_verify_needs_no_hub(loopback, push, run, tmp_path):
     run("lock", REPO)
     shutil.rmtree(tmp_path / "hub")
-    with pytest.raises(HubError, match=r"python -m distilled_data sync --lock distilled\.lock"):
+    with pytest.raises(AccessError, match=r"python -m distilled_data sync --lock distilled\.lock") as missing:
         run("verify")
+    assert missing.value.exit_code == IntegrityError.exit_code == 2  # as of a set that is damaged
     assert run("sync").startswith(f"verified  {REPO}  commit {loopback.head(REPO).oid[:12]}  2 files")
     loopback.requests.clear()
     assert run("verify").startswith("verified")
@@ -283,3 +285,9 @@ def test_no_command_is_none(capsys):
     with pytest.raises(SystemExit):
         __main__.parser().parse_args([])
     assert "required: command" in capsys.readouterr().err
+
+
+def test_help_says_what_exit_codes_mean(capsys):
+    with pytest.raises(SystemExit):
+        __main__.parser().parse_args(["--help"])
+    assert "2 wrong usage or input" in capsys.readouterr().out

@@ -176,9 +176,9 @@ def test_a_set_in_the_cache_loads_without_the_hub(hub, load, monkeypatch, argume
     hub.requests.clear()
     assert equal(load(revision="v1", **arguments), data)
     assert hub.requests == []
-    with pytest.raises(HubError, match="not in the cache"):
+    with pytest.raises(AccessError, match="not in the cache"):
         load("org/other", **arguments)
-    with pytest.raises(HubError, match="by the name that it was loaded by"):
+    with pytest.raises(AccessError, match="by the name that it was loaded by"):
         load(**arguments)  # the same commit, as it happens, of the default branch
 
 

@@ -29,18 +29,22 @@ from tools.markdown import score
 
 SIZES = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 TIMES = {"": 1, "s": 1, "m": 60, "h": 3600}
+EXIT_CODES = (
+    "Exit codes: 0 done, 2 wrong usage or input, or an output that cannot be written,\n"
+    "75 stopped on request, 1 anything else."
+)
 DATA = "folder with the files of a named dataset; without it they are downloaded"
 
 
 def command_parser(description: str | None) -> argparse.ArgumentParser:
     """Its help begins with `description`, the docstring of a command, as it is written there."""
     return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 
 def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
-    """Parse, call `main`, and exit: 0 done, 2 wrong usage or input, 75 stopped on request, 1 anything else.
+    """Parse, call `main`, and exit, see `EXIT_CODES`.
 
     75 is EX_TEMPFAIL of sysexits.h: run the command again, here with --resume.
     """
