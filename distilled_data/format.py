@@ -201,8 +201,14 @@ def write_artifact(path: str | Path, artifact: Artifact) -> None:
 
 
 def artifact_bytes(artifact: Artifact) -> bytes:
+    """Of its file. Raises `FormatError` for metadata that make a larger header than `read_artifact` takes."""
     tensors = {name: tensor.cpu() for name, tensor in artifact.tensors.items()}
-    return save(tensors, {METADATA_KEY: artifact.metadata.to_json()})
+    content = save(tensors, {METADATA_KEY: artifact.metadata.to_json()})
+    if (length := int.from_bytes(content[:8], "little")) > MAX_HEADER:
+        raise FormatError(
+            f"the metadata make a header of {length} bytes; the format allows {MAX_HEADER}. Shorten them."
+        )
+    return content
 
 
 def read_artifact(

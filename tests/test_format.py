@@ -242,6 +242,19 @@ def test_half_a_character_is_refused_before_anything_is_written(tmp_path, artifa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_metadata_that_nobody_could_read_are_refused_before_anything_is_written(path, artifact, monkeypatch):
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    monkeypatch.setattr(f, "MAX_HEADER", length)
+    f.write_artifact(path, artifact)
+    assert f.read_artifact(path).metadata == artifact.metadata
+    before = path.read_bytes()
+    longer = dataclasses.replace(artifact.metadata, source={"citation": "one more"})
+    with pytest.raises(FormatError, match=f"header of .* bytes; the format allows {length}"):
+        f.write_artifact(path, dataclasses.replace(artifact, metadata=longer))
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_a_pickled_set_is_as_large_as_its_tensors(tmp_path):
     large = make_artifact(ipc=20)
     f.write_artifact(tmp_path / "a", large)
