@@ -38,7 +38,7 @@ from ncfm_engine.sources.reader import ArrayReader, Origin
 from ncfm_engine.sources.shards import ShardReader
 from ncfm_engine.sources.spool import Spool
 from ncfm_engine.sources.store import INDEX_FILE, describe_store, open_store, read_index
-from ncfm_engine.stop import Stopped
+from ncfm_engine.stop import Stopped, StopRequest
 
 IMAGES, LABELS = photographs(20)
 COMMAND = [sys.executable, str(ROOT / "tools" / "prepare.py")]
@@ -313,6 +313,43 @@ def test_who_waits_for_another_process_hears_a_stop(tmp_path, shards):
         prepare(ShardReader(shards), tmp_path / "store", workers=0, stop=stop)
     assert stop.asked == 2  # so it waited
     assert len(prepare(ShardReader(shards), tmp_path / "store", workers=0).train) == 64
+
+
+def test_a_finished_store_is_read_without_a_lock_and_no_other(tmp_path, shards):
+    store = tmp_path / "store"
+
+    def read(**arguments):
+        with FileLock(store / LOCK_FILE):  # as good as a folder where none can be made
+            return prepare(ShardReader(shards), store, workers=0, stop=StopRequest(0), **arguments)
+
+    first = prepare(ShardReader(shards), store, workers=0)
+    assert read().fingerprint == read(overwrite=True).fingerprint == first.fingerprint
+    with pytest.raises(Stopped, match="waiting"):
+        read(decoder=Decoder(8), overwrite=True)
+    (store / WORK_FOLDER).mkdir()  # another process is about to finish it, or to replace it
+    with pytest.raises(Stopped, match="waiting"):
+        read()
+    (store / WORK_FOLDER).rmdir()
+    os.truncate(next(store.glob("train-*")), 5000)
+    with pytest.raises(Stopped, match="waiting"):
+        read()
+
+
+def test_a_store_that_is_replaced_while_it_is_opened_is_made_again(tmp_path, shards, monkeypatch):
+    other = f"{write_shards(tmp_path / 'other', 255 - IMAGES, LABELS, shards=8)}/*.tar"
+    first, replaced = prepare(ShardReader(shards), tmp_path / "store", workers=0), []
+
+    def replaced_then(folder):
+        index = read_index(folder)
+        if not replaced:
+            replaced.append(True)
+            prepare(ShardReader(other), folder, workers=0, overwrite=True)
+        return index
+
+    monkeypatch.setattr("ncfm_engine.sources.prepare.read_index", replaced_then)
+    again = prepare(ShardReader(shards), tmp_path / "store", workers=0, overwrite=True)
+    assert again.fingerprint == open_store(tmp_path / "store").fingerprint == first.fingerprint
+    assert replaced
 
 
 @pytest.mark.parametrize(("after", "stopped"), [(4, "5 of 8 units decoded"), (11, "4 of 5 files written")])

@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from distilled_data.errors import DistilledDataError, OutputError, SourceError, UsageError
+from distilled_data.errors import DistilledDataError, IntegrityError, OutputError, SourceError, UsageError
 
 from ..cache import sha256_of
 from ..ranks import Ranks
@@ -70,9 +70,11 @@ def prepare(
     workers = default_workers() if workers is None else workers
     plan = _Plan(reader, Path(folder).expanduser(), decoder, seed, workers)
     stop = stop or StopRequest()
-    lock = _lock(plan.folder, stop) if ranks.rank == 0 else contextlib.nullcontext()
-    with _writable(plan.folder), lock:
-        if not ranks.any(ranks.rank == 0 and _begun(plan, overwrite)):
+    with _writable(plan.folder), contextlib.ExitStack() as held:
+        finished = _finished(plan) if ranks.rank == 0 else None
+        if ranks.rank == 0 and finished is None:
+            held.enter_context(_lock(plan.folder, stop))
+        if not ranks.any(ranks.rank == 0 and (finished is not None or _begun(plan, overwrite))):
             _work(plan, ranks, stop, report, "decode")
             spools = [Spool.read(path) for path in plan.spools]
             damaged = tuple(damage for spool in spools for damage in spool.damaged)
@@ -86,7 +88,7 @@ def prepare(
             if ranks.rank == 0:
                 _finish(plan, found, damaged)
             ranks.barrier()
-        index = read_index(plan.folder)
+        index, source = finished or (read_index(plan.folder), None)
         if index.stamp != plan.stamp:
             raise SourceError(
                 f"{plan.folder} was replaced by another process, or not all see the same source. Run again."
@@ -100,7 +102,7 @@ def prepare(
                 f"All are listed in the store's {INDEX_FILE}.",
                 stacklevel=2,
             )
-        return open_store(plan.folder)
+        return source or open_store(plan.folder, index)
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,19 @@ class _Plan:
     def spools(self) -> list[Path]:
         """One for each unit; cached, as the names of a million files go into their hashes."""
         return [spool_path(self.work, self.reader, self.decoder, unit) for unit in self.reader.units]
+
+
+def _finished(plan: _Plan) -> tuple[Index, Source] | None:
+    """The very store, if it is there, whole, and not worked on: who only reads it may not be able to lock it.
+
+    Where another process replaces its files meanwhile, they do not fit the index, or are mapped already.
+    """
+    stamp = plan.stamp
+    with contextlib.suppress(SourceError, IntegrityError):
+        index = read_index(plan.folder)
+        if index.stamp == stamp and not plan.work.exists():
+            return index, open_store(plan.folder, index)
+    return None
 
 
 def _begun(plan: _Plan, overwrite: bool) -> bool:

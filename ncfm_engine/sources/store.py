@@ -79,10 +79,13 @@ def read_index(folder: Path) -> Index:
         raise SourceError(f"{path} is not the index of a store: {error}. {AGAIN}") from error
 
 
-def open_store(folder: str | Path) -> Source:
-    """The images of a store, mapped. Raises `SourceError`, `IntegrityError` where the files do not fit."""
+def open_store(folder: str | Path, index: Index | None = None) -> Source:
+    """The images of a store, mapped. Raises `SourceError`, `IntegrityError` where the files do not fit.
+
+    `index` is that of the folder, if it was read already: images of another one are refused then.
+    """
     folder = Path(folder).expanduser()
-    index = read_index(folder)
+    index = index or read_index(folder)
     source = map_shards(folder, index.origin, index.classes, index.shape, index.counts, index.shards)
     if (source.fingerprint, source.mean, source.std) != (index.fingerprint, index.mean, index.std):
         raise IntegrityError(
