@@ -8,7 +8,7 @@ from typing import Any
 
 from distilled_data import Artifact, ArtifactError, DistilledDataset, Metadata, UsageError
 from distilled_data.files import make_folder, read_json, write_json
-from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, read_artifact, write_artifact
+from distilled_data.format import ARTIFACT_FILE, read_artifact, write_artifact
 from distilled_data.manifest import replace_artifact, verify_folder, write_manifest
 
 from .config import Recipe, differences
@@ -123,11 +123,12 @@ def _stages(
             return rows
         if kept := _kept(plan, artifact):  # evaluations of it stay good, those that were broken off too
             artifact = kept
-            (plan.output / MANIFEST_FILE).unlink(missing_ok=True)
+            write_manifest(plan.output)  # a kill may have left none, or an older one
+            replace_artifact(plan.output, artifact)
         else:
             clear_output(plan)
-        write_artifact(plan.output / ARTIFACT_FILE, artifact)
-        write_manifest(plan.output)
+            write_artifact(plan.output / ARTIFACT_FILE, artifact)
+            write_manifest(plan.output)
         plot_losses(plan.run_folder / METRICS_FILE, plan.run_folder / LOSS_PLOT_FILE)
     with costs.stage("evaluating"):
         rows = evaluate(

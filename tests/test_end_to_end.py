@@ -350,6 +350,34 @@ def test_a_set_can_be_loaded_whenever_its_evaluation_is_killed(finished, tmp_pat
     DistilledDataset.from_folder(folder).verify()
 
 
+def test_a_set_can_be_loaded_whenever_a_run_that_goes_on_with_it_is_killed(
+    finished, here, tmp_path, monkeypatch
+):
+    for name in ("out", "out.run", "cache"):
+        shutil.copytree(finished[0] / name, tmp_path / name, dirs_exist_ok=True)
+    folder, sync, states = tmp_path / "out", os.fsync, []
+
+    def synced(file):
+        states.append(len(DistilledDataset.from_folder(folder).info.results))
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    words = ["--dataset", "digits", "--ipc", "3", "--output", "out", "--resume"]
+    settings = [*TINY, "evaluate.epochs=1", "evaluate.labels=hard"]
+    status, _, error = here("distill_and_push.py", *words, settings=settings)
+    assert (status, set(states)) == (0, {2, 3}), error
+
+
+def test_a_run_that_was_killed_before_its_manifest_was_there_goes_on(finished, here, tmp_path):
+    for name in ("out", "out.run", "cache"):
+        shutil.copytree(finished[0] / name, tmp_path / name, dirs_exist_ok=True)
+    (tmp_path / "out" / MANIFEST_FILE).unlink()
+    words = ["--dataset", "digits", "--ipc", "3", "--output", "out", "--resume"]
+    status, _, error = here("distill_and_push.py", *words, settings=[*TINY, "evaluate.labels=hard"])
+    assert status == 0, error
+    DistilledDataset.from_folder(tmp_path / "out").verify()
+
+
 @pytest.mark.parametrize(
     ("settings", "changes"),
     [
