@@ -7,7 +7,7 @@ from typing import Any
 from distilled_data import DistilledDataset, SourceError, UsageError
 from distilled_data.interchange import by_numbers
 
-from .config import Recipe
+from .config import PretrainConfig, Recipe
 from .pool import FeaturePool
 from .presets import find_preset
 from .pretrain import pretrain
@@ -19,12 +19,17 @@ def recipe_of(distilled: DistilledDataset, dataset: str | None = None) -> Recipe
     `dataset` if that is the name of one, else of what the set itself is called.
     """
     info = distilled.info
-    if "settings" in info.recipe:
+    if not is_foreign(distilled):
         return Recipe.from_dict(info.recipe["settings"])
     labels = ["hard"] if distilled.artifact.logits is None else ["hard", "soft"]
     known = {"ipc": info.ipc, "distill.factor": info.factor, "evaluate.labels": labels}
     name = dataset if dataset and ":" not in dataset else info.dataset
     return find_preset(None, name, info.ipc)[1].recipe().replace(known)
+
+
+def is_foreign(distilled: DistilledDataset) -> bool:
+    """Whether a set is another project's: it does not record by what recipe it was made."""
+    return "settings" not in distilled.info.recipe
 
 
 def named(dataset: DistilledDataset) -> str:
@@ -114,21 +119,24 @@ def teacher_pool(
     source: Source,
     *,
     dataset: str | None = None,
+    config: PretrainConfig | None = None,
     device: str,
     **options: Any,
 ) -> FeaturePool:
-    """The networks that labelled a set, from the cache or trained anew by its recipe, see `recipe_of`."""
+    """The networks that labelled a set, from the cache or trained anew by its recipe, see `recipe_of`; those
+    that take their place beside another project's set may be trained by another `config`.
+    """
     original = recipe_of(distilled, dataset)
+    config, foreign = config or original.pretrain, is_foreign(distilled)
     recorded = distilled.info.labels.get("teacher", {}).get("weights_sha256")
-    foreign = "settings" not in distilled.info.recipe
     if foreign:  # said before they are trained, which may take hours
         warnings.warn(
             f"the networks that labelled {named(distilled)} are not known; the random images get the labels "
-            f"of {original.pretrain.networks} of our own, trained for {original.pretrain.epochs} epochs, or "
+            f"of {config.networks} of our own, trained for {config.epochs} epochs, or "
             "found in the cache. Hard labels need none",
             stacklevel=2,
         )
-    pool = pretrain(original.pretrain, original.network, source, seed=original.seed, device=device, **options)
+    pool = pretrain(config, original.network, source, seed=original.seed, device=device, **options)
     if pool.weights_hash != recorded and not foreign:
         warnings.warn(
             f"the teacher of {named(distilled)} was trained elsewhere (weights {recorded}); one of the same "

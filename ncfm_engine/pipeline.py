@@ -17,7 +17,7 @@ from .distill import METRICS_FILE, Distilled, begin, distill, resumable
 from .evaluate import evaluate, forget_progress, settings_hash
 from .initial import check_packing
 from .label import label, teacher
-from .origin import real_images, recipe_of, teacher_pool
+from .origin import is_foreign, real_images, recipe_of, teacher_pool
 from .plan import (
     LOSS_PLOT_FILE,
     RESULTS_FILE,
@@ -39,7 +39,7 @@ from .sources import CHANGES, Source, hold_out, load_source
 from .stop import Stopped, StopRequest
 
 # What a row says of its evaluation anyway, or what no training depends on.
-TOLD = {"network.name"} | {
+TOLD = {"network.name", "pretrain.at_once"} | {
     f"evaluate.{name}" for name in ("epochs", "labels", "repeats", "full_repeats", "at_once")
 }
 AUGMENTING = {"evaluate.augment", "evaluate.cutmix"}  # the protocol says where both are off
@@ -276,24 +276,27 @@ def evaluate_set(
 
     `dataset` names the real data where the artifact's own name is not enough (folder:PATH), `reading` are
     keywords of `load_source`; how images were resized is known to the artifact. A set of another project
-    records neither, needs `dataset`, and is evaluated as ours of such data are. Raises `UsageError` for
-    changes that no evaluation depends on, `SourceError` when the data is not what it was distilled from, and
-    `Stopped` after saving progress in `run_folder`, from which `resume` goes on; it stays until
-    `forget_progress`.
+    records neither, needs `dataset`, and is evaluated as ours of such data are; `changes` may also be of the
+    networks that label random images beside it. Raises `UsageError` for changes that no evaluation depends
+    on, `SourceError` when the data is not what it was distilled from, and `Stopped` after saving progress in
+    `run_folder`, from which `resume` goes on; it stays until `forget_progress`.
     """
     own = recipe_of(chosen, dataset)
     recipe = own.replace(changes)
+    labelled = set(recipe.evaluate.labels) != {"hard"}  # random images have the artifact's teacher too
+    sections = ["evaluate", "network"]
+    sections += ["pretrain"] if labelled and is_foreign(chosen) else []  # or one of our own in its place
     for name in changes:
-        if not name.startswith(("evaluate.", "network.")) and name != "seed":
+        if name.partition(".")[0] not in sections and name != "seed":
             raise UsageError(
-                f"{name} does not change an evaluation; expected seed, or settings of evaluate and network"
+                f"{name} does not change an evaluation; expected seed, or settings of {', '.join(sections)}"
                 + ("; a set is tested on what was held out when it was made" if name == "validation" else "")
             )
     _, source = real_images(chosen, dataset, reading, stop=stop, report=report)
     pool = None
-    if set(recipe.evaluate.labels) != {"hard"}:  # random images have the artifact's teacher too
+    if labelled:
         options: dict[str, Any] = {"cache": cache, "device": device, "stop": stop, "report": report}
-        pool = teacher_pool(chosen, source, dataset=dataset, **options)
+        pool = teacher_pool(chosen, source, dataset=dataset, config=recipe.pretrain, **options)
     rows = evaluate(
         chosen,
         source,
@@ -312,15 +315,17 @@ def evaluate_set(
 
 def _telling(rows: list[dict[str, Any]], own: Recipe, recipe: Recipe) -> list[dict[str, Any]]:
     """The rows of an evaluation by `recipe`, which say where it is not the set's own."""
-    changed = _changed(own, recipe)
-    return [row | {"changes": changed} for row in rows] if changed else rows
+    unlabelled = dataclasses.replace(recipe, pretrain=own.pretrain)  # hard labels are nobody's
+    changes = [_changed(own, unlabelled if row["labels"] == "hard" else recipe) for row in rows]
+    return [row | {"changes": said} if said else row for row, said in zip(rows, changes, strict=True)]
 
 
 def _changed(own: Recipe, recipe: Recipe) -> str:
     """What tells an evaluation from one of the set's own recipe, where its row would not."""
     told = TOLD if recipe.evaluate.augmented else TOLD | AUGMENTING
     # how often a resumed run saves, say, changes no evaluation
-    other = dataclasses.replace(own, evaluate=recipe.evaluate, network=recipe.network, seed=recipe.seed)
+    evaluation = {name: getattr(recipe, name) for name in ("seed", "network", "pretrain", "evaluate")}
+    other = dataclasses.replace(own, **evaluation)
     return ", ".join(line for line in differences(own, other) if line.partition(" = ")[0] not in told)
 
 
@@ -353,7 +358,7 @@ def write_results(
 
 def _merged(known: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
     """The later row of a setting, unless it is of fewer networks; likewise what they say of all images."""
-    setting = ("content_hash", "ipc", "network", "protocol", "labels", "split", "settings")
+    setting = ("content_hash", "ipc", "network", "protocol", "labels", "split", "settings", "changes")
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in [*known, *new]:
         key = tuple(row.get(name) for name in setting)

@@ -26,7 +26,7 @@ from hub import PushOptions, push_folder
 from ncfm_engine.config import EvaluateConfig, Recipe
 from ncfm_engine.evaluate import settings_hash
 from ncfm_engine.origin import real_images, recipe_of
-from ncfm_engine.pipeline import _kept, _recorded, evaluate_set, record_results
+from ncfm_engine.pipeline import _kept, _recorded, evaluate_set, record_results, write_results
 from ncfm_engine.presets import PRESETS
 from ncfm_engine.proxies import proxies, splits
 from ncfm_engine.stop import Stopped
@@ -475,6 +475,34 @@ def test_a_foreign_set_is_normalised_as_its_real_images_are(finished, tmp_path):
         batches.append(next(iter(ways["distilled"].loaders([0])[0]))[0])
     assert scores[0] == scores[1] != [10.03]  # of one class for all
     assert torch.equal(*batches)
+
+
+def test_the_teacher_beside_a_foreign_set_may_be_made_in_less_time_which_rows_of_its_labels_say(
+    finished, tmp_path
+):
+    ours = DistilledDataset.from_folder(finished[0] / "out")
+    known = {"logits": ours.artifact.logits, "factor": ours.info.factor}
+    foreign = DistilledDataset.from_tensors(ours.artifact.images, **known)
+    few = {"evaluate.epochs": 1, "evaluate.repeats": 1, "evaluate.full_repeats": 0, "pretrain.networks": 1}
+
+    def rows_of(**changes):
+        changes = few | {name.replace("_", ".", 1): value for name, value in changes.items()}
+        options = {"changes": changes, "cache": tmp_path, "device": "cpu", "dataset": "digits"}
+        return evaluate_set(foreign, tmp_path / "run", **options)
+
+    for epochs in (1, 2):
+        with pytest.warns(UserWarning, match=f"labels of 1 of our own, trained for {epochs} epochs"):
+            rows = rows_of(pretrain_epochs=epochs)
+        write_results(tmp_path / "results.json", rows, "cpu", {})
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [(row["labels"], row.get("changes")) for row in rows] == [
+        ("hard", None),
+        ("soft", "pretrain.networks = 1, pretrain.epochs = 1"),
+        ("soft", "pretrain.networks = 1, pretrain.epochs = 2"),
+    ]
+    assert rows[1]["teacher"] != rows[2]["teacher"]
+    with pytest.raises(UsageError, match=r"pretrain\.networks does not change an evaluation"):
+        rows_of(evaluate_labels=["hard"])
 
 
 def test_real_images_that_a_foreign_set_cannot_be_of_are_refused(finished, foreign, here, tmp_path):

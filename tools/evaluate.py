@@ -43,7 +43,7 @@ RECORDING = 30.0  # seconds that others may take to record their results
 def parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add_set_flags(parser, "evaluate.* and network.*")
+    add_set_flags(parser, "evaluate.* and network.*; of another project's set with soft labels, pretrain.*")
     add("--network", help=f"{', '.join(NETWORKS)} (default: the artifact's own)")
     add(
         "--seeds",
