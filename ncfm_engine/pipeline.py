@@ -277,9 +277,10 @@ def evaluate_set(
     `dataset` names the real data where the artifact's own name is not enough (folder:PATH), `reading` are
     keywords of `load_source`; how images were resized is known to the artifact. A set of another project
     records neither, needs `dataset`, and is evaluated as ours of such data are; `changes` may also be of the
-    networks that label random images beside it. Raises `UsageError` for changes that no evaluation depends
-    on, `SourceError` when the data is not what it was distilled from, and `Stopped` after saving progress in
-    `run_folder`, from which `resume` goes on; it stays until `forget_progress`.
+    networks that label random images beside it, and its rows have the complete settings, `recipe`. Raises
+    `UsageError` for changes that no evaluation depends on, `SourceError` when the data is not what it was
+    distilled from, and `Stopped` after saving progress in `run_folder`, from which `resume` goes on; it stays
+    until `forget_progress`.
     """
     own = recipe_of(chosen, dataset)
     recipe = own.replace(changes)
@@ -310,7 +311,14 @@ def evaluate_set(
         stop=stop,
         report=report,
     )
-    return _telling(rows, own, recipe)
+    rows = _telling(rows, own, recipe)
+    if not is_foreign(chosen):  # the set has the recipe that the rows tell changes of
+        return rows
+    asked, usual = dataclasses.asdict(recipe), dataclasses.asdict(own)
+    said = {name: asked[name] for name in ("seed", "network", "evaluate")}
+    labelling = said | {"teacher": {name: usual[name] for name in ("seed", "network")}}
+    labelling["teacher"] |= {"pretrain": asked["pretrain"]}
+    return [row | {"recipe": said if row["labels"] == "hard" else labelling} for row in rows]
 
 
 def _telling(rows: list[dict[str, Any]], own: Recipe, recipe: Recipe) -> list[dict[str, Any]]:
@@ -333,13 +341,13 @@ def record_results(folder: Path, rows: list[dict[str, Any]], device: str) -> Non
     """Put result rows into the artifact's metadata, in the place of older rows of the same setting.
 
     Times and the command stay out: a resumed run must give the bytes of an uninterrupted one. So do the
-    accuracies of single networks, which results.json has.
+    accuracies of single networks and a row's own recipe, which results.json has.
     """
     artifact = read_artifact(folder / ARTIFACT_FILE)
     where = provenance(device)
     origin = {name: where[name] for name in ("device", "versions")}
     told = [
-        {name: row[name] for name in row if name != "seconds" and not name.endswith("_accuracies")} | origin
+        {name: row[name] for name in row if not name.endswith(("seconds", "recipe", "_accuracies"))} | origin
         for row in rows
     ]
     metadata = dataclasses.replace(artifact.metadata, results=_merged(artifact.metadata.results, told))

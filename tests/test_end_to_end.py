@@ -23,11 +23,19 @@ from distilled_data import DistilledDataset, DivergenceError, UsageError
 from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, MANIFEST_FILE, read_artifact, write_artifact
 from distilled_data.manifest import Fingerprint, Index, write_manifest
 from hub import PushOptions, push_folder
-from ncfm_engine.config import EvaluateConfig, Recipe
+from ncfm_engine.config import EvaluateConfig, Recipe, flatten
 from ncfm_engine.evaluate import settings_hash
 from ncfm_engine.origin import real_images, recipe_of
-from ncfm_engine.pipeline import _kept, _recorded, evaluate_set, record_results, write_results
+from ncfm_engine.pipeline import (
+    _kept,
+    _recorded,
+    evaluate_folder,
+    evaluate_set,
+    record_results,
+    write_results,
+)
 from ncfm_engine.presets import PRESETS
+from ncfm_engine.pretrain import pretrain
 from ncfm_engine.proxies import proxies, splits
 from ncfm_engine.stop import Stopped
 from tools.command_line import (
@@ -503,6 +511,28 @@ def test_the_teacher_beside_a_foreign_set_may_be_made_in_less_time_which_rows_of
     assert rows[1]["teacher"] != rows[2]["teacher"]
     with pytest.raises(UsageError, match=r"pretrain\.networks does not change an evaluation"):
         rows_of(evaluate_labels=["hard"])
+
+
+def test_by_the_results_of_a_foreign_set_its_evaluation_can_be_repeated(finished, digits, tmp_path):
+    ours = DistilledDataset.from_folder(finished[0] / "out")
+    known = {"logits": ours.artifact.logits, "factor": ours.info.factor}
+    DistilledDataset.from_tensors(ours.artifact.images, **known).to_folder(tmp_path / "set")
+    changes = {"evaluate.epochs": 1, "evaluate.repeats": 1, "evaluate.full_repeats": 0, "network.width": 8}
+    changes |= {"seed": 3, "pretrain.networks": 1, "pretrain.epochs": 1}
+    options = {"changes": changes, "cache": tmp_path / "cache", "device": "cpu", "dataset": "digits"}
+    with pytest.warns(UserWarning, match="are not known"):
+        rows = evaluate_folder(tmp_path / "set", **options)
+    record_results(tmp_path / "set", rows, "cpu")
+    assert not any("recipe" in row for row in DistilledDataset.from_folder(tmp_path / "set").info.results)
+    write_results(tmp_path / "results.json", rows, "cpu", {})
+    hard, soft = json.loads((tmp_path / "results.json").read_text())["rows"]
+    teacher = soft["recipe"].pop("teacher")
+    assert soft["recipe"] == hard["recipe"]
+    told = Recipe().replace(flatten(hard["recipe"]))
+    assert settings_hash(told.evaluate, told.network, told.seed) == hard["settings"] == soft["settings"]
+    made = Recipe().replace(flatten(teacher))
+    where = {"seed": made.seed, "device": "cpu", "cache": tmp_path / "another cache"}
+    assert soft["teacher"] == pretrain(made.pretrain, made.network, digits, **where).weights_hash[:16]
 
 
 def test_real_images_that_a_foreign_set_cannot_be_of_are_refused(finished, foreign, here, tmp_path):
