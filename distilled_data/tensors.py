@@ -66,8 +66,6 @@ def artifact_of(
         targets = own("targets", targets)
         count = None if classes is None else len(classes)
         images, logits = arrange(images, targets, logits, count, factor, temperature)
-    if logits is not None and logits.dtype != torch.float16:
-        _warn_of_rounding(logits, temperature)
     if any(value > 3 for value in [*(mean or ()), *(std or ())]):  # no scale for pixels in [0, 1]
         raise UsageError(
             f"mean and std are of pixels in [0, 1], got {mean} and {std}. Those of bytes have to be divided "
@@ -90,7 +88,10 @@ def artifact_of(
         labels={"temperature": temperature},
         source={} if source is None else copy.deepcopy(source),
     )
-    return Artifact(images, metadata, None if logits is None else logits.half())
+    artifact = Artifact(images, metadata, None if logits is None else logits.half())
+    if logits is not None and artifact.logits is not None and logits.dtype != torch.float16:
+        _warn_of_rounding(logits, artifact.logits, temperature)
+    return artifact
 
 
 def arrange(
@@ -191,12 +192,13 @@ def _probable(rows: Tensor) -> bool:
     return bool(rows.numel() and rows.min() >= 0 and (rows.float().sum(-1) - 1).abs().max() < 0.05)
 
 
-def _warn_of_rounding(logits: Tensor, temperature: float) -> None:
+def _warn_of_rounding(logits: Tensor, stored: Tensor, temperature: float) -> None:
     """Logits are stored in half precision, in which large ones differ by whole numbers."""
-    moved = (soften(logits.half(), temperature) - soften(logits, temperature)).abs()
-    if (moved > 0.02).any():  # not so where they are not finite, which is refused later
+    pairs = zip(logits, stored, strict=True)  # rank by rank, or it would take several times their memory
+    moved = max(float((soften(a, temperature) - soften(b, temperature)).abs().max()) for a, b in pairs)
+    if moved > 0.02:
         warnings.warn(
-            f"soft labels change by up to {moved.max():.2f}: logits as large as {logits.abs().max():.0f} "
+            f"soft labels change by up to {moved:.2f}: logits as large as {logits.abs().max():.0f} "
             "are stored in half precision; give logits - logits.amax(-1, keepdim=True), of equal soft labels",
             stacklevel=4,
         )

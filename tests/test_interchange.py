@@ -18,6 +18,7 @@ from PIL import Image
 from distilled_data import DistilledDataset, FormatError, OutputError, UsageError, interchange
 from distilled_data.format import MANIFEST_FILE
 from distilled_data.interchange import read_set, without_labels, write_set
+from distilled_data.labels import soften
 from distilled_data.manifest import Fingerprint, Index
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
@@ -723,6 +724,24 @@ def test_soft_labels_that_half_precision_would_change_are_told_of_and_what_is_ad
     data = DistilledDataset.from_tensors(**labelled, logits=advised)
     order = torch.arange(30).view(10, 3).T.flatten()
     torch.testing.assert_close(data.soft_targets, logits[order].softmax(1), atol=1e-3, rtol=0)
+
+
+def test_what_half_precision_changes_is_found_without_much_more_memory_than_the_logits_take(
+    pixels, monkeypatch
+):
+    sizes = []
+
+    def counted(logits, temperature):
+        sizes.append(logits.numel())
+        return soften(logits, temperature)
+
+    monkeypatch.setattr("distilled_data.tensors.soften", counted)
+    logits = torch.zeros(30, 10)
+    logits[2, :2] = torch.tensor([2049, 2048])  # of the last rank; half precision has no 2049
+    with pytest.warns(UserWarning, match=r"change by up to 0\.23: logits as large as 2049 are stored"):
+        DistilledDataset.from_tensors(pixels, targets=NUMBERS, logits=logits)
+    assert sizes
+    assert max(sizes) <= logits.numel() / 3
 
 
 def test_parameters_are_taken_as_values(pixels):
