@@ -64,6 +64,15 @@ def test_images_and_labels_are_found_streamed_and_not(tmp_path, monkeypatch, siz
     assert (source.name, source.origin.id) == ("flowers", "hf:flowers")
 
 
+def test_a_folder_below_the_home_is_found_and_is_the_same_by_its_whole_name(tmp_path, monkeypatch):
+    folder = write(tmp_path / "flowers")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for spec in ("hf:~/flowers", f"hf:{folder}"):
+        source = load_source(spec)
+        assert (pixels_of(source), source.origin.id) == (EXPECTED, "hf:flowers")
+    assert len(list((tmp_path / "cache" / "distilled-data" / "stores").iterdir())) == 1
+
+
 @pytest.mark.parametrize("name", ["test", "validation"])
 def test_a_split_for_testing_is_found_by_its_name(tmp_path, name):
     folder = write(tmp_path / "flowers", **{"train": slice(16), name: slice(16, None)})

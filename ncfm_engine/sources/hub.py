@@ -31,7 +31,7 @@ class HubReader:
         with MissingExtraError.unless("datasets", "data", f"the dataset 'hf:{spec}'"):
             import datasets
         self.where = f"hf:{spec}"
-        repo, config, splits = [*spec.split(":", 2), "", ""][:3]
+        repo, config, splits = [*os.path.expanduser(spec).split(":", 2), "", ""][:3]
         if not repo or splits.count(",") > 1:
             raise UsageError(f"hf:{spec} is not hf:REPO, hf:REPO:CONFIG or hf:REPO:CONFIG:SPLIT")
         try:

@@ -125,5 +125,6 @@ def load_source(
 def _absolute(spec: str) -> str:
     """The same for the same place, wherever it is named from."""
     kind, _, place = spec.partition(":")
+    place = os.path.expanduser(place)
     local = kind in PLACES and (kind != "hf" or Path(place.partition(":")[0]).exists())
-    return f"{kind}:{os.path.abspath(os.path.expanduser(place))}" if local and not is_remote(place) else spec
+    return f"{kind}:{os.path.abspath(place)}" if local and not is_remote(place) else spec
