@@ -47,6 +47,20 @@ EXPECTED = (
 )
 IMAGE_KEYS, LABEL_KEYS = ("images", "x", "data", "x_train"), ("labels", "y", "targets", "y_train")
 OTHER_KEYS = ("classes", "mean", "std", "factor", "logits", "temperature", METADATA_KEY)
+# In the order of their numbers, which other projects take over with the files.
+KNOWN_CLASSES = {
+    "cifar10": "airplane automobile bird cat deer dog frog horse ship truck",
+    "cifar100": (
+        "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly "
+        "camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile "
+        "cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp "
+        "lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree "
+        "orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum "
+        "rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider "
+        "squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train "
+        "trout tulip turtle wardrobe whale willow_tree wolf woman worm"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -83,9 +97,10 @@ def read_set(
 
     What is given beats what the file says. What neither says is guessed by the images, with a warning:
     `values` (see `distilled_data.tensors.VALUES`) and, of the NCFM form, the packing `factor`, which is 1
-    elsewhere. Without `classes` they are numbered. Of a DC file with several experiments the last is taken.
-    A .npz of `write_set` comes back as it was, with `name` and `license` changed if they are given; with more
-    than those, or with other arrays in it, it is read as anybody's.
+    elsewhere. Classes that are not told are numbered, but for cifar10 and cifar100, whose names are known. Of
+    a DC file with several experiments the last is taken. A .npz of `write_set` comes back as it was, with
+    `name` and `license` changed if they are given; with more than those, or with other arrays in it, it is
+    read as anybody's.
 
     Raises `FormatError` for a file in no such form, `UsageError` for what makes no artifact or needs a word.
     """
@@ -107,9 +122,13 @@ def read_set(
         values=values or found.values,
     )
     if chosen is None:
+        known = tuple(KNOWN_CLASSES.get(name or "", "").split())
+        fits = len(known) == len(artifact.metadata.classes)
+        if fits:
+            artifact = replace(artifact, metadata=replace(artifact.metadata, classes=known))
+        taken = f"taken for those of {name}. If that is wrong, give" if fits else "numbered. Give"
         warnings.warn(
-            f"{path} names no classes; they are numbered. Give them in order: classes=, --classes",
-            stacklevel=2,
+            f"{path} names no classes; they are {taken} them in order: classes=, --classes", stacklevel=2
         )
     told = ("classes", "channels", "height", "width", "mean", "std", "ipc", "factor")
     if ours is not None and all(getattr(ours, name) == getattr(artifact.metadata, name) for name in told):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import warnings
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from artifacts import DIGITS, make_artifact, make_folder
+from commands import ROOT
 from photographs import encoded, png_of_16_bits
 from PIL import Image
 
@@ -191,6 +193,20 @@ def test_what_is_not_stated_is_guessed_and_said(pixels, tmp_path):
     assert {note.filename for note in notes} == {__file__}  # that asked for it
     assert artifact.metadata.recipe == {"converted": {"factor": 1, "values": "guessed"}}
     assert torch.equal(by_class(artifact), pixels)
+
+
+def test_classes_of_cifar_have_their_names_unless_there_are_more_or_fewer_or_others(pixels, tmp_path):
+    for name, folder in {"cifar10": "cifar10-ipc10", "cifar100": "cifar100-ipc1"}.items():
+        made = DistilledDataset.from_folder(ROOT / "tools" / "results" / "small" / folder)
+        assert tuple(interchange.KNOWN_CLASSES[name].split()) == made.classes
+    torch.save([pixels / 255, NUMBERS], tmp_path / "a.pt")
+    known = {"factor": 1, "values": "unit"}
+    ten = tuple(interchange.KNOWN_CLASSES["cifar10"].split())
+    for name, classes in {"cifar10": ten, "cifar100": tuple("0123456789")}.items():
+        said = f"taken for those of {name}. If" if classes == ten else "numbered. Give"
+        with pytest.warns(UserWarning, match=f"names no classes; they are {re.escape(said)}"):
+            assert read_set(tmp_path / "a.pt", name=name, **known).metadata.classes == classes
+    assert read_set(tmp_path / "a.pt", name="cifar10", classes=DIGITS, **known).metadata.classes == DIGITS
 
 
 def test_four_tiles_are_seen(tmp_path):
