@@ -55,10 +55,19 @@ def content(folder):
 def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path):
     words = "--labels hard --seeds 2 --verify 1 --output found"
     arguments = (set_folder, *AXES, *ONE, *words.split())
+    status, planned, error = here("search_architectures.py", *arguments, "--dry-run", settings=QUICK)
+    assert (status, list(tmp_path.iterdir())) == (0, []), error
     status, output, error = here("search_architectures.py", *arguments, "--jobs", "1", settings=QUICK)
     assert status == 0, error
     found = content(tmp_path / "found")
     assert len(found["candidates"]) == 8
+    assert planned.splitlines() == [
+        "candidates   8 of convnet, 2 networks each, on distilled, random, early",
+        f"steps        {found['steps']}, 2 epochs of 30 images",
+        "strategy     exhaustive",
+        "truth        of 5 at most, 1 networks each, 1 epochs",
+        "writes       found, trials into found/search.db",
+    ]
     for row in found["candidates"]:
         for way in ("distilled", "random", "early"):
             assert row[way]["state"] == "complete"
@@ -107,6 +116,21 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path):
     status, _, error = here("search_architectures.py", *arguments, "--jobs", "1", settings=QUICK)
     assert status == 0, error  # nothing is trained again
     assert {k: row["distilled"] for k, row in enumerate(content(tmp_path / "found")["candidates"])} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        ("", ["1 networks each, on distilled\n", "truth        none\n"]),
+        ("--verify all --storage sqlite:///x.db", ["truth        of 8 at most", "trials into --storage\n"]),
+        ("--verify 3 --strategy halving", ["truth        of 8 at most", "halving, ending at 1/9 or 3/9\n"]),
+    ],
+)
+def test_what_is_asked_for_is_told_before_anything_is_trained(here, set_folder, tmp_path, words, lines):
+    arguments = (set_folder, *AXES, *ONE, *words.split(), "--dry-run")
+    status, output, error = here("search_architectures.py", *arguments)
+    assert (status, list(tmp_path.iterdir())) == (0, []), error
+    assert all(line in output for line in lines), output
 
 
 def studies(storage):

@@ -42,7 +42,7 @@ from ncfm_engine.config import EvaluateConfig
 from ncfm_engine.origin import real_images, recipe_of, teacher_pool
 from ncfm_engine.plan import resolve_device
 from ncfm_engine.provenance import command, provenance
-from ncfm_engine.proxies import FULL, PROTOCOL, Proxy, proxies, splits
+from ncfm_engine.proxies import FULL, PROTOCOL, PROXIES, Proxy, proxies, splits
 from ncfm_engine.report import Bars, Report, silent
 from ncfm_engine.search import CHECKS, EARLY_ENDING, STRATEGIES
 from ncfm_engine.spaces import SPACES, Architecture, Space, load_space
@@ -87,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     add("--output", type=Path, help="folder of the results (default: searches/SET-HASH-SPACE...)")
     add("--storage", metavar="URL", help="database of the trials (default: sqlite, in the output folder)")
     add("--jobs", type=positive, help="processes (default: one for each core; 4 on a GPU)")
+    add("--dry-run", action="store_true", help="print what would be trained, and write nothing")
     return parser
 
 
@@ -109,6 +110,9 @@ def main(arguments: argparse.Namespace) -> None:
         config = training_of(arguments, dataset)
         asked = what_is_asked(arguments, dataset, space, config)
         check_folder(output, asked)
+        if arguments.dry_run:
+            print(describe(arguments, dataset, len(candidates), config, output))
+            return
         campaign = Campaign(
             space,
             candidates,
@@ -260,6 +264,29 @@ def surroundings(
         **provenance(device),
         "command": command(),
     }
+
+
+def describe(
+    arguments: argparse.Namespace, dataset: DistilledDataset, count: int, config: EvaluateConfig, output: Path
+) -> str:
+    """What would be trained of so many candidates, as text, told before the real images are read."""
+    verify, truth, loader = arguments.verify, "none", dataset.loader(config.batch_size)
+    if arguments.truth_of:
+        truth = f"known, by {arguments.truth_of}"
+    elif verify is not None:
+        most = count if verify == ALL else min(count, 3 * verify + 2)  # and the picks of the other ways
+        truth = f"of {most} at most, {config.full_repeats} networks each, {config.full_epochs} epochs"
+    ways = PROXIES if verify is not None else PROXIES[:1]
+    database = "--storage" if arguments.storage else (arguments.truth_of or output) / DATABASE_FILE
+    rungs = f", ending at 1/{CHECKS} or 3/{CHECKS}" if arguments.strategy in EARLY_ENDING else ""
+    lines = [
+        f"candidates   {count} of {arguments.space}, {config.repeats} networks each, on {', '.join(ways)}",
+        f"steps        {config.epochs * len(loader)}, {config.epochs} epochs of {loader.count} images",
+        f"strategy     {arguments.strategy}{rungs}",
+        f"truth        {truth}",
+        f"writes       {output}, trials into {database}",
+    ]
+    return "\n".join(lines)
 
 
 def check_folder(output: Path, asked: dict[str, Any]) -> None:
