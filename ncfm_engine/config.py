@@ -106,7 +106,7 @@ class DistillConfig(_Config):
 
     iterations: int = 20_000
     discrepancy: str = "ncfd"  # psi plays; "cfd": normal frequencies; "mmd", "dm", "mse": its relatives
-    real_batch: int = 1024  # real images per class and step; at most the smallest class
+    real_batch: int = 1024  # real images per class and step; at most the largest class
     real_features: str = "bank"  # made once, used by several steps; or "fresh": made for every step
     bank_size: int = 8  # entries alive, each one blended network and its features of a real batch
     bank_refresh: int = 10  # steps after which the oldest entry is replaced

@@ -17,6 +17,7 @@ from distilled_data import UsageError
 
 from .config import DistillConfig
 from .networks import Network
+from .sampling import real_per_class
 from .sources import Source
 
 CACHE = 8 * 2**20  # bytes of one activation: on a CPU, batches whose activations leave the caches are slower
@@ -97,7 +98,7 @@ class Footprint:
 
     @property
     def real_per_class(self) -> int:
-        return min(self.config.real_batch, int(self.source.train.counts.min()))
+        return real_per_class(self.config.real_batch, self.source.train.counts)
 
     @property
     def views_per_class(self) -> int:

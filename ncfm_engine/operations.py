@@ -8,6 +8,7 @@ import torch
 from .config import NetworkConfig, Recipe
 from .evaluate import CHECKS, epochs_of_as_many_steps
 from .pool import build
+from .sampling import real_per_class
 from .sources import Source
 
 
@@ -32,7 +33,7 @@ def passes(recipe: Recipe, source: Source) -> dict[str, Passes]:
 
 def _distilling(recipe: Recipe, source: Source) -> Passes:
     config, classes = recipe.distill, source.num_classes
-    real = min(config.real_batch, int(source.train.counts.min())) * classes
+    real = real_per_class(config.real_batch, source.train.counts) * classes
     looks = config.iterations
     if config.real_features == "bank":
         looks = config.iterations / config.bank_refresh + config.bank_size - 1

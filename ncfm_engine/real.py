@@ -14,7 +14,7 @@ from distilled_data.transfer import upload
 from .config import DistillConfig
 from .features import FrozenNetwork
 from .memory import Layout
-from .sampling import ClassSampler
+from .sampling import ClassSampler, real_per_class
 from .sources import Source
 
 
@@ -89,7 +89,7 @@ class RealFeatures:
     ):
         self.config, self.images, self.network, self.seed, self.layout = config, images, network, seed, layout
         self.networks, self.normalise = networks, normalise
-        self.per_class = min(config.real_batch, int(images.sampler.counts.min()))
+        self.per_class = real_per_class(config.real_batch, images.sampler.counts)
         self._bank: dict[int, Tensor] = {}
         self._drawn: tuple[int, tuple[Tensor, list[str], Tensor]] | None = None
         self._bank_device = images.device if layout.bank_resident else torch.device("cpu")

@@ -6,6 +6,11 @@ from torch import Tensor
 from .sources import LabelledImages
 
 
+def real_per_class(real_batch: int, counts: Tensor) -> int:
+    """How many images each class gives to a step, a small one its own more than once; `counts` are all."""
+    return min(real_batch, int(counts.max()))
+
+
 class ClassSampler:
     """Draws indices into `part.images`, the same number from every class, without replacement."""
 

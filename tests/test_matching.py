@@ -7,12 +7,13 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 from distilled_data.randomness import generator_at, seed_at
-from ncfm_engine.config import DISCREPANCIES, DistillConfig, NetworkConfig
+from ncfm_engine.config import DISCREPANCIES, DistillConfig, NetworkConfig, Recipe
 from ncfm_engine.features import FrozenNetwork
 from ncfm_engine.frequencies import SamplingNetwork
 from ncfm_engine.initial import initial_images
 from ncfm_engine.matching import MatchingStep
-from ncfm_engine.memory import Layout
+from ncfm_engine.memory import Footprint, Layout
+from ncfm_engine.operations import passes
 from ncfm_engine.pool import FeaturePool, FlatNetwork, build
 
 SMALL = DistillConfig(real_batch=30, real_features="fresh", frequencies=64, factor=1)
@@ -317,6 +318,22 @@ def test_a_step_draws_by_its_number_alone(digits, pool):
     step.backward(images, 6)
     assert torch.equal(step.backward(images, 5).discrepancy, first)
     assert not torch.equal(step.backward(images, 6).discrepancy, first)
+
+
+def test_a_class_of_few_images_takes_none_from_the_others(digits, pool):
+    """Each class gives as many as before, the small one its own again and again."""
+    kept = digits.train.targets > 0
+    kept[:2] = True
+    few = dataclasses.replace(digits, train=digits.train.where(kept))
+    (step, images), (whole, _) = game(few, pool), game(digits, pool)
+    losses, expected = step.backward(images, 3), whole.backward(images, 3)
+    assert torch.equal(losses.discrepancy[1:], expected.discrepancy[1:])
+    assert not torch.equal(losses.discrepancy[0], expected.discrepancy[0])
+    options = {"ipc": 2, "kept_networks": 0, "device": "cpu"}
+    memory = [Footprint.of(SMALL, pool.template, source, **options) for source in (few, digits)]
+    assert memory[0].per_class == memory[1].per_class
+    distilling = [passes(Recipe(distill=SMALL), source)["distilling"] for source in (few, digits)]
+    assert distilling[0] == distilling[1]
 
 
 def test_the_real_and_synthetic_images_of_a_step_are_augmented_alike(digits, pool, monkeypatch):

@@ -355,7 +355,7 @@ def test_other_architectures_are_as_narrow_as_the_table(table, name):
 
 
 def test_a_dry_run_counts_and_makes_nothing(here, tmp_path):
-    status, output, _ = here("reproduce.py", "digits", "--results", "results", "--dry-run", "--rate", "0.001")
+    status, output, _ = here("reproduce.py", "digits", "--results", "results", "--dry-run", "--rate", "1e-4")
     assert status == 0
     assert not (tmp_path / "results").exists()
     assert not (tmp_path / "reproduced").exists()
@@ -364,8 +364,8 @@ def test_a_dry_run_counts_and_makes_nothing(here, tmp_path):
     for *petaflop, most, all_of_it in rows:
         assert len(petaflop) == 4
         assert petaflop[3] > petaflop[2]  # the other architectures take more than the first one
-        assert most == pytest.approx(sum(petaflop[:3]) * 1e6 / 3600, rel=0.02)
-        assert all_of_it == pytest.approx(sum(petaflop) * 1e6 / 3600, rel=0.02)
+        assert most == pytest.approx(sum(petaflop[:3]) * 1e7 / 3600, rel=0.02)
+        assert all_of_it == pytest.approx(sum(petaflop) * 1e7 / 3600, rel=0.02)
     for column in zip(*rows, strict=True):
         assert column[2] == pytest.approx(column[0] + column[1], rel=0.02)
     status, _, error = here("reproduce.py", "digits", "--dry-run", "--rate", "0")

@@ -9,6 +9,7 @@ from ncfm_engine.distill import Match
 from ncfm_engine.initial import initial_images
 from ncfm_engine.matching import MatchingStep
 from ncfm_engine.ranks import Ranks
+from ncfm_engine.sampling import real_per_class
 
 from .setup import Setup
 from .workers import Contender
@@ -37,7 +38,7 @@ class Engine(Contender):
 
 def images_per_step(config: DistillConfig, ipc: int, counts: torch.Tensor) -> int:
     """Images that pass a network in a step with fresh features: real ones once, views once per loss."""
-    real = min(config.real_batch, int(counts.min()))
+    real = real_per_class(config.real_batch, counts)
     return len(counts) * (real + (2 if config.calibration else 1) * ipc * config.factor**2)
 
 

@@ -18,7 +18,7 @@ from ncfm_engine.discrepancy import ncfd
 from ncfm_engine.frequencies import GaussianFrequencies, SamplingNetwork
 from ncfm_engine.initial import initial_images
 from ncfm_engine.pool import FlatNetwork
-from ncfm_engine.sampling import ClassSampler
+from ncfm_engine.sampling import ClassSampler, real_per_class
 
 from .engine import Engine, images_per_step
 from .setup import Setup
@@ -45,7 +45,7 @@ class Loop(Contender):
         self.config, self.seed, self.device = config, recipe.seed, device
         self.classes, self.draws = source.num_classes, ClassSampler(source.train)
         self.real_images = source.train.images.to(device)
-        self.real_batch = min(config.real_batch, int(source.train.counts.min()))
+        self.real_batch = real_per_class(config.real_batch, source.train.counts)
         self.mean = torch.tensor(source.mean, device=device).view(-1, 1, 1)
         self.std = torch.tensor(source.std, device=device).view(-1, 1, 1)
         self.blended, self.trained = (FlatNetwork(self.pool.template, device) for _ in range(2))
