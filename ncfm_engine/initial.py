@@ -74,8 +74,10 @@ def check_packing(config: DistillConfig, source: Source, ipc: int) -> None:
             f"factor {factor} does not divide the image size {height}x{width}; each packed image holds "
             f"{factor}x{factor} tiles. Choose another factor (--set distill.factor=1) or size."
         )
-    smallest = int(source.train.counts.min())
+    smallest, label = source.train.counts.min(0)
     if ipc > smallest:
         raise UsageError(
-            f"ipc={ipc} is more than the {smallest} training images of the smallest class of {source.name!r}"
+            f"ipc={ipc} is more than the {smallest} training images of the smallest class of "
+            f"{source.name!r}, {source.classes[label]!r}. Choose --ipc {smallest} or less, add images to "
+            "that class, or leave it out."
         )

@@ -413,7 +413,7 @@ def test_a_class_of_trains_is_one(tmp_path):
 def test_the_parts_of_a_folder_must_hold_the_same_classes(tmp_path):
     save_classes(tmp_path / "train", classes="abc")
     save_classes(tmp_path / "test", classes="abd")
-    with pytest.raises(SourceError, match="only one of them has c, d"):
+    with pytest.raises(SourceError, match=r"only train has c; only test has d\. Add"):
         load_folder(tmp_path)
 
 
@@ -478,6 +478,11 @@ def test_a_transparent_colour_of_a_png_without_alpha_channel_is_refused(tmp_path
     save(save_classes(tmp_path) / "b" / "odd.png", Image.new("L", (4, 4), 7), transparency=7)
     with pytest.raises(SourceError, match=r"b/odd\.png \(transparent"):
         load_folder(tmp_path)
+
+
+def test_a_fit_without_a_size_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="add --size"):
+        load_folder(save_classes(tmp_path), fit="squash")
 
 
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8, 42])
@@ -567,9 +572,13 @@ def test_a_single_class_is_refused(tmp_path):
 
 
 def test_a_class_of_one_image_cannot_be_split(tmp_path):
-    save(save_classes(tmp_path) / "c" / "0.png", pixels(0))
-    with pytest.raises(SourceError, match="class 'c' has 1 image"):
-        load_folder(tmp_path)
+    folder = save_classes(tmp_path / "images")
+    save(folder / "c" / "0.png", pixels(0))
+    with pytest.raises(SourceError, match="class 'c' has 1 image; a test split"):
+        load_folder(folder)
+    save(folder / "c" / "1.png", pixels(1))
+    with pytest.raises(SourceError, match="class 'c' has 1 training image; a validation split"):
+        hold_out(load_folder(folder))
 
 
 def test_the_home_folder_has_its_usual_sign(tmp_path, monkeypatch):

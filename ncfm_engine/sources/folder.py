@@ -95,10 +95,12 @@ def _class_names(parts: Sequence[Path], root: Path) -> list[str]:
     for part in parts:
         _check_no_splits([folder for folder in folders if folder.parent == part], part)
     names = [{folder.name for folder in folders if folder.parent == part} for part in parts]
-    if different := names[0] ^ names[-1]:
+    if names[0] != names[-1]:
+        alone = zip(parts, (names[0] - names[-1], names[-1] - names[0]), strict=False)
+        found = "; ".join(f"only {part.name} has {', '.join(sorted(own))}" for part, own in alone if own)
         raise SourceError(
-            f"{parts[0]} and {parts[-1]} must hold the same class folders; only one of them has "
-            f"{', '.join(sorted(different))}"
+            f"{parts[0]} and {parts[-1]} must hold the same class folders; {found}. Add the folders with "
+            "their images, or remove those without a counterpart."
         )
     if len(names[0]) < 2:
         raise SourceError(

@@ -109,6 +109,8 @@ def load_source(
         if any(value is not None for value in changed):
             raise UsageError(f"{spec} is prepared already; how images are read was decided then")
         return open_store(spec.removeprefix("store:"))
+    if size is None and fit != "crop":
+        raise UsageError(f"fit={fit!r} says how images come to a size, and none is given: add --size")
     if ranks.rank:
         ranks.barrier()  # the first one may have to download
     reader = open_reader(spec, data=data, classes=classes, label_column=label_column)

@@ -99,28 +99,34 @@ def hold_out(source: Source, fraction: float = 0.1, seed: int = 0) -> Source:
     Mean, std and fingerprint are those of the new splits. Raises as `split_mask` does.
     """
     train = source.train
-    cut = split_mask(train.targets.numpy(), train.digests.numpy(), source.classes, fraction, seed)
-    part = torch.from_numpy(cut)
+    images = train.targets.numpy(), train.digests.numpy()
+    part = torch.from_numpy(split_mask(*images, source.classes, fraction, seed, "validation"))
     train, test = train.where(~part), train.where(part)
     measured = _measured(source.classes, train, test)
     return replace(source, train=train, test=test, split=f"validation {fraction:g}", **measured)
 
 
 def split_mask(
-    targets: np.ndarray, digests: np.ndarray, classes: Sequence[str], fraction: float, seed: int
+    targets: np.ndarray,
+    digests: np.ndarray,
+    classes: Sequence[str],
+    fraction: float,
+    seed: int,
+    kind: str = "test",
 ) -> np.ndarray:
     """Which images, bool [N], make up `fraction` of each class, one image at least.
 
     They are those with the smallest sha256(seed, content) of their class, so adding an image to the data
-    moves few others. `digests` is uint8 [N, 32]. Raises `SourceError` for a class of one image, `UsageError`
-    for a fraction that is not between 0 and 1.
+    moves few others. `digests` is uint8 [N, 32]; errors name `kind`. Raises `SourceError` for a class of one
+    image, `UsageError` for a fraction that is not between 0 and 1.
     """
     if not 0 < fraction < 1:
         raise UsageError(f"fraction={fraction}: expected a number between 0 and 1")
     counts = np.bincount(targets, minlength=len(classes))
     if counts.min() < 2:
+        image = "image" if kind == "test" else "training image"
         raise SourceError(
-            f"class {classes[int(counts.argmin())]!r} has {counts.min()} image; a test split cut from it "
+            f"class {classes[int(counts.argmin())]!r} has {counts.min()} {image}; a {kind} split cut from it "
             "needs two. Add images or remove the class."
         )
     ranks = digests_of(digests, salt=b"%d:" % seed)
