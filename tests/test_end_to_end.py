@@ -540,12 +540,10 @@ def test_real_images_that_a_foreign_set_cannot_be_of_are_refused(finished, forei
     foreign("--factor", factor, "--classes", "1,0,2,3,4,5,6,7,8,9")
     status, _, error = here("evaluate.py", "theirs", "--dataset", "digits")
     assert (status, "in another order" in " ".join(error.split())) == (2, True)
-    for label in "ab":
-        (tmp_path / "other" / "train" / label).mkdir(parents=True)
+    for colour, place in enumerate(("train/a", "train/b", "test/a", "test/b")):
+        (tmp_path / "other" / place).mkdir(parents=True)
         for number in range(10):
-            image = Image.new("L", (8, 8), number + 100 * (label == "b"))
-            image.save(tmp_path / "other" / "train" / label / f"{number}.png")
-    shutil.copytree(tmp_path / "other" / "train", tmp_path / "other" / "test")
+            Image.new("L", (8, 8), number + 60 * colour).save(tmp_path / "other" / place / f"{number}.png")
     status, _, error = here("evaluate.py", "theirs", "--dataset", "folder:other")
     assert (
         status,

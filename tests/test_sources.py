@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import struct
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.error import URLError
@@ -23,6 +25,9 @@ from ncfm_engine.sources import SOURCES, LabelledImages, Source, hold_out, load_
 from ncfm_engine.sources.decode import Decoder
 from ncfm_engine.sources.folder import FolderReader
 from ncfm_engine.sources.reader import Damage
+
+# Many of the images here are of one colour, and so the same.
+pytestmark = pytest.mark.filterwarnings("ignore:.* test images are training images too")
 
 
 def pixels(seed: int, shape: tuple[int, ...] = (4, 4)) -> np.ndarray:
@@ -415,6 +420,19 @@ def test_the_parts_of_a_folder_must_hold_the_same_classes(tmp_path):
     save_classes(tmp_path / "test", classes="abd")
     with pytest.raises(SourceError, match=r"only train has c; only test has d\. Add"):
         load_folder(tmp_path)
+
+
+def test_test_images_that_are_training_images_too_are_told_of(tmp_path):
+    save_classes(tmp_path / "train")
+    save_classes(tmp_path / "test", seed=1)
+    with warnings.catch_warnings(action="error"):
+        load_folder(tmp_path)
+    for name in ("0.png", "1.png"):
+        shutil.copy(tmp_path / "train" / "a" / name, tmp_path / "test" / "b" / f"again{name}")
+    with pytest.warns(UserWarning, match="2 of 8 test images are training images too"):
+        source = load_folder(tmp_path, store=tmp_path / "store")
+    with pytest.warns(UserWarning, match="2 of 8 test images"):
+        assert load_source(f"store:{tmp_path / 'store'}").fingerprint == source.fingerprint
 
 
 def test_a_source_from_a_folder_tells_its_base_name_and_no_path(tmp_path):
