@@ -1,5 +1,7 @@
 """Where the synthetic images begin."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -67,7 +69,7 @@ def _typical(
 
 
 def check_packing(config: DistillConfig, source: Source, ipc: int) -> None:
-    """Raise `UsageError` for a factor or an IPC that the real images do not allow."""
+    """Raise `UsageError` for a factor or an IPC that the real images do not allow; warn of equal tiles."""
     height, width, factor = source.height, source.width, config.factor
     if height % factor or width % factor:
         raise UsageError(
@@ -80,4 +82,13 @@ def check_packing(config: DistillConfig, source: Source, ipc: int) -> None:
             f"ipc={ipc} is more than the {smallest} training images of the smallest class of "
             f"{source.name!r}, {source.classes[label]!r}. Choose --ipc {smallest} or less, add images to "
             "that class, or leave it out."
+        )
+    tiles = ipc * factor**2
+    if tiles > smallest and config.initialisation != "noise":
+        few = int((source.train.counts < tiles).sum())
+        warnings.warn(
+            f"{few} of the {source.num_classes} classes have fewer training images than the {tiles} tiles of "
+            f"each, {source.classes[label]!r} has {smallest}: some of their tiles begin as the same "
+            "image and may stay alike. A smaller --ipc or distill.factor makes a smaller set without them.",
+            stacklevel=1,  # once for a run, whoever asks
         )

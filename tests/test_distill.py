@@ -253,6 +253,16 @@ def test_an_ipc_above_the_smallest_class_is_refused(digits):
         check_packing(CONFIG, digits, smallest + 1)
 
 
+def test_tiles_that_begin_as_the_same_image_are_told_of(digits):
+    smallest, packed = int(digits.train.counts.min()), dataclasses.replace(CONFIG, factor=2)
+    few = int((digits.train.counts < 36 * 4).sum())
+    check_packing(packed, digits, smallest // 4)
+    message = f"{few} of the 10 classes .* than the 144 tiles .* '8' has {smallest}:"
+    with pytest.warns(UserWarning, match=message):
+        check_packing(packed, digits, 36)
+    check_packing(dataclasses.replace(packed, initialisation="noise"), digits, 36)
+
+
 def test_a_row_holds_the_means_over_the_steps_since_the_one_before_and_all_classes(
     play, tmp_path, monkeypatch
 ):
