@@ -435,6 +435,23 @@ def test_test_images_that_are_training_images_too_are_told_of(tmp_path):
         assert load_source(f"store:{tmp_path / 'store'}").fingerprint == source.fingerprint
 
 
+@pytest.mark.parametrize(("own", "told"), [(99, True), (100, False)])
+def test_a_few_test_images_that_are_training_images_too_are_not_told_of(tmp_path, own, told):
+    images = np.arange(own + 3, dtype=np.uint8).repeat(16).reshape(-1, 4, 4)
+    labels = np.arange(len(images)) % 2
+    np.savez(
+        tmp_path / "a.npz",
+        x_train=np.concatenate([images[:1], 255 - images[:2]]),
+        y_train=[0, 1, 1],
+        x_test=images[: own + 1],
+        y_test=labels[: own + 1],
+    )
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        load_source(f"npz:{tmp_path / 'a.npz'}", store=tmp_path / "store")
+    assert [str(note.message).split(" test ")[0] for note in notes] == (["a: 1 of 100"] if told else [])
+
+
 def test_a_source_from_a_folder_tells_its_base_name_and_no_path(tmp_path):
     source = load_folder(save_classes(tmp_path / "flowers"))
     assert (source.name, source.origin.id) == ("flowers", "folder:flowers")
