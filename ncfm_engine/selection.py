@@ -37,8 +37,7 @@ def clusters(features: Tensor, count: int, seed: int) -> Tensor:
     with MissingExtraError.unless("scikit-learn", "data", "distill.initialisation=clusters"):
         from sklearn.cluster import k_means
     rows = features.numpy()
-    # Equal rows can be in one cluster only.
-    distinct = len(np.unique(rows, axis=0)) if count > len(rows) // 2 else count
+    distinct = len({row.tobytes() for row in rows})  # equal ones can be in one cluster only
     centres, labels = k_means(rows, min(count, distinct), random_state=seed % 2**32)[:2]
     labels = np.asarray(labels)
     distance = np.linalg.norm(rows - centres[labels], axis=1)

@@ -48,6 +48,9 @@ def test_clusters_give_one_point_of_each_group_the_largest_first(features):
         distance = (features[group] - features[group].mean(0)).norm(dim=1)
         assert row == group.start + distance.argmin()
     assert torch.equal(clusters(features, 3, seed=0), chosen)
+    drawn = [clusters(features, 12, seed).tolist() for seed in (5, 2**32 + 5, 2**31 + 5, 6)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] not in drawn[2:]
 
 
 @pytest.mark.parametrize("choose", [herding, lambda features, count: clusters(features, count, 0)])
@@ -58,5 +61,5 @@ def test_a_class_with_fewer_images_gives_each_of_them_before_any_one_twice(featu
 
 
 def test_equal_images_are_one_cluster(features):
-    same = features[:1].repeat(6, 1)
-    assert clusters(same, 4, seed=0).tolist() == [0, 0, 0, 0]
+    for count in (2, 4):
+        assert clusters(features[:1].repeat(6, 1), count, seed=0).tolist() == [0] * count
