@@ -31,11 +31,11 @@ def rows_of(index: Any, length: int) -> list[int]:
         raise IndexError(f"expected whole numbers or a mask of {length}, got {index!r:.80}") from error
     if rows.ndim == 1 and len(rows) == 0:
         return []
-    mask = rows.dtype == bool
-    if mask and rows.ndim == 1 and len(rows) != length:
-        raise IndexError(f"expected whole numbers or a mask of {length}, got a mask of {len(rows)}")
     if rows.ndim != 1 or rows.dtype.kind not in "biu":
         raise IndexError(f"expected whole numbers or a mask of {length}, got {index!r:.80}")
+    mask = rows.dtype == bool
+    if mask and len(rows) != length:
+        raise IndexError(f"expected whole numbers or a mask of {length}, got a mask of {len(rows)}")
     numbers = np.flatnonzero(rows).tolist() if mask else rows.tolist()
     for number in numbers:
         if not -length <= number < length:

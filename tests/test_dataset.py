@@ -681,7 +681,7 @@ def test_slices_lists_tensors_and_masks_give_stacked_batches(data):
     "index",
     [
         *(1.5, "1", [1.5], [[1]], [[1], [1, 2]], [999], None),
-        *(torch.ones(3, dtype=torch.bool), torch.tensor([[1]])),
+        *(torch.ones(3, dtype=torch.bool), torch.tensor([[1]]), torch.ones(48, 1, dtype=torch.bool)),
         *(torch.tensor([1.0]).bfloat16(), torch.ones(2, requires_grad=True)),
     ],
 )
@@ -706,6 +706,12 @@ def test_a_batch_of_transformed_samples_is_a_list_where_it_cannot_be_stacked(dat
     images, targets = data[0:2]
     assert [image.size for image in images] == [(6, 6)] * 2
     assert targets.shape == (2, 4)
+    lengths = iter((4, 5))
+    data.transform = lambda image: torch.zeros(next(lengths))
+    data.target_transform = lambda target: int(target.argmax())
+    images, targets = data[0:2]
+    assert [len(image) for image in images] == [4, 5]
+    assert torch.equal(targets, data.soft_targets[:2].argmax(1))
 
 
 def test_the_data_of_torchvision_is_height_width_channels(data):

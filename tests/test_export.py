@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,3 +167,6 @@ def test_a_missing_package_is_named_with_what_brings_it(data, tmp_path, monkeypa
 def test_without_teacher_labels_there_are_no_soft_ones(tmp_path):
     data = DistilledDataset(dataclasses.replace(make_artifact(1), logits=None))
     assert data.to_hf().column_names == ["image", "label"]
+    data.to_webdataset(tmp_path / "a.tar")
+    with tarfile.open(tmp_path / "a.tar") as shard:
+        assert {Path(name).suffix for name in shard.getnames()} == {".png", ".cls"}
