@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from distilled_data import CheckpointError, DeviceMemoryError, DivergenceError, OutputError, UsageError
 from distilled_data.decode import tiles
@@ -17,7 +18,7 @@ from ncfm_engine.config import DistillConfig, NetworkConfig
 from ncfm_engine.distill import CHECKPOINT_FILE, METRICS_FILE, begin, distill, resumable
 from ncfm_engine.initial import check_packing, initial_images
 from ncfm_engine.memory import Layout
-from ncfm_engine.pool import build
+from ncfm_engine.pool import FeaturePool, build
 from ncfm_engine.selection import clusters, herding
 from ncfm_engine.stop import Stopped, StopRequest
 
@@ -147,12 +148,16 @@ def test_images_can_start_as_typical_ones_of_their_class(digits, pool, kind):
         ("clusters", lambda features, label: clusters(features, 8, seed_at(3, "clusters", label))),
     ],
 )
-def test_typical_images_fill_the_ranks_in_the_order_of_the_choice(digits, pool, kind, choose):
+def test_typical_images_fill_the_ranks_in_the_order_of_the_choice(digits, kind, choose):
     config = dataclasses.replace(CONFIG, factor=2, initialisation=kind)
+    plain = NetworkConfig(width=8, depth=2, norm="none")  # others see no scale
+    networks = [build(plain, digits, seed) for seed in range(4)]
+    weights = torch.stack([parameters_to_vector(network.parameters()).detach() for network in networks])
+    pool = FeaturePool(networks[0], weights.unflatten(0, (2, 2)))
     start = initial_images(config, digits, pool, ipc=2, seed=3)
-    network = build(NetworkConfig(width=8, depth=2), digits, 0)
+    network = build(plain, digits, 0)
     chosen = pool.trained[seed_at(3, "choosing network") % 2]
-    torch.nn.utils.vector_to_parameters(chosen, network.parameters())
+    vector_to_parameters(chosen, network.parameters())
     for label in (0, 7):
         real = digits.train.images[digits.train.targets == label].float() / 255
         maps = network.features((real - digits.mean[0]) / digits.std[0]).detach().flatten(1)
