@@ -107,7 +107,7 @@ class Space:
             build = build.func
         function = getattr(build, "__qualname__", type(build).__qualname__)
         name = self.name or " ".join([f"{build.__module__}.{function}", *bound])
-        modules = {build.__module__, *([self.name.partition(":")[0]] if self.name else [])}
+        modules = {build.__module__, self.name.partition(":")[0]}
         text = "".join(source for module in sorted(modules) for source in _sources(module))
         return f"{name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

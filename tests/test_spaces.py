@@ -108,10 +108,10 @@ def test_resnets_differ_in_width_stages_blocks_and_norm():
 
 
 def test_an_axis_takes_other_values_of_its_type():
-    space = SPACES["convnet"].with_axes({"width": "4, 8", "norm": "none"})
+    space = SPACES["convnet"].with_axes({"width": "4, 8", "norm": "none, batch"})
     assert space.axes["width"] == (4, 8)
-    assert space.axes["norm"] == ("none",)
-    assert len(space) == 2 * 4 * 3 * 3
+    assert space.axes["norm"] == ("none", "batch")
+    assert len(space) == 2 * 4 * 2 * 3 * 3
     with pytest.raises(UnknownNameError, match="unknown axis 'widht'"):
         space.with_axes({"widht": "4"})
     with pytest.raises(UnknownNameError, match=r"unknown norm 'instanc'\. Did you mean 'instance'\?"):
