@@ -167,11 +167,15 @@ def test_the_code_of_a_user_is_known_by_its_text(tmp_path, monkeypatch):
 def test_the_code_of_a_user_is_all_modules_that_it_is_made_of(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "blocks_used.py").write_text(
-        "import torch\nimport whole_used\n\ndef net(**options):\n    return 1\n"
+        "import importlib\n"
+        "whole = importlib.import_module('whole' + '_used')\n"
+        "def net(**options):\n"
+        "    return 1\n"
     )
     (tmp_path / "outer_used.py").write_text(
         "from random import random\n"  # a method, which has no module
-        "from blocks_used import net\n"
+        "import importlib, torch\n"
+        "net = importlib.import_module('blocks' + '_used').net\n"
         "class Build:\n"
         "    def __call__(self, **options):\n"
         "        return net()\n"
