@@ -192,7 +192,7 @@ def _value(axis: str, word: str, known: Sequence[Choice]) -> Choice:
         if str(value) == word:
             return value
     kind = type(known[0])
-    if kind is str and word not in known:
+    if kind is str:
         raise UnknownNameError.of(axis, word, map(str, known))
     try:
         return {"true": True, "false": False}[word.lower()] if kind is bool else kind(word)

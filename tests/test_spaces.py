@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -160,8 +161,13 @@ def test_the_code_of_a_user_is_known_by_its_text(tmp_path, monkeypatch):
         (tmp_path / f"net{number}.py").write_text(f"def net(**options):\n    {text}\n")
         monkeypatch.syspath_prepend(str(tmp_path))
         codes.append(Space({"a": (1,)}, importlib.import_module(f"net{number}").net).code)
+    script = ModuleType("script_used")  # as __main__ it has a file and no specification
+    monkeypatch.setitem(sys.modules, "script_used", script)
+    script.__file__ = str(tmp_path / "net2.py")
+    exec((tmp_path / "net2.py").read_text(), vars(script))
+    codes.append(Space({"a": (1,)}, script.net).code)
     hashes = [code.split()[1] for code in codes]
-    assert hashes[0] == hashes[2] != hashes[1]
+    assert hashes[0] == hashes[2] == hashes[3] != hashes[1]
 
 
 def test_the_code_of_a_user_is_all_modules_that_it_is_made_of(tmp_path, monkeypatch):
@@ -199,21 +205,23 @@ def test_the_code_of_a_user_is_what_it_takes_numbers_from_and_what_it_imports_la
     (tmp_path / "late_package" / "parts.py").write_text("")
     (tmp_path / "late_package" / "broken.py").write_text("def\n")
     (tmp_path / "sizes_used.py").write_text("HIDDEN = 4\n")
+    (tmp_path / "plain_used.py").write_text("")
     (tmp_path / "late_used.py").write_text(
         "from sizes_used import HIDDEN\n"
         "def net(**options):\n"
         "    from late_package.made import net\n"
         "    from late_package import broken\n"
+        "    import plain_used\n"
         "    import no_such_package.here\n"
         "    return net(HIDDEN)\n"
     )
     build = importlib.import_module("late_used").net
     codes = [Space({"a": (1,)}, build).code]
-    for changed in ("sizes_used", "late_package/made", "late_package/parts"):
+    for changed in ("sizes_used", "plain_used", "late_package/made", "late_package/parts"):
         with (tmp_path / f"{changed}.py").open("a") as file:
             file.write("# otherwise\n")
         codes.append(Space({"a": (1,)}, build).code)
-    assert len(set(codes)) == 4
+    assert len(set(codes)) == 5
 
 
 def test_the_code_of_a_user_is_what_packages_above_give(tmp_path, monkeypatch):
