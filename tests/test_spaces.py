@@ -120,7 +120,9 @@ def test_an_axis_takes_other_values_of_its_type():
     with pytest.raises(UsageError, match="axis width: expected int, such as 4, got 'wide'"):
         space.with_axes({"width": "wide"})
     flag = Space({"bias": (True,)}, torch.nn.Linear)
-    assert flag.with_axes({"bias": "false,true"}).axes["bias"] == (False, True)
+    assert flag.with_axes({"bias": "False,true"}).axes["bias"] == (False, True)
+    with pytest.raises(UsageError, match="axis bias: expected bool, such as True, got 'maybe'"):
+        flag.with_axes({"bias": "maybe"})
     mixed = Space({"n": ("none", 2, 0.5)}, torch.nn.Linear)
     assert mixed.with_axes({"n": "0.5,2,none"}).axes["n"] == (0.5, 2, "none")
     with pytest.raises(UsageError, match="axis rate has a value that is not finite"):
