@@ -104,6 +104,12 @@ def test_of_several_splits_without_the_usual_name_one_has_to_be_chosen(tmp_path)
     assert len(load_source(f"hf:{folder}::first,second").test) == 8
 
 
+def test_a_split_without_rows_is_named(tmp_path, sized):
+    folder = write(tmp_path / "flowers", files=1, train=slice(8), test=slice(0))
+    with pytest.raises(SourceError, match=r'flowers cannot be loaded: ValueError: .*"test"'):
+        load_source(f"hf:{folder}")
+
+
 def test_files_that_changed_are_read_again(tmp_path):
     folder = write(tmp_path / "flowers", train=slice(16), test=slice(16, None))
     first = load_source(f"hf:{folder}")

@@ -52,8 +52,6 @@ class HubReader:
             }
         except Exception as error:  # of whatever it is that datasets, the Hub or a file format raises
             raise SourceError(f"hf:{spec} cannot be loaded: {type(error).__name__}: {error}") from error
-        if empty := [part for part, data in loaded.items() if not self.streamed and len(data) == 0]:
-            raise SourceError(f"hf:{spec}: the split {chosen[empty[0]]!r} has no rows; choose splits by name")
         features = loaded["train"].features or {}  # of a file that is streamed they may not be known
         self.image, self.label = _columns(spec, features, label)
         kind = features[self.label]
