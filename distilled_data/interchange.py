@@ -183,11 +183,11 @@ def write_set(data: "DistilledDataset", path: str | Path) -> None:
         labels = data.targets
         if data.artifact.logits is not None:
             labels = data.artifact.logits.flatten(0, 2).float() / data.info.labels.get("temperature", 1.0)
-        images = ((data.images[order] / 255 - mean) / std).contiguous()
+        images = (data.images[order] / 255 - mean) / std
         try:
             with replacing(path) as new_images, replacing(labels_beside(path)) as new_labels:
                 _write_pt(new_images, images)
-                _write_pt(new_labels, labels[order].contiguous())
+                _write_pt(new_labels, labels[order])
                 path.unlink(missing_ok=True)  # new labels beside old images would be read as one set
         except OutputError:
             raise
@@ -204,7 +204,7 @@ def write_set(data: "DistilledDataset", path: str | Path) -> None:
 
 
 def _read(path: Path, experiment: int) -> Found:
-    if path.is_dir() and (path / "images_best.pt").exists():
+    if (path / "images_best.pt").exists():
         path /= "images_best.pt"
     if path.is_dir():
         return _read_folder(path)
@@ -225,7 +225,7 @@ def _read(path: Path, experiment: int) -> Found:
             raise UsageError(
                 f"{path} holds one tensor, and {lack}; expected images_X.pt with its labels in labels_X.pt"
             )
-        case {"data": [*pairs]} if pairs and -len(pairs) <= experiment < len(pairs):
+        case {"data": [*pairs]} if -len(pairs) <= experiment < len(pairs):
             return _pair(path, "dict of experiments (DC, DSA, DM)", pairs[experiment])
         case {"data": [*pairs]}:
             raise UsageError(f"{path} has no experiment {experiment}; it has {len(pairs)}")
@@ -288,9 +288,8 @@ def _read_npz(path: Path) -> Found:
             raise ValueError(
                 f"labels are {labels.dtype}, expected class numbers or one column for each class"
             )
-        labels = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)
         return Found("npz", own("images", images), own("labels", labels), **optional)
-    except (TypeError, ValueError, UsageError) as error:
+    except (TypeError, ValueError) as error:
         raise FormatError(f"{path} holds arrays of no use here: {error}") from error
 
 

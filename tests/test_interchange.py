@@ -59,7 +59,10 @@ def test_the_file_of_dc_holds_experiments_and_accuracies_as_numpy_numbers(pixels
     pairs = [[normalised(part).requires_grad_(), NUMBERS] for part in (pixels, pixels.flip(3))]
     accuracies = {"ConvNet": [np.float64(0.5), np.float32(0.25)]}
     torch.save({"data": pairs, "accs_all_exps": accuracies}, tmp_path / "res_DM.pt")
-    assert torch.equal(by_class(read_set(tmp_path / "res_DM.pt", **STATED)), pixels.flip(3))
+    stated = {key: value for key, value in STATED.items() if key != "factor"}  # it is 1, without a note
+    artifact = read_set(tmp_path / "res_DM.pt", **stated)
+    assert artifact.metadata.factor == 1
+    assert torch.equal(by_class(artifact), pixels.flip(3))
     assert torch.equal(by_class(read_set(tmp_path / "res_DM.pt", experiment=0, **STATED)), pixels)
     assert torch.equal(by_class(read_set(tmp_path / "res_DM.pt", experiment=-2, **STATED)), pixels)
     for number in (2, -3):
@@ -97,8 +100,9 @@ def test_labels_in_a_dict_may_be_a_list_of_numbers(labels, pixels, tmp_path):
 
 def test_what_a_dict_holds_beside_images_and_labels_is_not_left_out_without_a_word(pixels, tmp_path):
     torch.save({"images": pixels / 255, "labels": NUMBERS, "logits": torch.zeros(30, 10)}, tmp_path / "a.pt")
-    with pytest.warns(UserWarning, match="images and labels are read, and not logits; a .npz file may hold"):
+    with pytest.warns(UserWarning, match="images and labels are read, and not logits; a .npz") as told:
         read_set(tmp_path / "a.pt", classes=DIGITS, factor=1, values="unit")
+    assert told[0].filename == __file__
 
 
 def test_learned_labels_of_datm_are_logits(pixels, tmp_path):
@@ -110,7 +114,7 @@ def test_learned_labels_of_datm_are_logits(pixels, tmp_path):
     torch.testing.assert_close(data.soft_targets, logits[order].softmax(1), atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("suffix", ["png", "PNG", "jpg"])
 def test_class_folders_are_read_in_the_order_of_their_names(suffix, pixels, tmp_path):
     for number in range(30):
         folder = tmp_path / "syn" / f"new{NUMBERS[number]:03d}"
@@ -121,7 +125,7 @@ def test_class_folders_are_read_in_the_order_of_their_names(suffix, pixels, tmp_
     assert artifact.metadata.classes[:2] == ("new000", "new001")
     assert artifact.metadata.recipe == {"converted": {"factor": 1, "values": "bytes"}}
     error = (by_class(artifact).float() - pixels.float()).abs().mean()
-    assert error == 0 if suffix == "png" else error < 40
+    assert error == 0 if suffix != "jpg" else error < 40
 
 
 def test_class_folders_whose_numbers_are_in_another_order_than_their_names_are_told(tmp_path):
@@ -157,10 +161,13 @@ def test_arrays_of_npz_may_be_grey_of_another_byte_order_and_named_in_bytes(pixe
     artifact = read_set(tmp_path / "a.npz", values="bytes")
     assert artifact.metadata.classes == DIGITS
     assert torch.equal(by_class(artifact), pixels[:, :1])
+    np.savez(tmp_path / "a.npz", images=grey[..., None], labels=NUMBERS.numpy())
+    assert torch.equal(by_class(read_set(tmp_path / "a.npz", classes=DIGITS)), pixels[:, :1])
 
 
-def test_images_of_three_by_three_pixels_have_the_channels_first(tmp_path):
-    images = np.arange(2 * 27, dtype=np.uint8).reshape(2, 3, 3, 3)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_three_by_three_pixels_have_the_channels_first(tmp_path, channels):
+    images = np.arange(2 * 9 * channels, dtype=np.uint8).reshape(2, channels, 3, 3)
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(2))
     np.testing.assert_array_equal(read_set(tmp_path / "a.npz", classes=["a", "b"]).images[0].numpy(), images)
 
@@ -215,11 +222,17 @@ def test_four_tiles_are_seen(tmp_path):
     real = crops.permute(1, 2, 0, 3, 4).reshape(200, 3, 32, 32)
     tiles = F.avg_pool2d(real.float(), 2)[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
     packed = tiles.view(50, 2, 2, 3, 16, 16).permute(0, 3, 1, 4, 2, 5).reshape(50, 3, 32, 32) / 255
-    for images, factor in ((packed, 2), (real / 255, 1)):
-        torch.save([images, torch.arange(len(images)) % 10], tmp_path / "a.pt")
-        with pytest.warns(UserWarning, match=f"look like factor {factor}"):
-            artifact = read_set(tmp_path / "a.pt", values="unit", classes=DIGITS)
-        assert artifact.metadata.factor == factor
+    two = [torch.cat([a, b.flip(0)], dim) for dim in (2, 3) for a, b in [real.chunk(2, dim)]]
+    bytes_ = (packed * 255).byte()
+    for images, factor in ((packed, 2), (bytes_, 2), *((images, 1) for images in (real, *two))):
+        labels = torch.arange(len(images)) % 10
+        for content in ([images, labels], {"images": images, "labels": labels}):
+            torch.save(content, tmp_path / "a.pt")
+            with pytest.warns(UserWarning, match=f"look like factor {factor}"):
+                artifact = read_set(
+                    tmp_path / "a.pt", values="unit" if images is packed else "bytes", classes=DIGITS
+                )
+            assert artifact.metadata.factor == factor
 
 
 @pytest.mark.parametrize("size", [(7, 8), (8, 7), (2, 8)])
@@ -285,6 +298,7 @@ def test_nothing_is_unpickled(tmp_path):
     [
         ({"weights": torch.zeros(2)}, "holds a dict of 'weights'"),
         ([torch.zeros(2, 1, 4, 4)], "holds list of 1"),
+        ([torch.zeros(4, 64), torch.zeros(4)], "expected images"),
         ([torch.zeros(2, 1, 4, 4), "labels"], "holds list of 2"),
         ([torch.zeros(2, 1, 4, 4), [0, "1"]], "holds list of 2"),
         ([torch.zeros(2, 1, 4, 4), [0, 2**70]], "labels must be a tensor or an array of numbers"),
@@ -298,12 +312,19 @@ def test_another_content_is_named(content, message, tmp_path):
         read_set(tmp_path / "images.pt")
 
 
+def test_one_tensor_is_not_its_own_labels(pixels, tmp_path):
+    torch.save(pixels, tmp_path / "data.pt")
+    with pytest.raises(UsageError, match="one tensor, and no labels; expected"):
+        read_set(tmp_path / "data.pt")
+
+
 def test_what_is_not_there_and_arrays_without_labels_are_named(pixels, tmp_path):
     with pytest.raises(UsageError, match=r"a\.pt does not exist"):
         read_set(tmp_path / "a.pt")
-    np.savez(tmp_path / "a.npz", images=pixels.numpy(), digits=NUMBERS.numpy())
-    with pytest.raises(FormatError, match="has the arrays images, digits; expected images "):
-        read_set(tmp_path / "a.npz")
+    for names in (("images", "digits"), ("scans", "labels")):
+        np.savez(tmp_path / "a.npz", **dict(zip(names, (pixels.numpy(), NUMBERS.numpy()), strict=True)))
+        with pytest.raises(FormatError, match=f"has the arrays {', '.join(names)}; expected images "):
+            read_set(tmp_path / "a.npz")
 
 
 def test_nobody_is_advised_to_unpickle(tmp_path):
@@ -321,9 +342,10 @@ def test_a_file_that_says_it_is_a_part_of_a_larger_one_is_refused(name, tmp_path
 
 
 def test_an_experiment_of_a_file_without_any_is_refused(pixels, tmp_path):
-    torch.save([pixels, NUMBERS], tmp_path / "a.pt")
-    with pytest.raises(UsageError, match="no experiments to choose from; experiment=1"):
-        read_set(tmp_path / "a.pt", experiment=1)
+    for content in ([pixels, NUMBERS], {"images": pixels, "labels": NUMBERS}):
+        torch.save(content, tmp_path / "a.pt")
+        with pytest.raises(UsageError, match="no experiments to choose from; experiment=1"):
+            read_set(tmp_path / "a.pt", experiment=1)
 
 
 @pytest.mark.parametrize("name", ["cut.pt", "cut.npz", "text.pt", "dot.pt", "empty.npz", "npy.npz"])
@@ -355,6 +377,8 @@ def test_a_damaged_file_is_named(name, pixels, tmp_path):
         ({"images": torch.zeros(30, 64)}, "expected images"),
         ({"labels": torch.zeros(30, 4)}, "targets have 4 classes, the names given are 10"),
         ({"logits": torch.zeros(20, 1, 10)}, "logits for each of 30 images, got \\[20, 1, 10\\]"),
+        ({"factor": np.array([2, 2])}, "holds arrays of no use here"),
+        ({"logits": np.array(["a"] * 30)}, "holds arrays of no use here"),
         ({"mean": torch.tensor(0.5)}, "mean must be numbers, one per channel, got 0.5"),
     ],
 )
@@ -373,9 +397,10 @@ def test_images_of_two_sizes_and_bombs_are_named(tmp_path, monkeypatch):
         Image.new("RGB", (size, size)).save(tmp_path / "set" / str(number) / "a.png")
     with pytest.raises(FormatError, match=r"2.a.png differs .* \[9, 9, 3\], expected \[8, 8, 3\]"):
         read_set(tmp_path / "set")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
-    with pytest.raises(FormatError, match=r"0.a.png cannot be read"):
-        read_set(tmp_path / "set")
+    for limit in (40, 20):  # a warning of Pillow's, and from twice as many on an error
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(FormatError, match=r"0.a.png cannot be read"):
+            read_set(tmp_path / "set")
     content = (tmp_path / "set" / "0" / "a.png").read_bytes()
     (tmp_path / "set" / "0" / "a.png").write_bytes(content.replace(b"IDAT", b"ID\0T"))
     with pytest.raises(FormatError, match=r"0.a.png cannot be read"):
@@ -401,6 +426,8 @@ def test_npz_holds_everything(channels, logits, tmp_path):
     assert (named.dataset, named.source, named.recipe) == ("ours", {"license": "mit"}, {"augment": "crop"})
     other = read_set(tmp_path / "a.npz", classes=[f"class {digit}" for digit in DIGITS]).metadata
     assert (other.source["form"], other.classes[0]) == ("npz", f"class {DIGITS[0]}")
+    assert other.labels == {"temperature": 2.0 if logits else 1.0}
+    assert read_set(tmp_path / "a.npz", values="bytes").metadata.source["form"] == "npz"
 
 
 def test_npz_of_a_selection_has_the_results_of_its_own_images_alone(tmp_path):
@@ -485,10 +512,12 @@ def test_the_list_of_ncfm_comes_back(tmp_path):
     assert again.content_hash == artifact.content_hash
 
 
-@pytest.mark.parametrize("logits", [False, True])
-def test_images_of_mtt_come_back_decoded(logits, tmp_path):
-    data = DistilledDataset(make_artifact(ipc=2, logits=logits, labels={"temperature": 2.0}))
+@pytest.mark.parametrize(("logits", "labels"), [(False, {}), (True, {}), (True, {"temperature": 2.0})])
+def test_images_of_mtt_come_back_decoded(logits, labels, tmp_path):
+    data = DistilledDataset(make_artifact(ipc=2, logits=logits, labels=labels))
     write_set(data, tmp_path / "images_best.pt")
+    written = torch.load(tmp_path / "labels_best.pt", weights_only=True)
+    assert written.dtype == (torch.float32 if logits else torch.int64)
     stated = STATED | {"mean": data.mean, "std": data.std}
     if logits:  # random teachers favour any class
         with pytest.warns(UserWarning, match="took the images for sorted by class"):
@@ -518,9 +547,10 @@ def test_labels_before_the_names_of_class_folders_are_left_out_if_they_are_label
 @pytest.mark.parametrize("channels", [1, 3])
 def test_folders_come_back_decoded(channels, tmp_path):
     data = DistilledDataset(make_artifact(ipc=2, channels=channels, logits=False))
-    write_set(data, tmp_path / "folders")
-    (tmp_path / "folders" / ".git").mkdir()
-    again = DistilledDataset(read_set(tmp_path / "folders"))
+    write_set(data, tmp_path / "images")
+    (tmp_path / "images" / ".git").mkdir()
+    (tmp_path / "images" / "notes.txt").touch()
+    again = DistilledDataset(read_set(tmp_path / "images"))
     assert again.classes == data.classes
     order, other = data.targets.argsort(stable=True), again.targets.argsort(stable=True)
     assert torch.equal(again.images[other], data.images[order])
@@ -548,7 +578,7 @@ def test_the_command_makes_a_folder_that_loads_and_says_what_it_guessed(pixels, 
     assert "- ncfm" not in card
     assert "Whether it was whitened (ZCA), its makers know." in card
     source = json.loads(data.info.to_json())["source"]
-    assert source["form"] == "list of images and labels (NCFM, IDC)"
+    assert (source["id"], source["form"]) == ("data", "list of images and labels (NCFM, IDC)")
     assert len(source["sha256"]) == 64
 
 
@@ -792,7 +822,7 @@ def test_images_lie_in_order_in_memory_however_they_came(pixels):
     assert data.loader().images.data_ptr() == data.artifact.images.data_ptr()
 
 
-@pytest.mark.parametrize("name", ["b.gif", "b.tiff", "b.PPM", "more/deep/b.png"])
+@pytest.mark.parametrize("name", ["b.gif", "b.tiff", "b.PPM", "more/deep/b.PNG"])
 def test_class_folders_with_more_than_is_read_are_refused(tmp_path, name):
     (tmp_path / "set" / "a").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "set" / "a" / "a.png")
@@ -801,6 +831,7 @@ def test_class_folders_with_more_than_is_read_are_refused(tmp_path, name):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     (tmp_path / "set" / "a" / "@eaDir").mkdir()
+    (tmp_path / "set" / "a" / "@eaDir" / "Thumbs.db").touch()
     with pytest.raises(FormatError, match=f"a/{name.partition('/')[0]} would be left out"):
         read_set(tmp_path / "set")
 
@@ -810,8 +841,9 @@ def test_class_folders_with_more_than_is_read_are_refused(tmp_path, name):
     [
         (png_of_16_bits(2), "16 bits per channel"),
         (encoded(Image.new("RGBA", (4, 4), (1, 2, 3, 0))), "transparent pixels"),
+        (encoded(Image.new("RGB", (4, 4)), "tiff"), "cannot identify"),
     ],
-    ids=["deep", "transparent"],
+    ids=["deep", "transparent", "tiff"],
 )
 def test_what_class_folders_would_lose_is_refused(tmp_path, content, reason):
     (tmp_path / "set" / "a").mkdir(parents=True)
