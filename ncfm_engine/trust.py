@@ -131,7 +131,7 @@ def trust(
     for way, column in accuracies.items():
         means = {i: round(statistics.fmean(row), DECIMALS) for i, row in enumerate(column) if row}
         proxy, spent = [means[index] for index in common], [seconds[way][index] for index in common]
-        times, regrets = regret_over_time(proxy, right, spent, highest) if common else ([], [])
+        times, regrets = regret_over_time(proxy, right, spent, highest)
         pick = max(means, key=lambda index: means[index])
         accuracy = truth[pick]
         first = first or proxy

@@ -132,6 +132,8 @@ def test_values_and_gradients_are_exact_but_for_the_rounding_of_float32(distance
         found.append((value, torch.autograd.grad(value.sum(), b)[0]))
     for rounded, exact in zip(*found, strict=True):
         assert (rounded - exact).norm() < 1e-4 * exact.norm()
+    halves = [features(seed, 2, 50, 8).bfloat16() for seed in (0, 1)]
+    assert torch.equal(distance(*halves), distance(*(half.float() for half in halves)))
 
 
 def test_mmd_is_the_mean_squared_difference_over_normal_frequencies():

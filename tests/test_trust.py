@@ -198,6 +198,7 @@ def test_of_too_few_candidates_to_correlate_the_regret_is_told():
     none = trust({"one": [[1], None], "other": [None, [1]]}, {"one": [1, 1], "other": [1, 1]}, [10.0, 20.0])
     assert [none[way]["regret"] for way in ("one", "other")] == [10, 0]
     assert none["one"]["all"]["n"] == 0
+    assert none["one"]["regret_over_time"] == {"seconds": [], "regret": []}
 
 
 def test_nothing_is_said_without_a_truth_or_a_score():
