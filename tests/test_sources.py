@@ -345,17 +345,18 @@ def test_files_of_an_archive_that_changed_are_read_again(tmp_path):
     assert load_source("mnist", data=tmp_path).test.images.unique().tolist() == [0]
 
 
-def test_a_failed_download_names_the_cache_and_the_ways_out(tmp_path, monkeypatch):
-    from torchvision.datasets import CIFAR10
+@pytest.mark.parametrize("name", ["CIFAR10", "SVHN"])
+def test_a_failed_download_names_the_cache_and_the_ways_out(tmp_path, monkeypatch, name):
+    import torchvision
 
     def download(self):
         raise URLError("no route to host")
 
-    monkeypatch.setattr(CIFAR10, "download", download)
+    monkeypatch.setattr(getattr(torchvision.datasets, name), "download", download)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cache = re.escape(str(tmp_path / "distilled-data"))
     with pytest.raises(SourceError, match=rf"downloaded to {cache}.*no route to host.*--data"):
-        load_source("cifar10")
+        load_source(name.lower())
 
 
 def test_a_data_folder_is_never_downloaded_to(tmp_path, monkeypatch):
