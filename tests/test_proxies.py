@@ -186,6 +186,8 @@ def test_checks_are_heard_of_the_first_network_whatever_is_trained_beside_it(way
     assert len(heard) == 3
     assert heard[-1] == pytest.approx(scores[0], abs=1e-3)
     assert scores[0] != scores[1]
+    with pytest.raises(UsageError, match="19 checks of a training need as many steps; 6 epochs have 18"):
+        ways(checks=19)
 
 
 @pytest.mark.parametrize(("at_once", "sizes"), [(0, [2, 1]), (1, [1, 1, 1]), (3, [3])])
