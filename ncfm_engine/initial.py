@@ -38,7 +38,7 @@ def initial_images(
         index = ClassSampler(source.train).draw(ipc * factor**2, generator)
     else:
         index = _typical(config, source, pool, ipc * factor**2, seed, device)
-    tiles = source.train.images[index.T.flatten()] / 255
+    tiles = source.train.images[index.T.flatten()].float() / 255
     tiles = torch.nn.functional.interpolate(
         tiles, size=(height // factor, width // factor), mode="bilinear", antialias=True
     )
@@ -58,7 +58,7 @@ def _typical(
         with torch.no_grad():
             parts = torch.arange(first, first + size).split(BATCH)
             batches = (source.train.images.index_select(0, part).to(device) for part in parts)
-            features = torch.cat([network.features((b / 255 - mean) / std).cpu() for b in batches])
+            features = torch.cat([network.features((b.float() / 255 - mean) / std).cpu() for b in batches])
         if config.initialisation == "herding":
             chosen = herding(features, count)
         else:
