@@ -36,7 +36,7 @@ from distilled_data import DeviceMemoryError, MissingExtraError, OutputError, Un
 
 from .memory import is_out_of_memory
 from .report import Report, silent
-from .spaces import Architecture, Space
+from .spaces import Architecture, Space, settings_kept
 from .stop import Stopped, StopRequest
 from .trust import DECIMALS
 
@@ -348,7 +348,8 @@ class _Worker:
 
         began = time.monotonic()
         try:
-            accuracies = list(self.score(trial.params, check))
+            with settings_kept():
+                accuracies = list(self.score(trial.params, check))
             mean = statistics.fmean(accuracies)
         except TrialPruned as pruned:
             seconds = round(time.monotonic() - began, 2)
@@ -364,8 +365,9 @@ class _Worker:
             if isinstance(error, torch.AcceleratorError) and not lack:
                 self._fatal = error
                 raise
-            text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-            trial.set_user_attr("memory" if lack else "reason", text[:500])
+            text = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0].rstrip(": ")
+            text = text[:500].encode(errors="backslashreplace").decode()  # or no report could be written
+            trial.set_user_attr("memory" if lack else "reason", text)
             if isinstance(error, SystemExit):  # of a user's code: one candidate has failed, not the search
                 raise RuntimeError(text) from None
             raise

@@ -1,11 +1,13 @@
 """Search spaces: from what an architecture is chosen, as plain data."""
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib
 import itertools
 import math
+import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +30,22 @@ __all__ = ["SPACES", "Architecture", "Space", "load_space"]
 LIBRARIES = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 
 LISTED = 1_000_000  # architectures, of which all are listed to draw from
+
+
+def _folder() -> str | None:
+    with contextlib.suppress(FileNotFoundError):  # it may have been deleted
+        return os.getcwd()
+
+
+# Of the process: how each is read, and set.
+SETTINGS: Sequence[tuple[Callable[[], Any], Callable[[Any], object]]] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_default_device, torch.set_default_device),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    (torch.get_num_threads, torch.set_num_threads),
+    (_folder, os.chdir),
+)
 
 Choice = str | int | float | bool
 Architecture = Mapping[str, Choice]  # one value of every axis
@@ -129,7 +147,7 @@ class Space:
         """A network on the CPU, with the initial weights that `seed` gives. Raises `UsageError` for one that
         has been trained.
         """
-        with seeded_with(seed):
+        with settings_kept(), seeded_with(seed):
             network = self.build(channels=channels, size=size, classes=classes, **architecture)
         if not isinstance(network, nn.Module):
             raise UsageError(f"build must return a torch.nn.Module, got {type(network).__name__}")
@@ -139,6 +157,20 @@ class Space:
                 "expected a new one, and zero_grad() if its making left any"
             )
         return network
+
+
+@contextlib.contextmanager
+def settings_kept() -> Iterator[None]:
+    """What a network sets for the whole process is its own: others that are trained here later would fail by
+    it, or be trained otherwise than elsewhere.
+    """
+    before = [get() for get, _ in SETTINGS]
+    try:
+        yield
+    finally:
+        for (get, put), value in zip(SETTINGS, before, strict=True):
+            if get() != value:
+                put(value)
 
 
 def _sources(name: str) -> Iterator[str]:

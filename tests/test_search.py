@@ -139,6 +139,47 @@ def test_what_a_candidate_raises_is_recorded_and_the_study_goes_on(database):
     assert len(study.trials) == 6  # they are not tried again
 
 
+def test_what_a_candidate_sets_for_its_process_is_not_left_to_those_after_it(database, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def settings():
+        modes = torch.is_grad_enabled(), torch.get_deterministic_debug_mode(), torch.get_num_threads()
+        return *modes, torch.get_default_dtype(), torch.get_default_device(), os.getcwd()
+
+    def score(architecture, check):
+        seen.append(settings())
+        torch.set_grad_enabled(False)
+        torch.use_deterministic_algorithms(True)
+        torch.set_num_threads(before[2] + 1)
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        os.chdir("/")
+        if architecture["b"]:
+            raise ValueError("so am I")
+        return [5.0]
+
+    seen, before = [], settings()
+    search(open_study(database, "x"), SMALL, list(SMALL), score)
+    assert seen == [before] * 6
+    assert settings() == before
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError("no file \udcff.pt"), "OSError: no file \\udcff.pt"),  # of a name that is not UTF-8
+        (ValueError("\nExpected 3 heads\ngot 2"), "ValueError: Expected 3 heads"),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_a_reason_is_a_line_that_can_be_written(database, error, reason):
+    def score(architecture, check):
+        raise error
+
+    [result] = search(open_study(database, "x"), SMALL, list(SMALL)[:1], score)
+    assert result.reason.encode() == reason.encode()
+
+
 def test_a_lack_of_memory_may_be_that_of_a_moment(database):
     tries = Counter()
 

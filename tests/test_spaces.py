@@ -56,6 +56,16 @@ def test_weights_that_python_and_numpy_draw_are_those_of_the_seed():
     assert states == (random.getstate(), np.random.get_state()[1].tolist())
 
 
+def test_a_network_is_trained_without_what_its_making_sets_for_the_process():
+    def build(channels, size, classes, x):
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        return torch.nn.Linear(2, 2)
+
+    Space({"x": (1,)}, build).network({"x": 1}, **SIZE, seed=0)
+    assert (torch.get_default_dtype(), torch.is_grad_enabled()) == (torch.float32, True)
+
+
 def test_what_is_no_module_is_named():
     with pytest.raises(UsageError, match=r"build must return a torch\.nn\.Module, got int"):
         Space({"x": (1,)}, lambda x, **size: 3).network({"x": 1}, **SIZE, seed=0)
