@@ -436,6 +436,7 @@ def test_a_report_says_why_nothing_is_said_of_trust_and_what_was_pruned():
     found = trust.trust(dict.fromkeys(ways, column), dict.fromkeys(ways, [1.0] * 3), values)
     content = HEAD | {"trust": found, "candidates": rows, "verified": {}, "strategy": "halving"}
     assert "| Spearman, all 3 | 1.00 | 1.00 | 1.00 |" in markdown(content)
+    assert "Kendall, the best" not in markdown(content)  # all three are
     assert "steps with candidates that they do not prune" in markdown(content)
     assert "regret.png" not in markdown(content)
     assert "optimiser steps.\n" in markdown(
@@ -444,6 +445,13 @@ def test_a_report_says_why_nothing_is_said_of_trust_and_what_was_pruned():
     assert "regret.png" in markdown(content | {"strategy": "exhaustive"})
     tied = {way: of_way | {"tied": 2} for way, of_way in found.items()}
     assert "| 3.0 (one of 2 equals) |" in markdown(content | {"trust": tied})
+
+
+def test_values_of_an_axis_keep_their_place_in_the_table():
+    done = {"state": "complete", "value": 5.0, "accuracies": [5.0], "seconds": 1.0}
+    cell = {"op": "|conv_3x3~0|+|none~0|\n", "width": 4}
+    text = markdown(HEAD | {"trust": {}, "candidates": [{"architecture": cell, "distilled": done}]})
+    assert r"| \|conv_3x3~0\|+\|none~0\| | 4 | 5.0 | 1.0 |" in text.splitlines()
 
 
 def test_a_report_tells_all_that_was_found_of_every_way():

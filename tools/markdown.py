@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table."""
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    """The lines of a table, whatever text is in its cells."""
+    every = [[" ".join(cell.splitlines()).replace("|", r"\|") for cell in cells] for cells in (head, *rows)]
+    lines = [f"| {' | '.join(cells)} |" for cells in every]
     return [lines[0], "|---" * len(head) + "|", *lines[1:]]
 
 

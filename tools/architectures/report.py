@@ -204,12 +204,16 @@ def _trust_table(content: Content) -> list[str]:
     def correlation(group: str, name: str) -> list[str]:
         return [_interval(found[way][group], name) for way in PROXIES]
 
+    best = found[PROXIES[0]]["top"]["n"]
+    of_the_best = {
+        f"Spearman, the {best} best": correlation("top", "spearman"),
+        "Kendall, the best": correlation("top", "kendall"),
+    }
     correlations = {
         f"Spearman, all {compared}": correlation("all", "spearman"),
         "below distilled images by": ["", *correlation("behind", "spearman")[1:]],
         "Kendall, all": correlation("all", "kendall"),
-        f"Spearman, the {found[PROXIES[0]]['top']['n']} best": correlation("top", "spearman"),
-        "Kendall, the best": correlation("top", "kendall"),
+        **(of_the_best if best < compared else {}),  # of all they would stand there twice
         "Spearman, all, of single networks": [
             ", ".join("-" if value is None else f"{value:.2f}" for value in found[way]["single"])
             for way in PROXIES
