@@ -114,7 +114,7 @@ def plot_agreement(columns: Columns, picks: Columns, best: float, path: Path) ->
         axis.sharey(axes[0])
         axis.scatter(scores, truth, s=14, alpha=0.7)
         axis.scatter(*picks[title], s=90, facecolors="none", edgecolors="C3", label="best as scored")
-        axis.axhline(best, color="grey", linewidth=0.8, linestyle=":")
+        axis.axhline(best, color="grey", linewidth=0.8, linestyle=":", label="best in full")
         axis.set(xlabel="accuracy as scored, percent", ylabel="accuracy by full training, percent")
     axes[0].legend(frameon=False, loc="lower right")
     _write(figure, path)

@@ -366,7 +366,8 @@ class _Worker:
                 self._fatal = error
                 raise
             text = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0].rstrip(": ")
-            text = text[:500].encode(errors="backslashreplace").decode()  # or no report could be written
+            # A lone surrogate cannot be written, and a report is no place for colours of a terminal.
+            text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text[:500])
             trial.set_user_attr("memory" if lack else "reason", text)
             if isinstance(error, SystemExit):  # of a user's code: one candidate has failed, not the search
                 raise RuntimeError(text) from None

@@ -169,6 +169,7 @@ def test_what_a_candidate_sets_for_its_process_is_not_left_to_those_after_it(dat
     [
         (OSError("no file \udcff.pt"), "OSError: no file \\udcff.pt"),  # of a name that is not UTF-8
         (ValueError("\nExpected 3 heads\ngot 2"), "ValueError: Expected 3 heads"),
+        (ValueError("\x1b[1mbold\0"), r"ValueError: \x1b[1mbold\x00"),
         (KeyError(), "KeyError"),
     ],
 )
