@@ -47,6 +47,8 @@ SETTINGS: Sequence[tuple[Callable[[], Any], Callable[[Any], object]]] = (
     (_folder, os.chdir),
 )
 
+GIVEN = ("channels", "size", "classes")  # arguments of `build` besides the axes
+
 Choice = str | int | float | bool
 Architecture = Mapping[str, Choice]  # one value of every axis
 
@@ -71,6 +73,8 @@ class Space:
         for name, values in self.axes.items():
             if not isinstance(name, str):
                 raise UsageError(f"the name of an axis is an argument of build, a text; got {name!r}")
+            if name in GIVEN:
+                raise UsageError(f"no axis can be called {name}: build gets those of the images by it")
             ordered = isinstance(values, Sequence) and not isinstance(values, str)
             kinds = {type(value) for value in values} if ordered else set()
             if not ordered or len(values) == 0 or not kinds <= {str, int, float, bool}:

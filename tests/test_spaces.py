@@ -163,6 +163,8 @@ def test_a_space_without_an_axis_is_refused():
 def test_an_axis_that_is_no_argument_and_a_build_that_is_no_function_are_refused():
     with pytest.raises(UsageError, match="argument of build, a text; got 1"):  # a database would make it "1"
         Space({1: (2, 4)}, torch.nn.Linear)  # type: ignore
+    with pytest.raises(UsageError, match="no axis can be called channels"):  # it would be given twice
+        Space({"channels": (2, 4)}, torch.nn.Linear)
     with pytest.raises(UsageError, match=r"build must be a function .*, got 'net'"):
         Space({"a": (2, 4)}, "net")  # type: ignore
 
