@@ -151,6 +151,7 @@ def search(
     score: Score,
     *,
     machine: str = "",
+    others: Callable[[], bool] = lambda: False,
     stop: StopRequest | None = None,
     report: Report = silent,
 ) -> list[Result]:
@@ -159,8 +160,9 @@ def search(
     `score(architecture, check)` trains networks and returns their accuracies in percent. It calls `check`
     with an accuracy `CHECKS` times, the last time at the end, or not at all if the strategy ends nothing
     early; what it raises itself makes the candidate a failed one. What is scored here is said to be scored by
-    `machine`, in words. Raises `Stopped` when `stop` is requested:
-    what is in work is left to the next process. Raises `UsageError` for a candidate that is there twice, and
+    `machine`, in words. While there are `others` that score, this process looks on: a candidate that kills
+    its process does not kill this one. Raises `Stopped` when `stop` is requested: what is in work is left to
+    the next process. Raises `UsageError` for a candidate that is there twice, and
     `OutputError` where the storage fails.
     """
     if len({_key(candidate) for candidate in candidates}) < len(candidates):
@@ -174,13 +176,13 @@ def search(
                 return list(progress.done.values())
             if stop and stop.requested:
                 raise Stopped(f"{study.study_name}, {len(progress.done)} of {len(candidates)} architectures")
-            if progress.open:
-                worker.put(random.choice(progress.open))
-            if progress.open or progress.waiting:
-                worker.run()
-            else:
+            if others() or not (progress.open or progress.waiting):
                 worker.bury()
                 time.sleep(WAIT_SECONDS)
+                continue
+            if progress.open:
+                worker.put(random.choice(progress.open))
+            worker.run()
 
 
 def results_of(study: Study, candidates: Sequence[Architecture]) -> list[Result | None]:

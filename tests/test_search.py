@@ -452,6 +452,19 @@ def test_a_process_that_died_in_the_last_candidate_is_noticed_by_one_that_begins
     assert (result.state, result.attempts) == ("complete", 2)
 
 
+def test_who_looks_on_trains_when_the_others_are_gone(database, quick):
+    study, left, seen = open_study(database, "x"), [True, True], []
+    candidates = list(SMALL)
+
+    def others():
+        seen.append(len(study.trials))
+        return bool(left and left.pop())
+
+    results = search(study, SMALL, candidates, by_width, others=others)
+    assert [result.value for result in results] == [2, 2, 3, 3, 4, 4]
+    assert seen == [0, 0, 0, 1, 2, 3, 4, 5]
+
+
 def test_who_gives_signs_of_life_is_not_taken_for_dead_however_long_it_takes(database, monkeypatch):
     study, candidates, found = open_study(database, "x"), list(SMALL)[:2], []
     other = module._Worker(open_study(database, "x"), SMALL, by_width)

@@ -122,6 +122,7 @@ def main(arguments: argparse.Namespace) -> None:
             arguments.verify,
             arguments.seed,
             machine_of(device),
+            crew.works,
         )
         if arguments.truth_of and not campaign.knows_truth():
             raise UsageError(

@@ -1,6 +1,6 @@
 """A search, the same by random images and by early stopping, and the truth about some of the candidates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -21,7 +21,7 @@ OTHERS = "by other searches"
 class Campaign:
     """`ways` are `ncfm_engine.proxies.proxies`; each has a study of its own in the storage, which is named by
     all that decides its scores, so that searches with anything in common share it. `machine` says where this
-    process trains.
+    process trains, which it does not while there are `others`.
     """
 
     space: Space
@@ -32,6 +32,7 @@ class Campaign:
     verify: int | None = None  # so many best, middle and random candidates; None: nothing is verified
     seed: int = 0
     machine: str = ""
+    others: Callable[[], bool] = lambda: False
 
     def run(self, stop: StopRequest, report: Report) -> None:
         """Do all of it, or what is left, together with all processes that do the same. Raises `Stopped`."""
@@ -80,9 +81,8 @@ class Campaign:
 
     def _score(self, way: str, candidates: Sequence[Architecture], stop: StopRequest, report: Report) -> None:
         score = partial(self.ways[way].score, self.space, stop=stop)
-        search(
-            self._studies[way], self.space, candidates, score, machine=self.machine, stop=stop, report=report
-        )
+        options = {"machine": self.machine, "others": self.others, "stop": stop, "report": report}
+        search(self._studies[way], self.space, candidates, score, **options)
 
     @cached_property
     def _studies(self) -> dict[str, Any]:

@@ -40,14 +40,15 @@ class Leash(StopRequest):
 
 
 class Crew:
-    """This process and `count` - 1 hands that it starts with its own arguments; they share the cores.
+    """`count` hands that this process starts with its own arguments, and looks on; a single one is itself.
 
-    Hands are started by `mend`, which also replaces those that were killed. Leaving the context ends them.
+    They share the cores. They are started by `mend`, which also replaces those that were killed. Leaving the
+    context ends them.
     """
 
     def __init__(self, count: int):
         self._hands: list[subprocess.Popen[bytes]] = []
-        self._missing = 0 if is_hand() else count - 1
+        self._missing = 0 if is_hand() or count == 1 else count
         self._threads = max(1, torch.get_num_threads() // count)
         self._replacements = REPLACEMENTS
 
@@ -68,6 +69,10 @@ class Crew:
             )
             self._hands.append(hand)
         self._missing = 0
+
+    def works(self) -> bool:
+        """Whether there are hands; where all of them end, the leader does the rest, or says why none can."""
+        return any(hand.poll() is None for hand in self._hands)
 
     def __enter__(self) -> Self:
         return self
