@@ -240,7 +240,7 @@ class DistilledDataset(Dataset[Any]):
         elif isinstance(index, Sequence) or (isinstance(index, (Tensor, np.ndarray)) and index.ndim > 0):
             rows = rows_of(index, len(self))
         else:
-            return self.__getitems__(rows_of([index], len(self)))[0]
+            return self._samples(rows_of([index], len(self)))[0]
         if rows and (self.transform or self.target_transform):
             batch = tuple(map(stacked, zip(*self._pairs(rows), strict=True)))
         else:
@@ -248,7 +248,15 @@ class DistilledDataset(Dataset[Any]):
         return batch if self.keys is None else dict(zip(self.keys, batch, strict=True))
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
-        """Samples of a batch, decoded together; `DataLoader` calls this."""
+        """Samples of a batch, decoded together; `DataLoader` calls this.
+
+        Those of a subclass with a `__getitem__` of its own are what that makes of them, one by one.
+        """
+        if type(self).__getitem__ is not DistilledDataset.__getitem__:
+            return [self[index] for index in indices]
+        return self._samples(indices)
+
+    def _samples(self, indices: list[int]) -> list[Any]:
         pairs = self._pairs(indices)
         return pairs if self.keys is None else [dict(zip(self.keys, p, strict=True)) for p in pairs]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from artifacts import flip, make_artifact
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from distilled_data import (
     Artifact,
@@ -880,3 +880,16 @@ def test_arrays_of_any_layout_are_taken(change):
 def test_artifacts_are_compared_by_their_hashes(artifact):
     assert artifact != dataclasses.replace(artifact)
     assert artifact in {artifact}
+
+
+def test_a_subclass_says_what_a_sample_is(data):
+    class Numbered(DistilledDataset):
+        def __getitem__(self, index):
+            return (*super().__getitem__(index), index)
+
+    numbered = Numbered(data.artifact)
+    for part, expected in ((numbered, [0, 1, 2, 3]), (Subset(numbered, [5, 0, 7, 2]), [5, 0, 7, 2])):
+        images, targets, rows = next(iter(DataLoader(part, 4)))
+        assert rows.tolist() == expected
+        assert torch.equal(images, data[expected][0])
+        assert torch.equal(targets, data[expected][1])
