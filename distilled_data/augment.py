@@ -229,7 +229,9 @@ def color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tens
     gain = saturation[:, None] * SATURATION
     spread = contrast[:, None] + CONTRAST
     grey = images.mean(1, keepdim=True)
-    mean = grey.mean((2, 3), keepdim=True)
+    # one large image alone would be shared out to threads, and be rounded by how many there are
+    summed = grey.expand(2, -1, -1, -1) if len(grey) == 1 else grey
+    mean = summed.mean((2, 3), keepdim=True)[: len(grey)]
     return torch.addcmul(grey * (spread * (1 - gain)) + mean * (1 - spread) + shift, images, spread * gain)
 
 

@@ -400,3 +400,17 @@ def test_mixing_is_differentiable_in_images_and_targets(name):
     (mixed.square().sum() + mixed_targets.square().sum()).backward()
     assert images.grad.abs().sum() > 0
     assert targets.grad.abs().sum() > 0
+
+
+def test_one_large_image_is_changed_alike_by_any_number_of_threads():
+    images = noise(1, 3, 225, 225, dtype=torch.float32)
+    threads, made = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            made.append([augment(images, "color", generator(seed)) for seed in range(20)])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(
+        torch.equal(one, other) for others in made[1:] for one, other in zip(made[0], others, strict=True)
+    )
