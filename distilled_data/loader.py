@@ -86,7 +86,7 @@ class Loader:
             images, targets = images.to(device), targets.to(device)
         self.images, self.targets, self.factor, self.label = images, targets, factor, label
         self.batch_size, self.augment, self.mix, self.relabel = batch_size, augment, mix, relabel
-        self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
+        self.shuffle, self.drop_last, self.seed = bool(shuffle), bool(drop_last), seed
         self.rank, self.world_size, self.infinite = rank, world_size, infinite
         self.keys = keys
         self.epoch = 0  # that the next pass is
@@ -166,7 +166,7 @@ class Loader:
             [place] = places
             with seeded(self.seed, "augment", *place, device=self.device):
                 made = self.augment(self.enlarged(tiles) / 255)
-            images = self.normalise(self.checked(made, len(tiles)) * 255)
+            images = self.normalise(self.checked(made, len(tiles)).float() * 255)
             if len(images) != len(targets):  # those of the teacher will take the place of these
                 targets = targets.new_zeros(len(images), *targets.shape[1:])
         else:

@@ -1,5 +1,6 @@
 """The loader: every sample once per epoch, addressed randomness, nothing but a gather away from the set."""
 
+import io
 import pickle
 import random
 import re
@@ -601,3 +602,19 @@ def test_colours_of_torchvision_are_changed_between_0_and_1(data):
     brighter = v2.ColorJitter(brightness=(1.0, 1.0))  # leaves them, but for what is not between 0 and 1
     for (images, _), (expected, _) in zip(data.loader(12, augment=brighter), data.loader(12), strict=True):
         torch.testing.assert_close(images, expected, atol=1e-4, rtol=0)
+
+
+def test_a_state_of_options_from_numpy_is_read_by_torch(data):
+    state = data.loader(5, shuffle=np.bool_(False), drop_last=np.bool_(True)).state_dict()
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loader = data.loader(5, shuffle=False, drop_last=True)
+    loader.load_state_dict(torch.load(file, weights_only=True))
+    assert loader.state_dict() == state
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_batches_are_float32_whatever_augment_returns(data, dtype):
+    images, _ = next(iter(data.loader(5, augment=lambda images: images.to(dtype))))
+    assert images.dtype == torch.float32
