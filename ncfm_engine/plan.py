@@ -28,6 +28,7 @@ from .pool import build
 from .presets import find_preset
 from .pretrain import check_blendable, pool_schedule
 from .ranks import Ranks
+from .sampling import real_per_class
 from .sources import Source
 
 RESULTS_FILE = "results.json"
@@ -161,6 +162,10 @@ def identity(plan: Plan, source: Source) -> dict[str, Any]:
     kept |= {"dataset": source.name, "dataset fingerprint": source.fingerprint}
     kept |= pool_schedule(plan.recipe.pretrain)
     kept |= {"torch": str(torch.__version__), "device": torch.device(plan.device).type}
+    real, counts = plan.recipe.distill.real_batch, source.train.counts
+    # Older checkpoints lack it: each class gave as few as the smallest has.
+    if (repeated := real_per_class(real, counts)) > counts.min():
+        kept["real images per class"] = repeated
     return kept | ({"compiled": True} if compiles(plan) else {})
 
 

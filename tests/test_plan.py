@@ -194,6 +194,9 @@ def test_the_identity_changes_with_what_decides_the_images_only(plan, digits):
     assert of(cosine) != of(cosine | {"distill.iterations": COMPILE_FROM - 1})
     assert of({}, dataclasses.replace(digits, fingerprint="other")) != same
     assert identity(dataclasses.replace(plan, device="cuda"), digits) != same
+    smallest, noted = int(digits.train.counts.min()), "real images per class"
+    assert noted not in of({"distill.real_batch": smallest})  # nor in checkpoints of when no class gave more
+    assert of({"distill.real_batch": smallest + 1})[noted] == smallest + 1
     assert "compiled" not in same  # nor in checkpoints of before it was noted
     assert identity(dataclasses.replace(plan, compile="on"), digits) == same | {"compiled": True}
 
