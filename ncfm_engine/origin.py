@@ -60,6 +60,8 @@ def real_images(
         )
     recorded = {} if (dataset or "").startswith("store:") else info.source.get("reading", {})
     known = {name: recorded[name] for name in CHANGES if name in recorded}
+    if "size" not in known:  # where it did nothing it was recorded too
+        known.pop("fit", None)
     real = load_source(dataset or info.dataset, **(known | (reading or {})), **options)
     source = hold_out(real, recipe.validation) if recipe.validation else real
     if source.fingerprint != info.source["fingerprint"]:

@@ -65,6 +65,11 @@ def test_a_store_is_taken_as_it_is(small, tmp_path):
     assert real_images(data, f"store:{tmp_path}/store", None)[0].fingerprint == small.fingerprint
 
 
+def test_a_fit_that_was_recorded_without_a_size_changes_nothing(digits):
+    data = made_of(digits, reading={"fit": "squash"})
+    assert real_images(data, None, None)[0].fingerprint == digits.fingerprint
+
+
 @pytest.mark.parametrize(
     ("dataset", "origin", "place"),
     [
