@@ -57,6 +57,14 @@ def test_every_contender_has_the_raw_time_of_every_round_at_every_ipc(content):
         assert row["images_per_second"] == pytest.approx(row["images_per_step"] / row["median"])
 
 
+def test_the_classes_of_a_process_give_as_many_real_images_as_the_largest_of_all(tool):
+    config = tool.setup_of(arguments(tool)).recipe.distill
+    count, counts = part("engine").images_per_step, torch.tensor([2, 2, 20])
+    parts = [count(config, 1, counts, classes) for classes in (slice(0, 2), slice(2, 3))]
+    assert parts == [2 * (16 + 2 * 4), 16 + 2 * 4]
+    assert count(config, 1, counts) == sum(parts)
+
+
 def test_every_ratio_has_both_its_sides(content):
     medians = {(row["ipc"], row["contender"]): row["median"] for row in content["comparison"]}
     assert len(content["ratios"]) == 4

@@ -29,17 +29,19 @@ class Engine(Contender):
         images = initial_images(config, source, pool, ipc=ipc, seed=seed)[:, part]
         self.images = images.contiguous().to(device)
         self.match = Match(config, self.game, self.images, ranks, None, {})
-        self.images_per_step = images_per_step(config, ipc, source.train.counts[part])
+        self.images_per_step = images_per_step(config, ipc, source.train.counts, part)
 
     def iterate(self, step: int) -> None:
         self.match.play()
         self.match.pending.clear()
 
 
-def images_per_step(config: DistillConfig, ipc: int, counts: torch.Tensor) -> int:
-    """Images that pass a network in a step with fresh features: real ones once, views once per loss."""
+def images_per_step(config: DistillConfig, ipc: int, counts: torch.Tensor, part: slice = slice(None)) -> int:
+    """Images that pass a network in a step with fresh features: real ones once, views once per loss; those of
+    the classes `part`, where `counts` are of all.
+    """
     real = real_per_class(config.real_batch, counts)
-    return len(counts) * (real + (2 if config.calibration else 1) * ipc * config.factor**2)
+    return len(counts[part]) * (real + (2 if config.calibration else 1) * ipc * config.factor**2)
 
 
 def whole_periods(config: DistillConfig, iterations: float) -> int:
