@@ -35,7 +35,11 @@ def parser() -> argparse.ArgumentParser:
     add("source", type=Path, help="a set of another project, or an artifact folder")
     add("output", type=Path, help="artifact folder to write, or the file or folder to export to")
     add("--name", help="name of the dataset (default: that of the file)")
-    add("--classes", type=lambda text: text.split(","), help="class names in label order, joined by commas")
+    add(
+        "--classes",
+        type=lambda text: text.split(","),
+        help="class names in label order, with commas (default: numbers; those of cifar10 and cifar100)",
+    )
     add("--factor", type=int, help="each image is factor x factor tiles (NCFM, IDC: 2; default: guessed)")
     add("--values", choices=VALUES, help="pixels are 0 to 255, 0 to 1, or normalised (default: guessed)")
     add("--mean", type=float, nargs="+", help="per channel, that the images were normalised with")
