@@ -82,19 +82,20 @@ class Batches:
     def at(self, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
         """The batch at this address, whatever was asked for before."""
         if (epoch, batch) not in self._made:
-            self._made = {place: made for place, made in self._made.items() if place > (epoch, batch)}
-            addresses = self._alike(epoch, batch)
+            epochs = range(epoch, epoch + max(1, self._ahead // len(self)))  # of a small set several
+            now, end = (epoch, batch), (epochs.stop, 0)
+            self._made = {place: made for place, made in self._made.items() if now < place < end}
+            addresses = self._alike(epochs, batch)
             # "unsafe" is what autograd does not take for views: a network may change its images in place
             made = (parts.unsafe_split(len(self.loaders)) for parts in self._several(addresses))
             self._made |= zip(addresses, zip(*made, strict=True), strict=True)
         return self._made.pop((epoch, batch))
 
-    def _alike(self, epoch: int, batch: int) -> list[Address]:
-        """This batch and those of its size that are made with it: of small sets, of several epochs."""
+    def _alike(self, epochs: range, batch: int) -> list[Address]:
+        """The batch of the first of these epochs, and those of its size in them that are made with it."""
         full = self.loaders[0].share // self.loaders[0].batch_size
-        epochs = range(epoch, epoch + max(1, self._ahead // len(self)))
         batches = range(full) if batch < full else [batch]
-        following = (place for place in product(epochs, batches) if place >= (epoch, batch))
+        following = (place for place in product(epochs, batches) if place >= (epochs.start, batch))
         return list(islice(following, self._ahead))
 
     def _several(self, addresses: Sequence[Address]) -> tuple[Tensor, Tensor]:

@@ -261,6 +261,9 @@ def test_as_many_whole_epochs_of_a_small_set_are_made_in_one_go_as_fit(loader, a
         batches.at(0, batch)
         assert len(batches._made) < ahead
     assert {epoch for epoch, _ in batches._made} | {0} == epochs
+    for epoch in range(9, 0, -1):  # backwards: what comes much later goes
+        batches.at(epoch, 0)
+        assert len(batches._made) < max(ahead, len(batches))
 
 
 def test_batches_made_in_one_go_are_of_the_memory_of_one_loader_and_can_be_changed_in_place(loader):
