@@ -173,7 +173,7 @@ def settings_kept() -> Iterator[None]:
         yield
     finally:
         for (get, put), value in zip(SETTINGS, before, strict=True):
-            if get() != value:
+            if value not in (None, get()):
                 put(value)
 
 
