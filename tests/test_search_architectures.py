@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+import torch
 from artifacts import make_artifact
 from children import is_alive, run_tool, start
 from commands import ROOT, called, flags
@@ -27,6 +28,7 @@ from ncfm_engine.networks import build_network
 from ncfm_engine.proxies import FULL, PROXIES
 from ncfm_engine.search import STRATEGIES
 from ncfm_engine.spaces import SPACES, Space
+from tools.architectures import crew
 from tools.architectures.campaign import Campaign
 from tools.architectures.crew import LEADER
 from tools.architectures.report import comparison, markdown, summary, write
@@ -371,6 +373,22 @@ def test_hands_that_are_killed_are_replaced_and_end_with_their_leader(set_folder
         leader.kill()
         leader.join()
     wait_for(lambda: not is_alive(second), "the end of the hand")
+
+
+def test_hands_that_end_at_once_are_not_replaced_for_ever(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["-c", "open('starts', 'a').write('x'); raise SystemExit(1)"])
+    monkeypatch.setattr(crew, "REPLACEMENTS", 3)
+    threads = torch.get_num_threads()
+
+    try:
+        with crew.Crew(2) as hands:
+            for done in (0, 0, 1, 1, 1, 1, 1):  # all of them are dead each time
+                hands.mend("search", done)
+                wait_for(lambda: not hands.works(), "the end of the hands")
+            assert len(Path("starts").read_text()) == (2 + 2) + 2 * 3
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_set_of_the_hub_is_searched_by_its_name(set_folder, tmp_path, loopback):

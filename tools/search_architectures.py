@@ -135,7 +135,7 @@ def main(arguments: argparse.Namespace) -> None:
 
         def report(stage: str, done: int, total: int, **figures: float) -> None:
             if done < total:
-                crew.mend()
+                crew.mend(stage, done)
             show(f"search ({stage.partition(' ')[0]})", done, total, **figures)
 
         def save() -> None:

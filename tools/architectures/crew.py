@@ -12,7 +12,7 @@ from ncfm_engine.sources.spread import default_workers
 from ncfm_engine.stop import StopRequest
 
 LEADER = "ARCHITECTURE_SEARCH_LEADER"  # in the environment of a hand: the process that started it
-REPLACEMENTS = 100  # of hands that were killed, or ended by an error
+REPLACEMENTS = 10  # of each hand that was killed, or ended by an error, until another candidate is done
 GOOD_ENDS = (0, 2, 75)  # exit codes: done, refused (the leader will say why), stopped on request
 
 
@@ -48,11 +48,14 @@ class Crew:
 
     def __init__(self, count: int):
         self._hands: list[subprocess.Popen[bytes]] = []
-        self._missing = 0 if is_hand() or count == 1 else count
+        self._count, self._missing = count, 0 if is_hand() or count == 1 else count
         self._threads = max(1, torch.get_num_threads() // count)
-        self._replacements = REPLACEMENTS
+        self._replacements, self._progress = 0, ("", 0)
 
-    def mend(self) -> None:
+    def mend(self, stage: str, done: int) -> None:
+        """Start hands, or replace those that died, but not for ever while no candidate is done."""
+        if (stage, done) != self._progress:
+            self._replacements, self._progress = REPLACEMENTS * self._count, (stage, done)
         torch.set_num_threads(self._threads)
         lost = [hand for hand in self._hands if hand.poll() not in (None, *GOOD_ENDS)]
         again = min(len(lost), self._replacements)
