@@ -285,7 +285,7 @@ class Batches(Dataset[Any]):
     def __init__(self, loader: Loader):
         self.loader = loader
         nothing = torch.empty(0, device="cpu")
-        self._epoch, self._order, self._numbers = -1, nothing, nothing
+        self._drawn = -1, nothing, nothing  # epoch, order, numbers: in one, as threads may be in two epochs
 
     def __len__(self) -> int:
         return self.loader.share
@@ -293,16 +293,17 @@ class Batches(Dataset[Any]):
     def __getitems__(self, indices: list[int]) -> Any:
         epoch, first = divmod(indices[0], len(self))
         loader = self.loader
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, loader.order(epoch)
-            self._numbers = loader.numbers(len(self), loader.place(epoch))
+        drawn, order, every = self._drawn
+        if epoch != drawn:
+            order, every = loader.order(epoch), loader.numbers(len(self), loader.place(epoch))
+            self._drawn = epoch, order, every
         positions = torch.tensor(indices, device="cpu") % len(self)
         if indices == list(range(indices[0], indices[0] + len(indices))):
-            place, numbers = loader.place(epoch, first), self._numbers[positions]
+            place, numbers = loader.place(epoch, first), every[positions]
         else:
             place = loader.place(*indices)
             numbers = loader.numbers(len(indices), place)
-        return next(loader.batches(self._order[positions], numbers, [place]))
+        return next(loader.batches(order[positions], numbers, [place]))
 
 
 class Indices(Sampler[int]):

@@ -576,6 +576,24 @@ def test_a_state_of_another_dataloader_is_refused(data):
         iter(data.dataloader(5, seed=2).sampler).load_state_dict(state)
 
 
+def test_threads_in_two_epochs_get_the_batches_of_their_own(data, monkeypatch):
+    options = {"augment": "color", "seed": 1}
+    loader = data.loader(5, **options)
+    expected = [list(loader), list(loader)]
+    dataset = data.dataloader(5, **options).dataset
+    numbers, seen = dataset.loader.numbers, []
+
+    def interrupted(count, place):  # another thread runs while this one draws
+        if place == (1,) and not seen:
+            seen.append(None)
+            seen[0] = [dataset.__getitems__([*range(48 + 5, 48 + 10)]), dataset.__getitems__([*range(5)])]
+        return numbers(count, place)
+
+    monkeypatch.setattr(dataset.loader, "numbers", interrupted)
+    assert same([dataset.__getitems__([*range(48, 53)])], expected[1][:1])
+    assert same(seen[0], [expected[1][1], expected[0][0]])
+
+
 def test_a_dataloader_that_was_not_begun_does_not_count_an_epoch(data):
     loader = data.dataloader(5, seed=1)
     iter(loader.sampler)
