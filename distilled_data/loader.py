@@ -111,8 +111,8 @@ class Loader:
         return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Any]:
-        first, self._first = self._first, 0
         while True:
+            first, self._first = self._first, 0
             epoch, self.epoch, count = self.epoch, self.epoch + 1, len(self)
             order = upload(self.order(epoch), self.images.device)
             numbers = self.numbers(self.share, self.place(epoch))
@@ -126,7 +126,6 @@ class Loader:
                     yield made
             if not self.infinite:
                 return
-            first = 0
 
     def order(self, epoch: int) -> Tensor:
         """Rows of this rank in the order of `epoch`, int64 on the CPU."""

@@ -339,6 +339,20 @@ def test_an_infinite_loader_is_the_epochs_one_after_the_other(data):
         data.loader(1000, drop_last=True, infinite=True)
 
 
+def test_an_infinite_pass_goes_on_at_the_batch_of_a_state_that_is_loaded_into_it(data):
+    loader = data.loader(20, seed=1, infinite=True)
+    passing = iter(loader)
+    next(passing)
+    loader.load_state_dict(loader.state_dict() | {"epoch": 4, "batch": 1})
+    expected = data.loader(20, seed=1)
+    epochs = []
+    for number in (0, 4, 5):
+        expected.set_epoch(number)
+        epochs.append(list(expected))
+    assert same([next(passing) for _ in range(7)], epochs[0][1:] + epochs[1][1:] + epochs[2])
+    assert same([next(iter(loader))], list(expected)[:1])  # of epoch 6, from its first batch
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_dataloader_gives_the_batches_of_the_loader_with_workers_and_without(data, workers):
     options = {"num_workers": workers, "multiprocessing_context": "spawn" if workers else None}
