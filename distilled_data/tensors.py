@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .errors import UsageError
 from .format import Artifact, Metadata
+from .indexing import as_int
 from .labels import as_temperature, soften
 
 VALUES = ("bytes", "unit", "normalised")  # 0..255, 0..1, (x - mean) / std of the latter
@@ -46,6 +47,7 @@ def artifact_of(
         raise UsageError(f"classes must be several names, in an order, got {classes!r}")
     images = own("images", images)
     classes, temperature = None if classes is None else tuple(classes), as_temperature(temperature)
+    factor = as_int("factor", factor, None)
     logits = None if logits is None else own("logits", logits)
     if logits is not None and _probable(logits):
         warnings.warn(

@@ -764,6 +764,9 @@ def test_numbers_may_be_those_of_numpy(whole):
     assert torch.equal(whole[np.array([3, 1], np.uint8)][0], whole[[3, 1]][0])
     warmer = whole.with_labels("soft", np.float32(4))
     json.dumps(warmer.info.labels)
+    packed = DistilledDataset.from_tensors(whole.artifact.images, factor=np.int64(2))
+    assert torch.equal(packed.images, whole.images)
+    packed.info.to_json()
     assert torch.equal(warmer.soft_targets, whole.with_labels("soft", 4).soft_targets)
 
 
