@@ -237,17 +237,17 @@ class DistilledDataset(Dataset[Any]):
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor | np.ndarray) -> Any:
         if isinstance(index, slice):
             rows = list(range(len(self))[index])
-        elif isinstance(index, Sequence) or (isinstance(index, (Tensor, np.ndarray)) and index.ndim > 0):
+        elif isinstance(index, Sequence) or getattr(index, "ndim", 0) > 0:
             rows = rows_of(index, len(self))
         else:
-            return self._samples(rows_of([index], len(self)))[0]
+            return self._samples([index])[0]
         if rows and (self.transform or self.target_transform):
             batch = tuple(map(stacked, zip(*self._pairs(rows), strict=True)))
         else:
             batch = self._batch(rows)
         return batch if self.keys is None else dict(zip(self.keys, batch, strict=True))
 
-    def __getitems__(self, indices: list[int]) -> list[Any]:
+    def __getitems__(self, indices: Sequence[Any] | Tensor) -> list[Any]:
         """Samples of a batch, decoded together; `DataLoader` calls this.
 
         Those of a subclass with a `__getitem__` of its own are what that makes of them, one by one.
@@ -256,8 +256,8 @@ class DistilledDataset(Dataset[Any]):
             return [self[index] for index in indices]
         return self._samples(indices)
 
-    def _samples(self, indices: list[int]) -> list[Any]:
-        pairs = self._pairs(indices)
+    def _samples(self, indices: Sequence[Any] | Tensor) -> list[Any]:
+        pairs = self._pairs(rows_of(indices, len(self)))
         return pairs if self.keys is None else [dict(zip(self.keys, p, strict=True)) for p in pairs]
 
     def _batch(self, indices: list[int]) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ def as_int(name: str, value: Any, least: int | None = 0) -> int:
 def rows_of(index: Any, length: int) -> list[int]:
     """Row numbers of a list, array or tensor of numbers, or of a mask. Raises `IndexError`."""
     try:
-        rows = np.asarray(index.detach().cpu() if isinstance(index, Tensor) else index)
+        rows = np.asarray([plain(part) for part in index] if isinstance(index, Sequence) else plain(index))
     except (TypeError, ValueError) as error:
         raise IndexError(f"expected whole numbers or a mask of {length}, got {index!r:.80}") from error
     if rows.ndim == 1 and len(rows) == 0:
@@ -41,6 +41,11 @@ def rows_of(index: Any, length: int) -> list[int]:
         if not -length <= number < length:
             raise IndexError(f"index {number} is outside the {length} samples")
     return numbers
+
+
+def plain(value: Any) -> Any:
+    """Numbers of a tensor, of which numpy takes none from a GPU, or the value itself."""
+    return value.tolist() if isinstance(value, Tensor) else value
 
 
 def stacked(column: Sequence[Any]) -> Any:

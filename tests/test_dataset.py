@@ -690,6 +690,32 @@ def test_an_index_that_names_no_samples_is_refused(data, index):
         data[index]
 
 
+class Column:
+    """As a column of pandas is: neither a sequence nor a tensor, but an array to numpy."""
+
+    ndim = 1
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array([3, 1], dtype)
+
+
+def test_a_column_of_a_table_is_an_index(data):
+    assert torch.equal(data[Column()][0], data[[3, 1]][0])
+
+
+def test_a_batch_sampler_may_give_tensors_and_arrays(data):
+    for batch in (torch.tensor([3, -1]), np.array([3, -1]), [torch.tensor(3), np.int64(-1)]):
+        images, _ = next(iter(DataLoader(data, batch_sampler=[batch])))
+        assert torch.equal(images, data[[3, 47]][0])
+
+
+@pytest.mark.parametrize("index", [1.5, True, torch.tensor(False), 48, -49])
+def test_a_sampler_that_names_no_sample_is_refused(data, index):
+    for batches in (DataLoader(data, 2, sampler=[index, index]), DataLoader(Subset(data, [index]), 1)):
+        with pytest.raises(IndexError, match=r"expected whole numbers|is outside the 48 samples"):
+            list(batches)
+
+
 def test_samples_as_dicts_have_the_keys_asked_for_and_keep_them_in_parts(data):
     data = data.with_format("dict", label_key="soft")
     assert list(data[0]) == list(data[0:2]) == list(data.select(ipc=1)[0]) == ["pixel_values", "soft"]
