@@ -106,6 +106,38 @@ def test_a_stateful_dataloader_goes_on_in_the_middle_of_an_epoch(data, ours):
         assert all(torch.equal(one, two) for one, two in zip(batch, other, strict=True))
 
 
+@pytest.mark.parametrize("step", [9, 14], ids=["in the middle of an epoch", "at the end of one"])
+def test_lightning_goes_on_with_the_loader(data, step, tmp_path):
+    lightning = pytest.importorskip("lightning")
+
+    class Watching(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.network, self.seen = nn.Linear(64, 10), []
+
+        def training_step(self, batch, index):
+            images, targets = batch
+            self.seen.append(images)
+            return soft_cross_entropy(self.network(images.flatten(1)), targets)
+
+        def on_train_batch_end(self, *_):
+            if self.global_step == step and len(self.seen) == step:
+                self.trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    def fit(**options):
+        names = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+        trainer = lightning.Trainer(max_epochs=3, accelerator="cpu", **dict.fromkeys(names, False))
+        trainer.fit(model := Watching(), data.loader(16, augment="dsa", mix="cutmix"), **options)
+        return model.seen
+
+    whole, rest = fit(), fit(ckpt_path=tmp_path / "stopped.ckpt", weights_only=True)
+    assert len(rest) == 21 - step
+    assert all(torch.equal(one, two) for one, two in zip(whole[step:], rest, strict=True))
+
+
 @pytest.mark.parametrize("labels", ["hard", "soft"])
 @pytest.mark.parametrize(
     ("example", "framework", "epochs"),
