@@ -131,4 +131,4 @@ def to_pil(image: Tensor) -> Any:
 
 
 def _file_name(name: str) -> str:
-    return re.sub(r"[^\w-]+", "_", name)[:80]
+    return re.sub(r"[^\w-]+", "_", name).encode()[:80].decode(errors="ignore")

@@ -88,7 +88,15 @@ def test_torchvision_reads_the_folders_in_label_order(data, tmp_path):
 
 
 def test_class_names_make_no_paths(tmp_path):
-    classes = ["../up", "a/b", "/root", "..", *(f"class {i}" for i in range(6)), "long" * 80]
+    classes = [
+        "../up",
+        "a/b",
+        "/root",
+        "..",
+        *(f"class {i}" for i in range(6)),
+        "long" * 80,
+        "\U00020000" * 90,
+    ]
     DistilledDataset(make_artifact(1, classes=classes)).to_imagefolder(tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir())[:4] == [
         "00__up",
