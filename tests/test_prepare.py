@@ -71,6 +71,7 @@ def small_files(monkeypatch):
     monkeypatch.setattr("ncfm_engine.sources.sorting.BLOCK", 3 * IMAGES[0].size)
 
 
+@pytest.mark.filterwarnings("ignore:10 of the 10 classes have fewer training images than the 4 tiles of each")
 def test_the_same_images_from_five_kinds_of_sources_are_distilled_to_the_same_bytes(tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR10
 
