@@ -284,10 +284,17 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> str:
         scores = [_score(row, kind) for kind in ("last", "random", "full", "best")]
         lines.append([*names, *scores, _plain(row.get("device", "-"))])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    told = f"{table}\n\n{_HOW_MEASURED}"
+    told = f"{table}\n\n{_HOW_MEASURED}{_tested_on(rows)}"
     if any(row.get("split", "test") != "test" for row in rows):
         told += _HELD_OUT
     return told + _BY_TEACHER if any(row.get("labels") == "teacher" for row in rows) else told
+
+
+def _tested_on(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many images the test set has, if all rows that say it say the same."""
+    tested = [row for row in rows if row.get("split", "test") == "test" and "test_images" in row]
+    counts = _different(str(row["test_images"]) for row in tested)
+    return f" The test set has {_plain(*counts)} images." if len(counts) == 1 else ""
 
 
 def _protocol(row: Mapping[str, Any]) -> str:

@@ -119,6 +119,7 @@ def _row(
         "labels": labels,
         "epochs": config.epochs,
         "split": source.split,
+        "test_images": len(source.test),
         "settings": settings_hash(config, trainings.network, trainings.seed),
         "n": config.repeats,
         **_mean_std("last", [last for last, _ in of_distilled]),

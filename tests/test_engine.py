@@ -151,13 +151,13 @@ def test_a_result_row_has_every_field_and_names_the_set_it_measured(digits, pool
     rows = evaluate(dataset, digits, EVALUATE, NETWORK, seed=0, device="cpu", pool=pool)
     assert [row["labels"] for row in rows] == ["hard", "soft"]
     expected = (
-        "dataset ipc network protocol labels epochs split settings n last_mean last_std best_mean best_std "
-        "random_mean random_std full_mean full_std full_n seconds seed content_hash "
-        "last_accuracies best_accuracies random_accuracies full_accuracies"
+        "dataset ipc network protocol labels epochs split test_images settings n "
+        "last_mean last_std best_mean best_std random_mean random_std full_mean full_std full_n "
+        "seconds seed content_hash last_accuracies best_accuracies random_accuracies full_accuracies"
     )
     assert set(rows[0]) == set(expected.split())
     assert rows[0]["content_hash"] == dataset.content_hash
-    assert rows[0]["n"] == 2
+    assert (rows[0]["n"], rows[0]["test_images"]) == (2, 359)
     assert rows[0]["best_mean"] >= rows[0]["last_mean"]
     assert 0 <= rows[0]["full_mean"] <= 100
 

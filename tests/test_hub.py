@@ -159,6 +159,17 @@ def test_the_results_table_has_mean_and_deviation_of_distilled_random_and_full()
         "| - | - | - | soft | - | - | - | - | - | - |\n"
     ) in card
     assert "held out" not in card
+    assert "The test set has" not in card
+
+
+def test_the_card_says_how_many_test_images_there_were_where_all_rows_agree():
+    held_out = {"split": "validation 0.1", "test_images": 143}
+    few, many = (RESULTS | {"test_images": count} for count in (71, 359))
+    assert "The test set has 71 images." in render_card(
+        make_artifact(results=(few, RESULTS, RESULTS | held_out))
+    )
+    assert "The test set has" not in render_card(make_artifact(results=(few, many)))
+    assert "The test set has" not in render_card(make_artifact(results=(RESULTS | held_out,)))
 
 
 def test_the_card_says_how_many_runs_the_full_dataset_had_and_what_is_no_test_set():
