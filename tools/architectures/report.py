@@ -28,7 +28,7 @@ TITLES = {
 SHOWN = 10  # candidates in the report
 CHOSEN = (
     " They are the best, some in the middle and some at random by the ranking of the distilled images, and "
-    "the picks of the others: correlations are higher among such than among all candidates."
+    "the picks of the others: correlations are usually higher among such than among all candidates."
 )
 CHOSEN_BY_OTHERS = (
     " Other searches in the same storage chose them and trained them: correlations may not be those among "
