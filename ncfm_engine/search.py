@@ -185,6 +185,32 @@ def search(
             worker.run()
 
 
+def adopt(study: Study, space: Space, results: Sequence[Result]) -> None:
+    """Add to `study` what another one is known to have found of candidates that are not done in it.
+
+    Raises `OutputError` where the storage fails.
+    """
+    import optuna
+
+    axes = _axes_of(space)
+    with _storage_of(study):
+        done = _Progress(study, [result.architecture for result in results]).done
+        for result in results:
+            if _key(result.architecture) in done:
+                continue
+            scored = {"accuracies": result.accuracies, "seconds": result.seconds, "machine": result.machine}
+            failed = result.state == "failed"
+            trial = optuna.create_trial(
+                state=optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.COMPLETE,
+                value=result.value,
+                params=dict(result.architecture),
+                distributions=axes,
+                user_attrs={"reason": result.reason} if failed else {"scored": scored},
+                intermediate_values=dict(enumerate(result.curve, start=1)),
+            )
+            study.add_trial(trial)
+
+
 def results_of(study: Study, candidates: Sequence[Architecture]) -> list[Result | None]:
     """What is known of the candidates by now, in their order; None for those that are not done.
 
@@ -276,16 +302,19 @@ def _result(candidate: Architecture, trials: Sequence[FrozenTrial]) -> Result | 
     return Result(candidate, "failed", reason=reason, attempts=len(finished))
 
 
+def _axes_of(space: Space) -> dict[str, Any]:
+    """As Optuna has them."""
+    from optuna.distributions import CategoricalDistribution
+
+    return {name: CategoricalDistribution(tuple(values)) for name, values in space.axes.items()}
+
+
 class _Worker:
     """Runs one trial after the other in this process."""
 
     def __init__(self, study: Study, space: Space, score: Score, machine: str = ""):
-        from optuna.distributions import BaseDistribution, CategoricalDistribution
-
         self.study, self.score, self.machine = study, score, machine
-        self._axes: dict[str, BaseDistribution] = {
-            name: CategoricalDistribution(tuple(values)) for name, values in space.axes.items()
-        }
+        self._axes = _axes_of(space)
         self._number = -1  # of the trial in work
         self._fatal: Exception | None = None  # after which this process cannot compute any more
 

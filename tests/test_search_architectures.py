@@ -187,7 +187,7 @@ def test_another_proxy_is_compared_with_the_truth_of_a_search(here, set_folder, 
     first = (*few, *AXES, *ONE, "--verify", "1", "--output", "first")
     status, _, error = here("search_architectures.py", *first, settings=QUICK)
     assert status == 0, error
-    longer = [*QUICK, "evaluate.epochs=4"]
+    longer = ["evaluate.epochs=4"]  # the other settings are those of the truth
     status, output, error = here("search_architectures.py", *few, "--truth-of", "first", settings=longer)
     assert status == 0, error
     [second] = (tmp_path / "searches").iterdir()
@@ -201,6 +201,18 @@ def test_another_proxy_is_compared_with_the_truth_of_a_search(here, set_folder, 
     assert "The search `first` chose them" in output
     assert not (second / "search.db").exists()
 
+    (tmp_path / "first" / "search.db").rename(tmp_path / "elsewhere.db")  # search.json is enough
+    alone = (*few, "--truth-of", "first", "--output", "alone")
+    status, _, error = here("search_architectures.py", *alone, settings=longer)
+    assert status == 0, error
+    rows = content(tmp_path / "alone")["candidates"]
+    assert {str(row["architecture"]): row["full"] for row in rows} == truth
+    assert [row["early"]["accuracies"] for row in rows] == [
+        row["early"]["accuracies"] for row in found["candidates"]
+    ]
+    assert not (tmp_path / "first" / "search.db").exists()
+    (tmp_path / "elsewhere.db").rename(tmp_path / "first" / "search.db")
+
     def refused(*words, settings=longer):
         status, _, error = here("search_architectures.py", *few, *words, settings=settings)
         return error if status == 2 else status
@@ -208,17 +220,18 @@ def test_another_proxy_is_compared_with_the_truth_of_a_search(here, set_folder, 
     assert "no --axis, --candidates or --verify" in refused("--truth-of", "first", *AXES)
     assert "nowhere/search.json is not what a search has found" in refused("--truth-of", "nowhere")
     other = [*longer, "evaluate.full_epochs=3"]
-    assert "lacks full trainings of these candidates" in refused("--truth-of", "first", settings=other)
+    assert "was not measured by these settings" in refused("--truth-of", "first", settings=other)
     names = ["distilled", "distilled", "early", "early", "full", "random", "random"]
     assert studies(f"sqlite:///{tmp_path / 'first' / 'search.db'}") == names  # nothing is left there by that
-    assert "lacks full" in refused("--truth-of", "first", "--storage", f"sqlite:///{tmp_path / 'typo.db'}")
-    assert not (tmp_path / "typo.db").exists()
+    assert "not measured by these" in refused("--truth-of", "first", "--seed", "1")
     assert "would be replaced" in refused("--truth-of", "first", "--output", "first")
-    (tmp_path / "first" / "search.db").rename(tmp_path / "elsewhere.db")
-    assert "or the --storage of that search" in refused("--truth-of", "first")
-    assert not (tmp_path / "first" / "search.db").exists()
-    (tmp_path / "elsewhere.db").rename(tmp_path / "first" / "search.db")
-    content_of = json.loads((tmp_path / "first" / "search.json").read_text())
+    content_of = content(tmp_path / "first")
+    older = {name: value for name, value in content_of.items() if name != "truth"}
+    (tmp_path / "first" / "search.json").write_text(json.dumps(older))
+    assert refused("--truth-of", "first", "--output", "second") == 0  # by the database beside it
+    missing = ("--storage", f"sqlite:///{tmp_path / 'typo.db'}")
+    assert "and its --storage" in refused("--truth-of", "first", *missing)
+    assert not (tmp_path / "typo.db").exists()
     rows = [row | {"full": None} for row in content_of["candidates"]]
     (tmp_path / "first" / "search.json").write_text(json.dumps(content_of | {"candidates": rows}))
     assert "trained nothing in full" in refused("--truth-of", "first")
@@ -711,7 +724,7 @@ def tool():
 
 def test_a_search_without_flags_is_of_all_candidates_and_a_random_one_of_100(tool):
     def candidates(*words):
-        return tool.choice(tool.parser().parse_args(["x", *words]))[1]
+        return tool.choice(tool.parser().parse_args(["x", *words]), {})[1]
 
     assert len(candidates()) == 720
     drawn = candidates("--strategy", "random")
@@ -725,19 +738,14 @@ def test_the_candidates_of_a_truth_are_those_that_were_trained_in_full_and_no_ot
     every = SPACES["convnet"].draw(3)
     rows = [
         {"architecture": one, "full": found}
-        for one, found in zip(every, [None, None, {"value": 1}], strict=True)
+        for one, found in zip(every, [None, None, {"value": 1, "state": "complete"}], strict=True)
     ]
     axes = {name: list(values) for name, values in SPACES["convnet"].axes.items()}
-    text = json.dumps({"space": "convnet", "axes": axes, "candidates": rows})
-    (tmp_path / "search.json").write_text(text)
+    known = {"space": "convnet", "axes": axes, "machines": [], "candidates": rows}
 
     def chosen(*words):
-        return tool.choice(tool.parser().parse_args(["x", "--truth-of", str(tmp_path), *words]))[1]
+        return tool.choice(tool.parser().parse_args(["x", "--truth-of", str(tmp_path), *words]), known)[1]
 
-    with pytest.raises(UsageError, match=r"search\.db is missing"):
-        chosen()
-    assert chosen("--storage", "sqlite:///elsewhere.db") == every[2:]
-    (tmp_path / "search.db").touch()
     assert chosen() == every[2:]
     for words in (("--axis", "width=4"), ("--candidates", "1"), ("--verify", "1"), ("--space", "resnet")):
         with pytest.raises(UsageError, match="that --space, and no --axis, --candidates or --verify"):
@@ -749,7 +757,7 @@ def test_candidates_are_trained_as_the_recipe_says_but_for_300_epochs_at_most(to
         recipe = Recipe().replace({"evaluate.epochs": epochs, "evaluate.cutmix": 0.25})
         settings = {"settings": dataclasses.asdict(recipe)}
         dataset = DistilledDataset(make_artifact(recipe=settings))
-        return tool.training_of(tool.parser().parse_args(["x", *words]), dataset)
+        return tool.training_of(tool.parser().parse_args(["x", *words]), dataset, {})
 
     assert training(2000) == EvaluateConfig(epochs=300, cutmix=0.25, repeats=1)
     assert training(20).epochs == 20
@@ -775,8 +783,8 @@ def test_another_search_has_another_folder_and_does_not_replace_the_results_of_t
     def asked(*words):
         arguments = tool.parser().parse_args(["sets/x", *words])
         dataset = DistilledDataset(make_artifact()).select(ipc=arguments.ipc)
-        space, _ = tool.choice(arguments)
-        what = tool.what_is_asked(arguments, dataset, space, tool.training_of(arguments, dataset))
+        space, _ = tool.choice(arguments, {})
+        what = tool.what_is_asked(arguments, dataset, space, tool.training_of(arguments, dataset, {}))
         return what, tool.folder_name(arguments, dataset)
 
     whole, name = asked()

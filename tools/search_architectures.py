@@ -18,6 +18,7 @@ import dataclasses
 import gc
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -42,18 +43,19 @@ from ncfm_engine.config import EvaluateConfig
 from ncfm_engine.origin import real_images, recipe_of, teacher_pool
 from ncfm_engine.plan import resolve_device
 from ncfm_engine.provenance import command, provenance
-from ncfm_engine.proxies import FULL, PROTOCOL, PROXIES, Proxy, proxies, splits
+from ncfm_engine.proxies import PROTOCOL, PROXIES, Proxy, proxies, splits
 from ncfm_engine.report import Bars, Report, silent
 from ncfm_engine.search import CHECKS, EARLY_ENDING, STRATEGIES
 from ncfm_engine.spaces import SPACES, Architecture, Space, load_space
 from ncfm_engine.stop import StopRequest
 from tools.architectures.campaign import ALL, Campaign
 from tools.architectures.crew import Crew, Leash, default_jobs, is_hand
-from tools.architectures.report import REPORT_FILE, RESULTS_FILE, summary, write
+from tools.architectures.report import REPORT_FILE, RESULTS_FILE, full_trainings, read, summary, write
 
 DATABASE_FILE = "search.db"
 EPOCHS = 300  # over the distilled images, where the recipe of the set has more
 RANDOM = 100  # candidates
+OF_TRUTH = ("full_epochs", "full_repeats")  # settings of full trainings
 # What makes a search, besides its candidates and how many are verified, of which there may be more later.
 IDENTITY = ("content_hash", "ipc", "labels", "space", "axes", "truth_of", "strategy", "seed")
 
@@ -96,7 +98,8 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.seed < 0:
         raise UsageError(f"--seed must be 0 or more, got {arguments.seed}")
     device = resolve_device(arguments.device)
-    space, candidates = choice(arguments)
+    known = read(arguments.truth_of) if arguments.truth_of else {}
+    space, candidates = choice(arguments, known)
     if arguments.truth_of:
         arguments.verify = ALL
     with (
@@ -107,7 +110,7 @@ def main(arguments: argparse.Namespace) -> None:
         show = silent if is_hand() else bars
         dataset = load(arguments.artifact, arguments.ipc)
         output = arguments.output or Path("searches") / folder_name(arguments, dataset)
-        config = training_of(arguments, dataset)
+        config = training_of(arguments, dataset, known)
         asked = what_is_asked(arguments, dataset, space, config)
         check_folder(output, asked)
         if arguments.dry_run:
@@ -117,18 +120,20 @@ def main(arguments: argparse.Namespace) -> None:
             space,
             candidates,
             ways_to_score(arguments, dataset, config, device, output, stop, show),
-            arguments.storage or f"sqlite:///{quote(str((arguments.truth_of or output) / DATABASE_FILE))}",
+            arguments.storage or f"sqlite:///{quote(str(database_of(arguments, output)))}",
             arguments.strategy,
             arguments.verify,
             arguments.seed,
             machine_of(device),
             crew.works,
         )
-        if arguments.truth_of and not campaign.knows_truth():
+        if known and known.get("truth") == campaign.truth and not is_hand():
+            campaign.take_truth(full_trainings(known))
+        if known and not campaign.knows_truth():
             raise UsageError(
-                "--truth-of: the storage lacks full trainings of these candidates by these settings; "
-                "expected --storage, --seed, images and --set evaluate.* as in that search, but for "
-                "evaluate.epochs and --seeds"
+                f"--truth-of: the truth of {arguments.truth_of} was not measured by these settings; expected "
+                "--seed, images and --set evaluate.* as in that search, but for evaluate.epochs and --seeds"
+                + ("" if "truth" in known else ", and its --storage, as it is of an older version")
             )
 
         begun = asked | surroundings(arguments, dataset, campaign, device)
@@ -161,10 +166,10 @@ def main(arguments: argparse.Namespace) -> None:
             )
 
 
-def choice(arguments: argparse.Namespace) -> tuple[Space, list[Architecture]]:
-    """The space, and the candidates: drawn from it, or those whose truth another search knows."""
+def choice(arguments: argparse.Namespace, known: Mapping[str, Any]) -> tuple[Space, list[Architecture]]:
+    """The space, and the candidates: drawn from it, or those whose truth another search, `known`, knows."""
     space, axes = load_space(arguments.space), settings(arguments.axis, "--axis", "name=value,value")
-    if arguments.truth_of is None:
+    if not known:
         space = space.with_axes(axes)
         drawn = arguments.candidates or (RANDOM if arguments.strategy == "random" else None)
         return space, space.draw(drawn, arguments.seed)
@@ -173,28 +178,25 @@ def choice(arguments: argparse.Namespace) -> tuple[Space, list[Architecture]]:
         raise UsageError(
             f"--truth-of and --output are both {arguments.output}; that search would be replaced"
         )
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        known = [row["architecture"] for row in found["candidates"] if row.get(FULL)]
-        name, there = found["space"], dataclasses.replace(space, axes=found["axes"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"--truth-of: {path} is not what a search has found: {error!r}") from error
-    if not known:
+    candidates, name = [result.architecture for result in full_trainings(known)], known["space"]
+    if not candidates:
         raise UsageError(f"--truth-of: the search of {path} trained nothing in full; it had no --verify")
     if axes or arguments.candidates or arguments.verify is not None or arguments.space != name:
         raise UsageError(
             f"--truth-of takes the candidates of {path}, of the space {name}, all verified; expected "
             "that --space, and no --axis, --candidates or --verify"
         )
-    if not arguments.storage and not (database := arguments.truth_of / DATABASE_FILE).exists():
-        raise UsageError(f"--truth-of: {database} is missing; expected it, or the --storage of that search")
-    return there, known
+    return dataclasses.replace(space, axes=known["axes"]), candidates
 
 
-def training_of(arguments: argparse.Namespace, dataset: DistilledDataset) -> EvaluateConfig:
-    """How candidates are trained: as the set's recipe says, and the flags."""
+def training_of(
+    arguments: argparse.Namespace, dataset: DistilledDataset, known: Mapping[str, Any]
+) -> EvaluateConfig:
+    """How candidates are trained: as the set's recipe says, or as the truth that is known, and the flags."""
     original = recipe_of(dataset, arguments.dataset)
     changes = {"evaluate.epochs": min(original.evaluate.epochs, EPOCHS), "evaluate.repeats": arguments.seeds}
+    theirs = known.get("settings", {})
+    changes |= {f"evaluate.{name}": theirs[name] for name in (*PROTOCOL, *OF_TRUTH) if name in theirs}
     said = settings(arguments.set)
     for name in said:
         if not name.startswith("evaluate.") or name in ("evaluate.labels", "evaluate.repeats"):
@@ -259,6 +261,7 @@ def surroundings(
     way = campaign.ways["distilled"]
     return {
         "steps": way.identity["steps"],
+        "truth": campaign.truth,
         "tested_on": len(way.source.test),
         "seen": not recipe_of(dataset).validation,
         "jobs": arguments.jobs or default_jobs(device),
@@ -278,7 +281,7 @@ def describe(
         most = count if verify == ALL else min(count, 3 * verify + 2)  # and the picks of the other ways
         truth = f"of {most} at most, {config.full_repeats} networks each, {config.full_epochs} epochs"
     ways = PROXIES if verify is not None else PROXIES[:1]
-    database = "--storage" if arguments.storage else (arguments.truth_of or output) / DATABASE_FILE
+    database = "--storage" if arguments.storage else database_of(arguments, output)
     rungs = f", ending at 1/{CHECKS} or 3/{CHECKS}" if arguments.strategy in EARLY_ENDING else ""
     lines = [
         f"candidates   {count} of {arguments.space}, {config.repeats} networks each, on {', '.join(ways)}",
@@ -290,6 +293,12 @@ def describe(
     return "\n".join(lines)
 
 
+def database_of(arguments: argparse.Namespace, output: Path) -> Path:
+    """The default: beside the results, or that of the search whose truth is asked for, if it is there."""
+    theirs = (arguments.truth_of or output) / DATABASE_FILE
+    return theirs if theirs.exists() else output / DATABASE_FILE
+
+
 def check_folder(output: Path, asked: dict[str, Any]) -> None:
     """Raise `UsageError` where the results of another search lie, which these would replace."""
     path = output / RESULTS_FILE
@@ -299,7 +308,7 @@ def check_folder(output: Path, asked: dict[str, Any]) -> None:
     if not isinstance(found.get("settings"), dict):
         raise UsageError(f"{path} is not what a search has found. Choose another --output.")
     deciding = [*PROTOCOL, "epochs", "repeats"]
-    deciding += ["full_epochs", "full_repeats"] if found.get("verified") else []
+    deciding += OF_TRUTH if found.get("verified") else []
     there, ours = (
         {name: content.get(name) for name in IDENTITY}
         | {name: content["settings"].get(name) for name in deciding}

@@ -8,7 +8,7 @@ from typing import Any
 from ncfm_engine.cache import sha256_of
 from ncfm_engine.proxies import FULL, PROXIES, Proxy
 from ncfm_engine.report import Report
-from ncfm_engine.search import EARLY_ENDING, Result, open_studies, results_of, search
+from ncfm_engine.search import EARLY_ENDING, Result, adopt, open_studies, results_of, search
 from ncfm_engine.spaces import SPACES, Architecture, Space
 from ncfm_engine.stop import StopRequest
 from ncfm_engine.trust import select
@@ -51,11 +51,19 @@ class Campaign:
             return {way: found[way] for way in PROXIES[:1]}
         return found
 
+    @property
+    def truth(self) -> str:
+        """A name for all that decides the truth: where it is equal, what another search found holds here."""
+        return self._name(FULL)
+
     def knows_truth(self) -> bool:
         """Whether every candidate has been trained in full, by this search or another; makes no studies."""
-        name = self._name(FULL)
-        found = open_studies(self.storage, {name: self._strategy(FULL)}, make=False)
-        return name in found and all(results_of(found[name], self.candidates))
+        found = open_studies(self.storage, {self.truth: self._strategy(FULL)}, make=False)
+        return self.truth in found and all(results_of(found[self.truth], self.candidates))
+
+    def take_truth(self, results: Sequence[Result]) -> None:
+        """Put what another search found by full trainings into the storage, unless it is there."""
+        adopt(self._studies[FULL], self.space, results)
 
     def verified(self) -> dict[str, list[int]]:
         """The candidates that are trained in full, by the reason for it."""

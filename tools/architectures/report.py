@@ -1,11 +1,13 @@
 """What a search has found: `search.json`, from which the Markdown and the plots are made."""
 
 import dataclasses
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distilled_data import UsageError
 from distilled_data.files import write_file
 from ncfm_engine.proxies import FULL, PROXIES
 from ncfm_engine.report import plot_agreement, plot_regret
@@ -93,6 +95,23 @@ def write(folder: Path, content: Content) -> None:
             {title: (columns["seconds"], columns["regret"]) for title, columns in regrets.items()},
             folder / REGRET_FILE,
         )
+
+
+def read(folder: Path) -> Content:
+    """What `write` has written into a folder. Raises `UsageError` where there is nothing of the kind."""
+    path = folder / RESULTS_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        _ = found["space"], found["axes"], found["settings"], full_trainings(found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is not what a search has found: {error!r}") from error
+    return found
+
+
+def full_trainings(content: Content) -> list[Result]:
+    """The truth that a search has found."""
+    machine, rows = "; ".join(content["machines"]), [row for row in content["candidates"] if row.get(FULL)]
+    return [Result(row["architecture"], machine=machine, **row[FULL]) for row in rows]
 
 
 def _pairs(rows: Sequence[Content], way: str) -> tuple[list[float], list[float]]:
