@@ -237,6 +237,29 @@ def test_another_proxy_is_compared_with_the_truth_of_a_search(here, set_folder, 
     assert "trained nothing in full" in refused("--truth-of", "first")
 
 
+def test_the_truth_that_is_published_here_can_be_compared_with(here, tmp_path):
+    results = ROOT / "tools" / "results"
+    known = content(results / "search-digits" / "digits-ipc10-hard-25")
+    known["candidates"] = [row for row in known["candidates"] if row["architecture"]["width"] == 8][:2]
+    (tmp_path / "known").mkdir()
+    (tmp_path / "known" / "search.json").write_text(json.dumps(known))
+    words = (
+        str(results / "digits" / "digits-ipc1"),
+        "--truth-of",
+        "known",
+        "--labels",
+        "hard",
+        "--jobs",
+        "1",
+    )
+    options = ("--output", "found", "--set", "evaluate.epochs=2")
+    status, _, error = here("search_architectures.py", *words, *options)
+    assert status == 0, error
+    pairs = zip(content(tmp_path / "found")["candidates"], known["candidates"], strict=True)
+    for found, row in pairs:
+        assert found["full"] == row["full"] | {"value": pytest.approx(row["full"]["value"])}
+
+
 SPACE = """
 import torch
 from ncfm_engine.spaces import Space
