@@ -264,10 +264,11 @@ def test_batches_made_ahead_can_be_changed_in_place_and_kept(data):
     with torch.inference_mode():
         next(passing)
     shift, weight = (torch.ones((), requires_grad=True) for _ in range(2))
-    images, _ = next(passing)
-    loss = (images.add_(shift) * weight).sum()
-    other, _ = next(passing)
+    images, targets = next(passing)
+    loss = (images.add_(shift) * weight).sum() + (targets * shift).sum()
+    other, labels = next(passing)
     other.mul_(2)
+    labels.mul_(2)
     loss.backward()
     assert other.untyped_storage().nbytes() == other.nbytes
 
