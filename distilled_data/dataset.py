@@ -257,7 +257,7 @@ class DistilledDataset(Dataset[Any]):
         return self._samples(indices)
 
     def _samples(self, indices: Sequence[Any] | Tensor) -> list[Any]:
-        pairs = self._pairs(rows_of(indices, len(self)))
+        pairs = self._pairs(rows_of(indices, len(self), masks=False))
         return pairs if self.keys is None else [dict(zip(self.keys, p, strict=True)) for p in pairs]
 
     def _batch(self, indices: list[int]) -> tuple[Tensor, Tensor]:

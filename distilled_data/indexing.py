@@ -23,19 +23,20 @@ def as_int(name: str, value: Any, least: int | None = 0) -> int:
     return number
 
 
-def rows_of(index: Any, length: int) -> list[int]:
-    """Row numbers of a list, array or tensor of numbers, or of a mask. Raises `IndexError`."""
+def rows_of(index: Any, length: int, *, masks: bool = True) -> list[int]:
+    """Row numbers of a list, array or tensor of numbers, or of a mask, if `masks`. Raises `IndexError`."""
+    expected = f"expected whole numbers or a mask of {length}" if masks else "expected whole numbers"
     try:
         rows = np.asarray([plain(part) for part in index] if isinstance(index, Sequence) else plain(index))
     except (TypeError, ValueError) as error:
-        raise IndexError(f"expected whole numbers or a mask of {length}, got {index!r:.80}") from error
+        raise IndexError(f"{expected}, got {index!r:.80}") from error
     if rows.ndim == 1 and len(rows) == 0:
         return []
-    if rows.ndim != 1 or rows.dtype.kind not in "biu":
-        raise IndexError(f"expected whole numbers or a mask of {length}, got {index!r:.80}")
+    if rows.ndim != 1 or rows.dtype.kind not in ("biu" if masks else "iu"):
+        raise IndexError(f"{expected}, got {index!r:.80}")
     mask = rows.dtype == bool
     if mask and len(rows) != length:
-        raise IndexError(f"expected whole numbers or a mask of {length}, got a mask of {len(rows)}")
+        raise IndexError(f"{expected}, got a mask of {len(rows)}")
     numbers = np.flatnonzero(rows).tolist() if mask else rows.tolist()
     for number in numbers:
         if not -length <= number < length:

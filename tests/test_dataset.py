@@ -716,6 +716,13 @@ def test_a_sampler_that_names_no_sample_is_refused(data, index):
             list(batches)
 
 
+def test_a_mask_in_the_place_of_the_rows_of_a_subset_is_refused_in_batches_of_any_size(data):
+    part = Subset(data, torch.arange(len(data)) < 3)
+    for size in (5, len(data)):
+        with pytest.raises(IndexError, match=r"expected whole numbers, got \[tensor\(True"):
+            list(DataLoader(part, size))
+
+
 def test_samples_as_dicts_have_the_keys_asked_for_and_keep_them_in_parts(data):
     data = data.with_format("dict", label_key="soft")
     assert list(data[0]) == list(data[0:2]) == list(data.select(ipc=1)[0]) == ["pixel_values", "soft"]
