@@ -4,6 +4,8 @@ Both take features [N, D] of one class and return int64 [count] rows of it, the 
 class with fewer images than that gives each of them before any one twice.
 """
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,10 +40,13 @@ def clusters(features: Tensor, count: int, seed: int) -> Tensor:
         from sklearn.cluster import k_means
     rows = features.numpy()
     distinct = len({row.tobytes() for row in rows})  # equal ones can be in one cluster only
-    centres, labels = k_means(rows, min(count, distinct), random_state=seed % 2**32)[:2]
+    with warnings.catch_warnings():  # clusters of images that are equal but for rounding may be empty
+        warnings.filterwarnings("ignore", "Number of distinct clusters")
+        centres, labels = k_means(rows, min(count, distinct), random_state=seed % 2**32)[:2]
     labels = np.asarray(labels)
     distance = np.linalg.norm(rows - centres[labels], axis=1)
-    order = np.argsort(-np.bincount(labels), kind="stable")
+    sizes = np.bincount(labels)
+    order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
     return _repeated(torch.tensor([np.where(labels == k, distance, np.inf).argmin() for k in order]), count)
 
 

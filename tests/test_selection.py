@@ -63,3 +63,12 @@ def test_a_class_with_fewer_images_gives_each_of_them_before_any_one_twice(featu
 def test_equal_images_are_one_cluster(features):
     for count in (2, 4):
         assert clusters(features[:1].repeat(6, 1), count, seed=0).tolist() == [0] * count
+
+
+def test_images_that_are_equal_but_for_rounding_leave_no_cluster_to_another_image(features):
+    """Features of equal images differ in the last bits where the batches they are in have other sizes."""
+    centres = features[[50, 40, 30, 20]]
+    rounded = centres.repeat(10, 1) + 1e-8 * torch.randn(40, 4, generator=generator_at(8))
+    chosen = clusters(rounded, 20, seed=0).tolist()
+    assert {row % 4 for row in chosen} == {0, 1, 2, 3}
+    assert chosen.count(0) <= chosen.count(chosen[0]) <= 3
