@@ -79,24 +79,27 @@ class Batches:
         """Number of batches in one epoch."""
         return len(self.loaders[0])
 
-    def at(self, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
-        """The batch at this address, whatever was asked for before."""
-        if (epoch, batch) not in self._made:
-            epochs = range(epoch, epoch + max(1, self._ahead // len(self)))  # of a small set several
-            now, end = (epoch, batch), (epochs.stop, 0)
+    def at(self, epoch: int, batch: int, steps: int | None = None) -> tuple[Tensor, Tensor]:
+        """The batch at this address, whatever was asked for before. Of a training of so many `steps` none is
+        made that comes later.
+        """
+        now = epoch, batch
+        if now not in self._made:
+            end = epoch + max(1, self._ahead // len(self)), 0  # of a small set several epochs
+            end = end if steps is None else min(end, divmod(steps, len(self)))
             self._made = {place: made for place, made in self._made.items() if now < place < end}
-            addresses = self._alike(epochs, batch)
+            addresses = self._alike(now, end)
             # "unsafe" is what autograd does not take for views: a network may change its images in place
             made = (parts.unsafe_split(len(self.loaders)) for parts in self._several(addresses))
             self._made |= zip(addresses, zip(*made, strict=True), strict=True)
-        return self._made.pop((epoch, batch))
+        return self._made.pop(now)
 
-    def _alike(self, epochs: range, batch: int) -> list[Address]:
-        """The batch of the first of these epochs, and those of its size in them that are made with it."""
+    def _alike(self, now: Address, end: Address) -> list[Address]:
+        """This batch, and those of its size before the `end` that are made with it."""
         full = self.loaders[0].share // self.loaders[0].batch_size
-        batches = range(full) if batch < full else [batch]
-        following = (place for place in product(epochs, batches) if place >= (epochs.start, batch))
-        return list(islice(following, self._ahead))
+        batches = range(full) if now[1] < full else [now[1]]
+        places = product(range(now[0], end[0] + 1), batches)
+        return list(islice((place for place in places if now <= place < end), self._ahead))
 
     def _several(self, addresses: Sequence[Address]) -> tuple[Tensor, Tensor]:
         """Batches of one size, one after the other, each for all networks: [batches x M, B, ...]."""

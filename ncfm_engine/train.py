@@ -301,7 +301,7 @@ class Training:
     def _descend(self, epoch: int, batch: int) -> None:
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate(self.step)
-        images, targets = self.batches.at(epoch, batch)
+        images, targets = self.batches.at(epoch, batch, self.course.steps)
         self.optimiser.zero_grad(set_to_none=False)  # of one alone they are the module's own
         logits = self.networks(images)
         if logits.shape[-1] != self.batches.classes:

@@ -266,6 +266,21 @@ def test_as_many_whole_epochs_of_a_small_set_are_made_in_one_go_as_fit(loader, a
         assert len(batches._made) < max(ahead, len(batches))
 
 
+@pytest.mark.parametrize("steps", [2, 5, 13])
+def test_no_batch_is_made_that_comes_after_the_last_step(loader, monkeypatch, steps):
+    def noted(addresses):
+        made.extend(addresses)
+        return several(addresses)
+
+    training, made = training_of(loader, SEEDS), []
+    batches, several = training.batches, training.batches._several
+    monkeypatch.setattr(batches, "_ahead", 50)
+    monkeypatch.setattr(batches, "_several", noted)
+    training.course = dataclasses.replace(training.course, steps=steps)
+    training.run()
+    assert sorted(made) == [divmod(step, len(batches)) for step in range(steps)]
+
+
 def test_batches_made_in_one_go_are_of_the_memory_of_one_loader_and_can_be_changed_in_place(loader):
     first = reseeded(loader, 0)
     first._ahead = 7
