@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.backends import cudnn
 
 from distilled_data import UnknownNameError, UsageError
 from distilled_data.randomness import generator_at, seeded_with
@@ -32,19 +33,24 @@ LIBRARIES = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "pure
 LISTED = 1_000_000  # architectures, of which all are listed to draw from
 
 
-def _folder() -> str | None:
-    with contextlib.suppress(FileNotFoundError):  # it may have been deleted
-        return os.getcwd()
+def _set_device(device: torch.device) -> None:
+    """None is the CPU, too, but every call of torch takes longer where that was set."""
+    torch.set_default_device(None if device.type == "cpu" else device)
 
 
 # Of the process: how each is read, and set.
 SETTINGS: Sequence[tuple[Callable[[], Any], Callable[[Any], object]]] = (
     (torch.get_default_dtype, torch.set_default_dtype),
-    (torch.get_default_device, torch.set_default_device),
+    (torch.get_default_device, _set_device),
     (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (lambda: cudnn.benchmark, functools.partial(setattr, cudnn, "benchmark")),
+    (lambda: cudnn.allow_tf32, functools.partial(setattr, cudnn, "allow_tf32")),
+    (lambda: cudnn.deterministic, functools.partial(setattr, cudnn, "deterministic")),
     (torch.get_num_threads, torch.set_num_threads),
-    (_folder, os.chdir),
+    (os.getcwd, os.chdir),
 )
 
 GIVEN = ("channels", "size", "classes")  # arguments of `build` besides the axes
@@ -168,13 +174,19 @@ def settings_kept() -> Iterator[None]:
     """What a network sets for the whole process is its own: others that are trained here later would fail by
     it, or be trained otherwise than elsewhere.
     """
-    before = [get() for get, _ in SETTINGS]
+    before = [_known(get) for get, _ in SETTINGS]
     try:
         yield
     finally:
         for (get, put), value in zip(SETTINGS, before, strict=True):
-            if value not in (None, get()):
+            if value not in (None, _known(get)):
                 put(value)
+
+
+def _known(get: Callable[[], Any]) -> Any:
+    # a folder that was deleted; a precision that was set by an interface which `get` is too old for
+    with contextlib.suppress(FileNotFoundError, RuntimeError):
+        return get()
 
 
 def _sources(name: str) -> Iterator[str]:

@@ -21,6 +21,8 @@ from optuna.pruners import BasePruner
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import IntegrityError
+from torch.backends import cudnn
+from torch.overrides import _get_current_function_mode_stack
 
 from distilled_data import DeviceMemoryError, OutputError, UnknownNameError, UsageError
 from ncfm_engine import search as module
@@ -162,11 +164,18 @@ def test_what_a_candidate_sets_for_its_process_is_not_left_to_those_after_it(dat
 
     def settings():
         modes = torch.is_grad_enabled(), torch.get_deterministic_debug_mode(), torch.get_num_threads()
-        return *modes, torch.get_default_dtype(), torch.get_default_device(), os.getcwd()
+        modes += cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, torch.is_anomaly_enabled()
+        modes += torch.get_default_device(), tuple(_get_current_function_mode_stack())  # slow if not empty
+        return *modes, torch.get_default_dtype(), torch.get_float32_matmul_precision(), os.getcwd()
 
     def score(architecture, check):
         seen.append(settings())
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = True, True, False
+        torch.set_float32_matmul_precision("high")
+        if architecture["b"]:  # as both are set now, by which the old way fails
+            torch.backends.cuda.matmul.fp32_precision = "ieee"
         torch.set_grad_enabled(False)
+        torch.autograd.set_detect_anomaly(True)
         torch.use_deterministic_algorithms(True)
         torch.set_num_threads(before[2] + 1)
         torch.set_default_dtype(torch.float64)
