@@ -178,6 +178,12 @@ def test_a_loop_with_another_alpha_does_not_agree(tool):
         part("loop").agreement(setup, other)
 
 
+@pytest.mark.parametrize("real", [5, 40])
+def test_random_images_are_as_many_as_a_step_is_said_to_take(tool, real):
+    setup = tool.setup_of(arguments(tool, f"--set distill.real_batch={real}"))
+    assert part("engine").Engine(setup).game.real.per_class == real
+
+
 def test_what_is_timed_are_the_steps_of_a_run(tool):
     more = "--set distill.iterations=3 --set distill.schedule=cosine --set distill.sampler_steps=2"
     setup = tool.setup_of(arguments(tool, f"--ipc 1 {more}"))

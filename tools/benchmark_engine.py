@@ -143,7 +143,6 @@ def setup_of(arguments: argparse.Namespace) -> Setup:
         dataset=arguments.dataset,
         data=arguments.data,
         classes=arguments.classes,
-        images_per_class=arguments.real_images,
         size=pixels,
         device=resolve_device(arguments.device),
         threads=arguments.threads,

@@ -25,7 +25,6 @@ class Setup:
     dataset: str | None = None  # as `load_source` takes it; None: random images of the shape below
     data: Path | None = None  # folder of a named dataset
     classes: int = 10
-    images_per_class: int = 1024
     size: int = 32  # pixels
     channels: int = 3
     device: str = "cpu"
@@ -47,12 +46,14 @@ class Setup:
         return source, self._random_networks(source)
 
     def _random_images(self) -> Source:
-        count, shape = self.classes * self.images_per_class, (self.channels, self.size, self.size)
+        config, shape = self.recipe.distill, (self.channels, self.size, self.size)
+        each = max(config.real_batch, self.recipe.ipc * config.factor**2)  # for a step, and for the tiles
+        count = self.classes * each
         distinct = torch.randint(
             256, (min(count, DISTINCT), *shape), generator=generator_at("images"), dtype=torch.uint8
         )
         images = distinct.repeat(-(-count // len(distinct)), 1, 1, 1)[:count]
-        targets = torch.arange(self.classes).repeat_interleave(self.images_per_class)
+        targets = torch.arange(self.classes).repeat_interleave(each)
         unmeasured = (
             torch.zeros(count, 32, dtype=torch.uint8),
             torch.zeros(count, self.channels, 2, dtype=torch.int64),
@@ -62,10 +63,10 @@ class Setup:
             Origin("random", "random"),
             classes=tuple(f"class {label}" for label in range(self.classes)),
             train=train,
-            test=train.where(torch.arange(count) % self.images_per_class == 0),
+            test=train.where(torch.arange(count) % each == 0),
             mean=(0.5,) * self.channels,
             std=(0.25,) * self.channels,
-            fingerprint=f"random {self.classes} {self.images_per_class} {shape}",
+            fingerprint=f"random {self.classes} {each} {shape}",
         )
 
     def _random_networks(self, source: Source) -> FeaturePool:
