@@ -8,7 +8,7 @@ from pinned memory: nothing waits for a GPU.
 
 import copy
 from collections.abc import Sequence
-from itertools import islice, product
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -97,9 +97,10 @@ class Batches:
     def _alike(self, now: Address, end: Address) -> list[Address]:
         """This batch, and those of its size before the `end` that are made with it."""
         full = self.loaders[0].share // self.loaders[0].batch_size
-        batches = range(full) if now[1] < full else [now[1]]
-        places = product(range(now[0], end[0] + 1), batches)
-        return list(islice((place for place in places if now <= place < end), self._ahead))
+        first, count = (0, full) if now[1] < full else (full, 1)  # of its size in an epoch
+        start, stop = (epoch * count + min(max(batch - first, 0), count) for epoch, batch in (now, end))
+        numbers = range(start, min(stop, start + self._ahead))
+        return [(number // count, first + number % count) for number in numbers]
 
     def _several(self, addresses: Sequence[Address]) -> tuple[Tensor, Tensor]:
         """Batches of one size, one after the other, each for all networks: [batches x M, B, ...]."""

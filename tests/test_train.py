@@ -281,6 +281,14 @@ def test_no_batch_is_made_that_comes_after_the_last_step(loader, monkeypatch, st
     assert sorted(made) == [divmod(step, len(batches)) for step in range(steps)]
 
 
+def test_batches_made_in_one_go_are_found_without_a_walk_through_the_epoch(loader, monkeypatch):
+    batches, full = Batches([loader], classes=10, cutmix=0.0), 10**15
+    batches._ahead = 3
+    monkeypatch.setattr(Loader, "share", loader.batch_size * full + 1)
+    assert batches._alike((2, full - 2), (4, 0)) == [(2, full - 2), (2, full - 1), (3, 0)]
+    assert batches._alike((2, full), (4, 0)) == [(2, full), (3, full)]
+
+
 def test_batches_made_in_one_go_are_of_the_memory_of_one_loader_and_can_be_changed_in_place(loader):
     first = reseeded(loader, 0)
     first._ahead = 7
