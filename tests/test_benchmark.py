@@ -178,6 +178,12 @@ def test_a_loop_with_another_alpha_does_not_agree(tool):
         part("loop").agreement(setup, other)
 
 
+def test_a_report_tells_how_many_real_images_there_are_where_more_are_asked_for(tool):
+    flags = arguments(tool, "--dataset digits --set distill.real_batch=500")
+    content = tool.description(flags, tool.setup_of(flags))
+    assert content["shape"] == "digits, 146 real images per class and step"
+
+
 @pytest.mark.parametrize("real", [5, 40])
 def test_random_images_are_as_many_as_a_step_is_said_to_take(tool, real):
     setup = tool.setup_of(arguments(tool, f"--set distill.real_batch={real}"))

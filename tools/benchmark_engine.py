@@ -31,6 +31,7 @@ from ncfm_engine.plan import resolve_device
 from ncfm_engine.pretrain import pretrain
 from ncfm_engine.provenance import provenance
 from ncfm_engine.report import Bars
+from ncfm_engine.sampling import real_per_class
 from ncfm_engine.sources import load_source
 from tools.benchmark.arithmetic import profile_step
 from tools.benchmark.engine import Engine
@@ -215,10 +216,14 @@ def description(arguments: argparse.Namespace, setup: Setup) -> dict[str, Any]:
         name: value.name if isinstance(value, Path) else value for name, value in vars(arguments).items()
     }
     gpu = setup.device.startswith("cuda")
-    images = arguments.dataset or f"{setup.classes} classes of {setup.channels}x{setup.size}x{setup.size}"
+    images = f"{setup.classes} classes of {setup.channels}x{setup.size}x{setup.size}"
+    real = setup.recipe.distill.real_batch
+    if setup.dataset:
+        counts = load_source(setup.dataset, data=setup.data).train.counts
+        images, real = setup.dataset, real_per_class(real, counts)
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "shape": f"{images}, {setup.recipe.distill.real_batch} real images per class and step",
+        "shape": f"{images}, {real} real images per class and step",
         "hardware": {
             "kind": "cuda" if gpu else "cpu",
             "name": torch.cuda.get_device_name(setup.device) if gpu else cpu_name(),
