@@ -180,11 +180,12 @@ def settings_kept() -> Iterator[None]:
     finally:
         for (get, put), value in zip(SETTINGS, before, strict=True):
             if value not in (None, _known(get)):
-                put(value)
+                with contextlib.suppress(FileNotFoundError):
+                    put(value)
 
 
 def _known(get: Callable[[], Any]) -> Any:
-    # a folder that was deleted; a precision that was set by an interface which `get` is too old for
+    # of a folder that was deleted; of a precision that was set by an interface which `get` is too old for
     with contextlib.suppress(FileNotFoundError, RuntimeError):
         return get()
 

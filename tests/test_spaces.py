@@ -16,7 +16,7 @@ from commands import ROOT
 
 from distilled_data import UnknownNameError, UsageError
 from ncfm_engine.networks import NORMS, build_network
-from ncfm_engine.spaces import LISTED, SPACES, Space, load_space
+from ncfm_engine.spaces import LISTED, SPACES, Space, load_space, settings_kept
 
 SIZE = {"channels": 3, "size": (16, 16), "classes": 4}
 
@@ -64,6 +64,20 @@ def test_a_network_is_trained_without_what_its_making_sets_for_the_process():
 
     Space({"x": (1,)}, build).network({"x": 1}, **SIZE, seed=0)
     assert (torch.get_default_dtype(), torch.is_grad_enabled()) == (torch.float32, True)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_folder_that_is_deleted_while_a_network_is_trained_is_no_error_of_its(tmp_path, monkeypatch, left):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with settings_kept():
+        if left:
+            os.chdir("/")
+        (tmp_path / "here").rmdir()
+        torch.set_grad_enabled(False)
+    assert torch.is_grad_enabled()
+    with settings_kept():
+        os.chdir("/")
 
 
 def test_what_is_no_module_is_named():
