@@ -234,7 +234,8 @@ def test_another_proxy_is_compared_with_the_truth_of_a_search(here, set_folder, 
     assert not (tmp_path / "typo.db").exists()
     rows = [row | {"full": None} for row in content_of["candidates"]]
     (tmp_path / "first" / "search.json").write_text(json.dumps(content_of | {"candidates": rows}))
-    assert "trained nothing in full" in refused("--truth-of", "first")
+    told = " ".join(refused("--truth-of", "first").split())
+    assert "trained nothing in full: it had no --verify, or all failed" in told
 
 
 def test_the_truth_that_is_published_here_can_be_compared_with(here, tmp_path):

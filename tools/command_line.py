@@ -100,7 +100,7 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
     add("--fit", choices=["crop", "squash"], help="cut the longer side for that (default), or squash it")
     add("--channels", type=int, choices=[1, 3], help="convert them to grey (1) or colour (3)")
     add("--classes", type=Path, help="file with the names of the classes, for shards and arrays with numbers")
-    add("--label-column", metavar="NAME", help="of a dataset of the Hub with several")
+    add("--label-column", metavar="NAME", help="of the classes, in a dataset of the Hub with several")
     add("--skip-damaged", action="store_true", help="leave out images that cannot be used, and name them")
     add(
         "--workers", type=count, help="processes that decode images (default: one for each core; 0: this one)"

@@ -87,7 +87,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0, help="of the draw and of the trainings (default: 0)")
     add("--output", type=Path, help="folder of the results (default: searches/SET-HASH-SPACE...)")
-    add("--storage", metavar="URL", help="database of the trials (default: sqlite, in the output folder)")
+    add(
+        "--storage",
+        metavar="URL",
+        help="database of the trials (default: search.db in the folder of --truth-of, or else of the output)",
+    )
     add("--jobs", type=positive, help="processes (default: one for each core; 4 on a GPU)")
     add("--dry-run", action="store_true", help="print what would be trained, and write nothing")
     return parser
@@ -180,7 +184,9 @@ def choice(arguments: argparse.Namespace, known: Mapping[str, Any]) -> tuple[Spa
         )
     candidates, name = [result.architecture for result in full_trainings(known)], known["space"]
     if not candidates:
-        raise UsageError(f"--truth-of: the search of {path} trained nothing in full; it had no --verify")
+        raise UsageError(
+            f"--truth-of: the search of {path} trained nothing in full: it had no --verify, or all failed"
+        )
     if axes or arguments.candidates or arguments.verify is not None or arguments.space != name:
         raise UsageError(
             f"--truth-of takes the candidates of {path}, of the space {name}, all verified; expected "
