@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.nn.utils import parameters_to_vector
 
 from distilled_data.randomness import generator_at, seed_at
@@ -354,6 +355,7 @@ def test_unshared_augmentation_differs_between_the_images_of_a_step(digits, pool
     same = step.normalise(digits.train.images[:1].float() / 255).repeat(20, 1, 1, 1)
     views = step._augment(same, 3, 3, slice(None))
     assert len({tuple(view.flatten().tolist()) for view in views}) == 20
+    assert not torch.equal(step._augment(same, 4, 3, slice(None)), views)
 
 
 def test_a_blend_is_the_straight_line_between_initial_and_trained_weights(digits, pool):
@@ -377,11 +379,14 @@ def test_compiled_passes_give_what_plain_ones_give(digits):
     config = NetworkConfig(width=8, depth=2, activation="sigmoid")  # of ReLU rounding may turn a gradient off
     networks = [build(config, digits, seed) for seed in range(4)]
     weights = torch.stack([parameters_to_vector(network.parameters()).detach() for network in networks])
-    smooth, gradients = FeaturePool(networks[0], weights.unflatten(0, (2, 2))), []
+    smooth, gradients, graphs = FeaturePool(networks[0], weights.unflatten(0, (2, 2))), [], []
     for compiled in (False, True):
+        counters.clear()
         step, images = game(digits, smooth, layout=Layout(10, 100), compile=compiled)
         step.backward(images, 0)
         losses = step.backward(images, 1)  # by another network, so its weights must not be compiled in
         gradients.append((losses.discrepancy, losses.calibration, images.grad))
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs == [0, 3]  # features of real images, those of synthetic ones, logits
     for plain, fused in zip(*gradients, strict=True):
         assert torch.allclose(plain, fused, rtol=1e-3, atol=1e-4)
