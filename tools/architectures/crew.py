@@ -34,10 +34,6 @@ class Leash(StopRequest):
         orphaned = is_hand() and os.getppid() != int(os.environ[LEADER])
         return orphaned or super().requested
 
-    def announce(self) -> None:
-        if not is_hand():
-            super().announce()
-
 
 class Crew:
     """`count` hands that this process starts with its own arguments, and looks on; a single one is itself.
