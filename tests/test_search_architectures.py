@@ -282,9 +282,9 @@ def space():
 
 def test_what_many_candidates_failed_by_is_said_once():
     failed = {"state": "failed", "reason": "ValueError: no width"}
-    rows = [{"architecture": {"width": width}, "distilled": failed} for width in range(3)]
+    rows = [{"architecture": {"width": width}, "distilled": failed} for width in range(2)]
     text = markdown(HEAD | {"trust": {}, "candidates": rows})
-    assert "\n## Failed\n\n- width=0 and 2 more, distilled images: ValueError: no width\n\n" in text
+    assert "\n## Failed\n\n- width=0 and 1 more, distilled images: ValueError: no width\n\n" in text
 
 
 def test_networks_that_cannot_be_trained_are_in_the_report_with_the_reason(here, set_folder, tmp_path):
@@ -419,13 +419,23 @@ def test_hands_that_end_at_once_are_not_replaced_for_ever(tmp_path, monkeypatch)
     threads = torch.get_num_threads()
 
     try:
+        torch.set_num_threads(4)
         with crew.Crew(2) as hands:
             for done in (0, 0, 1, 1, 1, 1, 1):  # all of them are dead each time
                 hands.mend("search", done)
+                assert torch.get_num_threads() == 2  # they share the cores
                 wait_for(lambda: not hands.works(), "the end of the hands")
             assert len(Path("starts").read_text()) == (2 + 2) + 2 * 3
     finally:
         torch.set_num_threads(threads)
+
+
+def test_hands_are_ended_by_who_leaves_them(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["-c", "import time; time.sleep(30)"])
+    with crew.Crew(2) as hands:
+        hands.mend("search", 0)
+        assert hands.works()
+    assert [hand.returncode for hand in hands._hands] == [-signal.SIGTERM] * 2
 
 
 def test_a_set_of_the_hub_is_searched_by_its_name(set_folder, tmp_path, loopback):
@@ -460,6 +470,7 @@ def test_a_folder_that_is_misspelt_is_told_before_the_hub_is_asked(set_folder, t
         (["--seed", "-1"], "--seed must be 0 or more, got -1"),
         (["--jobs", "0"], "argument --jobs: '0' is not a number, 1 or more"),
         (["--candidates", "-1"], "argument --candidates: '-1' is not a number, 1 or more"),
+        (["--labels", "both"], "argument --labels: invalid choice: 'both'"),
         (["--space", "grid"], "unknown space 'grid'"),
         (["--seeds", "0"], "EvaluateConfig.repeats must be 1 or more, got 0"),
         (["--storage", "nonsense"], "the storage nonsense cannot be opened"),
@@ -585,6 +596,9 @@ def test_plots_show_scores_with_their_truth_the_picks_and_the_regret_over_time(t
     assert [(title, seconds, regret[-1]) for title, (seconds, regret) in regrets.items()] == [
         *zip(titles, [[2.0, 4.0]] * 3, [0.0, 10.0, 0.0], strict=True)
     ]
+    drawn.clear()
+    write(tmp_path, HEAD | {"trust": found, "candidates": rows, "verified": {}, "strategy": "halving"})
+    assert list(drawn) == ["plot_agreement"]  # what was pruned took time as well
 
 
 def test_a_report_has_no_rows_of_correlations_that_are_of_too_few_candidates():
@@ -706,7 +720,9 @@ def test_what_is_verified_is_what_each_way_would_pick_of_those_that_it_could_tra
 
     chosen = sorted({1, 2, 3, 5, *drawn})
     for a in chosen:
+        assert not campaign.knows_truth()
         record(campaign, FULL, a, 70.0 + a)
+    assert not campaign.knows_truth()  # of all seven
     assert [a for a, result in enumerate(campaign.results()[FULL]) if result] == chosen
     quick = search_of_few(tmp_path)  # now it finds that of the other one
     assert quick.verified() == {"by other searches": chosen}

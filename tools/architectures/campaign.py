@@ -80,7 +80,7 @@ class Campaign:
                 for index, result in enumerate(results)
                 if result and result.state == "complete"
             }
-            if way == "distilled" and self.verify:
+            if way == "distilled":
                 places = select(list(scored.values()), self.verify, self.seed)
                 groups = {name: [list(scored)[place] for place in group] for name, group in places.items()}
             elif scored:
