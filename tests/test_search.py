@@ -20,7 +20,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from torch.backends import cudnn
 from torch.overrides import _get_current_function_mode_stack
 
@@ -73,6 +73,7 @@ def test_every_candidate_is_scored_once_and_in_their_order(database):
     assert [result.value for result in results] == [candidate["a"] + 1.0 for candidate in candidates]
     assert all(result.accuracies == [result.value - 1, result.value + 1] for result in results)
     assert states(study) == {"COMPLETE": 6}
+    assert study.best_value == 4  # as Optuna's own tools show it
     types = {type(name) for trial in study.trials for name in trial.params.values()}
     assert types == {int, bool}
 
@@ -99,6 +100,12 @@ def test_studies_share_the_connections_to_their_database_and_the_last_one_leaves
     del other
     gc.collect()
     assert engine.pool.checkedin() == 0
+
+
+def test_a_database_is_found_that_a_uri_names(database):
+    study = open_study(database, "x")
+    uri = database.replace("sqlite:///", "sqlite:///file:") + "?uri=true"
+    assert list(open_studies(uri, {study.study_name: "exhaustive", "y": "exhaustive"}, make=False)) == ["x"]
 
 
 def test_what_is_done_is_not_done_again_and_more_candidates_may_follow(database):
@@ -210,11 +217,15 @@ def test_a_reason_is_a_line_that_can_be_written(database, error, reason):
 
 def test_a_lack_of_memory_may_be_that_of_a_moment(database):
     tries = Counter()
+    moments = [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        torch.AcceleratorError("CUDA error: out of memory", 2),
+    ]
 
     def score(architecture, check):
         tries[architecture["a"]] += 1
-        if architecture["a"] == 1 and tries[1] == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        if architecture["a"] == 1 and moments:
+            raise moments.pop()
         if architecture["a"] == 2:
             raise DeviceMemoryError("too many networks at once")
         return [5.0]
@@ -223,7 +234,7 @@ def test_a_lack_of_memory_may_be_that_of_a_moment(database):
     results = search(open_study(database, "x"), SMALL, few, score)
     assert [result.state for result in results] == ["complete", "failed", "complete"]
     assert results[1].reason == "DeviceMemoryError: too many networks at once"
-    assert tries == {1: 2, 2: module.LIVES, 3: 1}
+    assert tries == {1: 3, 2: module.LIVES, 3: 1}
 
 
 def test_a_device_that_is_broken_ends_the_process_and_costs_the_candidate_one_life(database):
@@ -237,13 +248,16 @@ def test_a_device_that_is_broken_ends_the_process_and_costs_the_candidate_one_li
     assert (result.state, result.attempts) == ("complete", 2)
 
 
-def test_an_error_of_the_storage_is_not_the_candidates(database):
+@pytest.mark.parametrize(
+    "error", [StorageInternalError("database is locked"), OperationalError("SELECT", {}, Exception("locked"))]
+)
+def test_an_error_of_the_storage_is_not_the_candidates(database, error):
     raised = []
 
     def score(architecture, check):
         if not raised:
-            raised.append(StorageInternalError("database is locked"))
-            raise raised[0]
+            raised.append(error)
+            raise error
         return [5.0]
 
     (result,) = search(open_study(database, "x"), SMALL, [next(iter(SMALL))], score)
@@ -329,13 +343,16 @@ def test_a_candidate_that_is_there_twice_is_refused(database):
         search(open_study(database, "x"), SMALL, [*SMALL, next(iter(SMALL))], by_width)
 
 
-def test_a_stop_leaves_what_is_in_work_to_the_next_process_however_often(database):
+@pytest.mark.parametrize(
+    ("how", "told"), [(Stopped, r"^x, 0 of 1 architectures$"), (KeyboardInterrupt, "in the middle")]
+)
+def test_a_stop_leaves_what_is_in_work_to_the_next_process_however_often(database, how, told):
     def score(architecture, check):
-        raise Stopped("in the middle")
+        raise how("in the middle")
 
     study, candidate = open_study(database, "x"), next(iter(SMALL))
     for _ in range(module.LIVES):
-        with pytest.raises(Stopped, match=r"^x, 0 of 1 architectures$"):
+        with pytest.raises(how, match=told):
             search(study, SMALL, [candidate], score, stop=StopAfter(1))
     (result,) = search(study, SMALL, [candidate], by_width)
     assert result.state == "complete"
@@ -367,7 +384,8 @@ LARGE = Space({"a": tuple(range(85))}, torch.nn.Linear)
 @pytest.mark.parametrize(("strategy", "most"), [("halving", 7), ("hyperband", 12)])
 def test_what_is_worse_than_others_ends_early(database, strategy, most):
     study = open_study(database, "x", strategy)
-    results = search(study, MANY, MANY.draw(), rising)
+    results = search(study, MANY, MANY.draw(), rising, machine="here")
+    assert {result.machine for result in results} == {"here"}
     complete = [result for result in results if result.state == "complete"]
     pruned = [result for result in results if result.state == "pruned"]
     assert len(complete) + len(pruned) == len(MANY)
@@ -552,6 +570,18 @@ def test_of_two_trials_of_one_candidate_the_second_gives_way(database):
     assert states(study) == {"COMPLETE": 6, "PRUNED": 1}
 
 
+def test_who_finds_a_candidate_in_work_or_finds_none_gives_way(database):
+    study, scored = open_study(database, "x"), []
+    worker = module._Worker(study, SMALL, lambda *given: scored.append(given))
+    for _ in range(2):
+        worker.put(next(iter(SMALL)))
+    taken(study)
+    for _ in range(2):
+        worker.run()
+    assert [trial.user_attrs.get("given_up") for trial in study.trials] == [None, module.TAKEN, module.TAKEN]
+    assert not scored
+
+
 def test_a_candidate_that_kills_its_processes_counts_as_failed(database):
     study, candidate = open_study(database, "x"), next(iter(SMALL))
     for _ in range(module.LIVES):
@@ -655,6 +685,8 @@ def test_names_and_storages_that_do_not_exist_are_refused(database, tmp_path):
         open_study(database, "x", "halve")
     with pytest.raises(UsageError, match=r"the storage nonsense cannot be opened: .*as sqlite:///search\.db"):
         open_study("nonsense", "x")
+    with pytest.raises(UsageError, match=r"the storage mssql\+pymssql://host/db cannot be opened: .*install"):
+        open_study("mssql+pymssql://me:secret@host/db", "x")
     for nowhere in ("sqlite://", "sqlite:///", "sqlite:///:memory:"):
         with pytest.raises(UsageError, match=rf"the storage {nowhere} cannot be opened: it would lie in mem"):
             open_study(nowhere, "x")

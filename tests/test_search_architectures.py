@@ -602,13 +602,13 @@ def test_plots_show_scores_with_their_truth_the_picks_and_the_regret_over_time(t
 
 
 def test_a_report_has_no_rows_of_correlations_that_are_of_too_few_candidates():
-    ways, truths = ("distilled", "random", "early"), [1.0, 2.0, 3.0, 4.0]
+    ways, truths = ("distilled", "random", "early"), [1.0, 2.0, 3.0, 4.0, 5.0]
     scored = {way: [None if a == place else [a] for a in truths] for place, way in enumerate(ways, start=1)}
     done = [{"state": "complete", "value": a, "accuracies": [a], "seconds": 1.0} for a in truths]
     rows = [{"architecture": {"a": a}} | dict.fromkeys((*ways, "full"), of) for a, of in enumerate(done)]
-    found = trust.trust(scored, dict.fromkeys(ways, [1.0] * 4), truths)
+    found = trust.trust(scored, dict.fromkeys(ways, [1.0] * 5), truths)
     text = markdown(HEAD | {"trust": found, "candidates": rows, "verified": {}, "strategy": "halving"})
-    assert "no correlation to show: too few of them, 1, were scored to the end in all three ways" in text
+    assert "no correlation to show: too few of them, 2, were scored to the end in all three ways" in text
     assert "Spearman" not in text
     assert "| regret, points | 0.0 | 0.0 | 0.0 |" in text
 
