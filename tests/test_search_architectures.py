@@ -462,7 +462,9 @@ def test_a_folder_that_is_misspelt_is_told_before_the_hub_is_asked(set_folder, t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--verify", "none"], "neither a number, 1 or more, nor 'all'"),
+        (["--verify", "none"], "'none' is neither a number, 1 or more, nor 'all'"),
+        (["--verify", "0"], "'0' is neither a number, 1 or more, nor 'all'"),
+        (["--verify", "1", "--set", "evaluate.full_repeats=0"], "--verify needs evaluate.full_repeats of 1"),
         (["--axis", "width"], r"--axis width: expected name=value,value"),
         (["--axis", "width=4", "--axis", "width=8"], "--axis is given twice for one name: width=4 width=8"),
         (["--set", "validation=0.2"], "--set validation does not change a search"),
