@@ -240,7 +240,7 @@ def _words_of_database(error: BaseException | None) -> str | None:
     from sqlalchemy.exc import SQLAlchemyError
 
     while error and not isinstance(error, SQLAlchemyError):
-        error = error.__cause__ or error.__context__
+        error = error.__context__
     return str(error).splitlines()[0] if error else None
 
 
