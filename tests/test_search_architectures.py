@@ -97,6 +97,7 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path):
         assert (tmp_path / "found" / name).read_bytes().startswith(b"\x89PNG")
 
     assert "They are the best, some in the middle and some at random by the ranking" in output
+    assert "other searches" not in output
     of_others = markdown(found | {"verified": {"best": sorted(verified)[:1]}})
     assert "and what other searches in the same storage chose" in of_others
     everything = [
@@ -436,6 +437,11 @@ def test_hands_are_ended_by_who_leaves_them(monkeypatch):
         hands.mend("search", 0)
         assert hands.works()
     assert [hand.returncode for hand in hands._hands] == [-signal.SIGTERM] * 2
+    for count in (1, 2):  # alone, and as a hand
+        with crew.Crew(count) as none:
+            none.mend("search", 0)
+            assert not none.works()
+        monkeypatch.setenv(LEADER, "1")
 
 
 def test_a_set_of_the_hub_is_searched_by_its_name(set_folder, tmp_path, loopback):
