@@ -387,7 +387,8 @@ def test_a_validation_folder_stands_in_for_a_missing_test_folder(tmp_path, name)
 def test_beside_a_test_folder_one_for_validation_is_left_out(tmp_path):
     for number, name in enumerate(("validation", "train", "val", "test", "valid")):
         save_classes(tmp_path / name, images=2 + number, seed=number)
-    source = load_folder(tmp_path)
+    with pytest.warns(UserWarning, match="images are those in test; left out: val, valid, validation"):
+        source = load_folder(tmp_path)
     assert (source.train.counts.tolist(), source.test.counts.tolist()) == ([3, 3], [5, 5])
 
 

@@ -30,8 +30,8 @@ class FolderReader:
     """`path`/CLASS/**/IMAGE, or `path`/train/CLASS/... with test, val, valid or validation beside it.
 
     Classes have the order of their names, as in torchvision's ImageFolder. Hidden files and links to folders
-    below a class are left out, and with a warning what has no suffix of an image. Raises `SourceError` for
-    folders that do not fit together.
+    below a class are left out, and with a warning what has no suffix of an image and another folder of test
+    images. Raises `SourceError` for folders that do not fit together.
     """
 
     def __init__(self, path: str | Path):
@@ -76,8 +76,17 @@ class FolderReader:
 
 def _part_folders(root: Path) -> list[Path]:
     """The train and the test folder, or `root` alone where it holds the classes themselves."""
-    test = next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
-    return [root / "train", test] if test and (root / "train").is_dir() else [root]
+    found = [name for name in _TEST_FOLDERS if (root / name).is_dir()]
+    if not found or not (root / "train").is_dir():
+        return [root]
+    test, *unused = found
+    if unused:
+        warnings.warn(
+            f"{root}: the test images are those in {test}; left out: {', '.join(unused)}. To use their "
+            "images, move them into another folder.",
+            stacklevel=3,
+        )
+    return [root / "train", root / test]
 
 
 def _class_names(parts: Sequence[Path], root: Path) -> list[str]:
