@@ -590,17 +590,30 @@ def test_a_folder_that_may_not_be_read_is_not_left_out(tmp_path):
         load_folder(tmp_path)
 
 
-def test_an_empty_class_folder_is_named(tmp_path):
+def test_an_empty_class_folder_is_named_before_anything_is_decoded(tmp_path):
     (save_classes(tmp_path) / "c").mkdir()
-    with pytest.raises(SourceError, match=f"{tmp_path} has no usable image of 1 of its 3 classes: 'c'"):
-        load_folder(tmp_path)
+    (tmp_path / "c" / "0001").touch()
+    expected = f"{tmp_path} has no usable image of 1 of its 3 classes: 'c'"
+    with (
+        pytest.warns(UserWarning, match="left out 1 files .*, such as c/0001"),
+        pytest.raises(SourceError, match=expected),
+    ):
+        FolderReader(tmp_path)
 
 
-def test_folders_without_any_image_are_named(tmp_path):
+def test_an_empty_class_folder_of_test_images_is_named(tmp_path):
+    save_classes(tmp_path / "train")
+    (save_classes(tmp_path / "test", "a") / "b").mkdir()
+    with pytest.raises(SourceError, match="no usable test image of 1 of its 2 classes: 'b'"):
+        FolderReader(tmp_path)
+
+
+def test_folders_without_any_image_that_can_be_used_are_named(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").touch()
     with pytest.raises(SourceError, match="has no image that can be used"):
-        load_folder(tmp_path)
+        load_folder(tmp_path, skip_damaged=True)
 
 
 def test_a_single_class_is_refused(tmp_path):

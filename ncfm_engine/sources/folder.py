@@ -11,6 +11,7 @@ from pathlib import Path
 from distilled_data.errors import SourceError
 
 from .reader import PARTS, Damage, Origin, Record, Unit, stamp
+from .sorting import check_no_class_empty
 
 FILES = 1024  # in a unit
 
@@ -43,21 +44,29 @@ class FolderReader:
         folders = _part_folders(root)
         self.classes = _class_names(folders, root)
         self.origin = Origin(root.name, f"folder:{root.name}")
-        self.units = []
         others: list[Path] = []
-        for part, folder in zip(PARTS, folders, strict=False):
-            files = [
+        files = {
+            part: [
                 [str(file.relative_to(root)), label, *stamp(file)]
                 for label, name in enumerate(self.classes)
                 for file in _image_files(folder / name, root, others)
             ]
-            self.units += [Unit(part, files[first : first + FILES]) for first in range(0, len(files), FILES)]
+            for part, folder in zip(PARTS, folders, strict=False)
+        }
+        self.units = [
+            Unit(part, found[first : first + FILES])
+            for part, found in files.items()
+            for first in range(0, len(found), FILES)
+        ]
         if others:
             warnings.warn(
                 f"{root}: left out {len(others)} files whose names are not those of images, such as "
                 f"{others[0].relative_to(root)}. Give images a suffix, such as .png.",
                 stacklevel=2,
             )
+        for part, found in files.items():  # now, and not after hours of decoding
+            labels = [label for _, label, *_ in found]
+            check_no_class_empty(labels, self.classes, part if len(files) > 1 else "", self.where)
 
     def read(self, unit: Unit) -> Iterator[Record | Damage]:
         for name, label, *_ in unit.what:

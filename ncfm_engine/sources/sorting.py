@@ -60,13 +60,13 @@ class Sorted:
         if any(unit.part == "test" for unit in reader.units):
             is_test, test = np.repeat([part == "test" for part in parts], counts), "the source"
         else:
-            _check_no_class_empty(targets, classes, "", where)
+            check_no_class_empty(targets, classes, "", where)
             is_test = split_mask(targets, digests, classes, TEST_FRACTION, seed)
             test = f"{TEST_FRACTION:g} of each class, by sha256 of seed {seed} and content"
         rows = {}
         for part, mask in zip(PARTS, (~is_test, is_test), strict=True):
             chosen = np.flatnonzero(mask)
-            _check_no_class_empty(targets[chosen], classes, part, where)
+            check_no_class_empty(targets[chosen], classes, part, where)
             rows[part] = chosen[content_order(targets[chosen], digests[chosen])]
         number = np.repeat(np.arange(len(filled), dtype=np.int64), counts)
         within = np.concatenate([np.arange(count, dtype=np.int64) for count in counts])
@@ -138,7 +138,10 @@ def _classes(where: str, spools: Sequence[Spool]) -> tuple[str, ...]:
     return tuple(map(str, sorted(numbers) or sorted(names)))
 
 
-def _check_no_class_empty(targets: np.ndarray, classes: Sequence[str], part: str, where: str) -> None:
+def check_no_class_empty(
+    targets: np.ndarray | Sequence[int], classes: Sequence[str], part: str, where: str
+) -> None:
+    """Raise `SourceError` unless there is an image of each class in `part`, or of all parts, ""."""
     empty = np.flatnonzero(np.bincount(targets, minlength=len(classes)) == 0)
     if len(empty):
         names = ", ".join(repr(classes[i]) for i in empty[:5]) + (", ..." if len(empty) > 5 else "")
