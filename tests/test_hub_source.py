@@ -58,9 +58,12 @@ def test_images_and_labels_are_found_streamed_and_not(tmp_path, monkeypatch, siz
     monkeypatch.setattr(hub, "STREAMED_FROM", threshold)
     monkeypatch.setattr(hub, "ROWS", 10)
     monkeypatch.setattr(hub, "BATCH", 3)
+    told = {"license": "cc0-1.0", "citation": "@misc{flowers}"}  # as old data sets tell it
+    (folder / "dataset_infos.json").write_text(json.dumps({"default": told}))
     source = load_source(f"hf:{folder}")
     assert pixels_of(source) == EXPECTED
     assert source.classes == CLASSES
+    assert (source.origin.license, source.origin.citation) == tuple(told.values())
     assert (source.name, source.origin.id) == ("flowers", "hf:flowers")
 
 
@@ -91,9 +94,10 @@ def test_the_images_of_an_only_split_are_not_tested_on_as_well(tmp_path, name):
 def test_one_of_several_configurations_is_chosen_in_the_name(tmp_path):
     folder = write(tmp_path / "flowers", one=slice(8), two=slice(8, None))
     configurations = [{"config_name": name, "data_files": f"data/{name}-*"} for name in ("one", "two")]
-    (folder / "README.md").write_text(f"---\n{json.dumps({'configs': configurations})}\n---\n")
+    card = {"configs": configurations, "license": ["mit"]}
+    (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
     source = load_source(f"hf:{folder}:two")
-    assert source.origin.id == "hf:flowers:two"
+    assert (source.origin.id, source.origin.license) == ("hf:flowers:two", "mit")
     assert pixels_of(source) == by_pixels(IMAGES[8:], LABELS[8:])
 
 
@@ -267,6 +271,7 @@ def test_files_in_class_folders_are_read_as_datasets_reads_them(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     for place in (tmp_path / "flowers", "flowers"):
         source = load_source(f"hf:{place}")
+        assert source.origin.license == "unknown"
         assert (source.name, source.classes, pixels_of(source)) == ("flowers", CLASSES, EXPECTED)
 
 
@@ -291,12 +296,13 @@ def publish(folder, loopback) -> str:
 
 
 def read_in_a_process(home, loopback, offline: str = "0"):
-    """Id, revision, fingerprint and number of test images of org/flowers."""
+    """Id, revision, licence, fingerprint and number of test images of org/flowers."""
     program = """
 import json
 from ncfm_engine.sources import load_source
 source = load_source("hf:org/flowers")
-print(json.dumps([source.origin.id, source.origin.revision, source.fingerprint, len(source.test)]))
+origin = source.origin
+print(json.dumps([origin.id, origin.revision, origin.license, source.fingerprint, len(source.test)]))
 """
     settings = {
         "HF_ENDPOINT": loopback.url,
@@ -313,7 +319,7 @@ print(json.dumps([source.origin.id, source.origin.revision, source.fingerprint, 
 def test_a_repository_is_read_over_http_and_its_commit_is_recorded(tmp_path, loopback):
     folder = write(tmp_path / "flowers", train=slice(16), test=slice(16, None))
     commit = publish(folder, loopback)
-    expected = ["hf:org/flowers", commit, load_source(f"hf:{folder}").fingerprint, 8]
+    expected = ["hf:org/flowers", commit, "unknown", load_source(f"hf:{folder}").fingerprint, 8]
     assert read_in_a_process(tmp_path / "home", loopback) == expected
 
 
@@ -322,12 +328,13 @@ def test_a_repository_that_tells_its_small_size_is_kept_and_read_offline_at_the_
 ):
     folder = write(tmp_path / "flowers", train=slice(16), test=slice(16, None))
     splits = [{"name": "train", "num_examples": 16}, {"name": "test", "num_examples": 8}]
-    card = json.dumps({"dataset_info": {"splits": splits, "download_size": 9000, "dataset_size": 9000}})
+    info = {"splits": splits, "download_size": 9000, "dataset_size": 9000}
+    card = json.dumps({"dataset_info": info, "license": "cc-by-4.0"})
     (folder / "README.md").write_text(f"---\n{card}\n---\n")  # JSON is YAML
     commit = publish(folder, loopback)
     first = read_in_a_process(tmp_path / "home", loopback)
     asked = len(loopback.requests)
-    assert first[1] == commit
+    assert first[1:3] == [commit, "cc-by-4.0"]
     assert read_in_a_process(tmp_path / "home", loopback, offline="1") == first
     assert len(loopback.requests) == asked
 
@@ -336,4 +343,4 @@ def test_class_folders_of_a_repository_are_streamed_undecoded(tmp_path, loopback
     write_folder(tmp_path / "flowers", IMAGES, LABELS)
     publish(tmp_path / "flowers", loopback)
     here = load_source(f"hf:{tmp_path / 'flowers'}")
-    assert read_in_a_process(tmp_path / "home", loopback)[2] == here.fingerprint
+    assert read_in_a_process(tmp_path / "home", loopback)[3] == here.fingerprint

@@ -37,6 +37,7 @@ class HubReader:
         try:
             builder = datasets.load_dataset_builder(repo, config or None)
             commit = re.fullmatch("[0-9a-f]{40}", str(builder.hash))  # of files on disk it is shorter
+            license = _card_license(repo, commit and commit[0])
             known = [str(name) for name in builder.config.data_files or builder.info.splits or ()]
             chosen = dict(zip(PARTS, splits.split(",") if splits else _default_splits(known), strict=False))
             size = builder.info.dataset_size
@@ -75,7 +76,7 @@ class HubReader:
             name,
             f"hf:{name if local else repo}" + (f":{config}" if config else ""),
             commit[0] if commit else "unknown",
-            builder.info.license or "unknown",
+            license or builder.info.license or "unknown",
             builder.info.citation or "",
         )
 
@@ -121,6 +122,22 @@ class HubReader:
                 return Record(name, label, file.read())  # type: ignore[attr-defined]
         except (FileNotFoundError, IsADirectoryError):
             return Damage(name, f"no file {path}")
+
+
+def _card_license(repo: str, commit: str | None) -> str | None:
+    """What the card of a repository or a folder says, in words of the Hub; `datasets` does not pass it on."""
+    from huggingface_hub import DatasetCard, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        place = Path(repo) / "README.md"
+        if commit:
+            place = hf_hub_download(repo, "README.md", repo_type="dataset", revision=commit)
+        said = DatasetCard.load(place).data.license  # type: ignore[attr-defined]
+    except (EntryNotFoundError, ValueError):  # there is no card
+        return None
+    licenses = said if isinstance(said, list) else [said]
+    return licenses[0] if len(licenses) == 1 else "other"
 
 
 def _own_places(repo: str, base: str | None, files: Sequence[str]) -> tuple[tuple[str, ...], frozenset[str]]:
