@@ -125,7 +125,7 @@ class ArchiveReader:
         if not all(file.is_file() for file in files):
             for part in PARTS:
                 self._load(part)  # downloads it, or says what is missing
-        stamps = [[file.name, *stamp(file)] for file in files if file.is_file()]
+        stamps = [[file.name, *stamp(file)] for file in files]
         self.units = [Unit(part, stamps) for part in PARTS]
 
     @cached_property

@@ -65,7 +65,7 @@ class ShardReader:
         kinds = _kinds(shards)
         test = next((kind for kind in ("test", "val") if kind in kinds.values()), None)
         beside = Path(shards[0]).parent / CLASSES_FILE
-        if classes is None and not is_remote(shards[0]) and beside.is_file():
+        if classes is None and beside.is_file():
             classes = class_names(beside)
         self.classes = classes
         named = [] if classes is None else [sha256_of(classes)]
