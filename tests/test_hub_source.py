@@ -128,6 +128,7 @@ def test_splits_are_chosen_in_the_name(tmp_path):
     assert (source.origin.id, len(source.train), len(source.test)) == ("hf:flowers:default", 8, 8)
     rows = [*range(8), *range(16, len(IMAGES))]
     assert pixels_of(source) == by_pixels(IMAGES[rows], LABELS[rows])
+    assert len(load_source(f"hf:{folder}::train,test[:50%]").test) == 4
     part = load_source(f"hf:{folder}::test[:100%]")
     assert len(part.train) + len(part.test) == 8
 

@@ -151,6 +151,11 @@ def slowly(number):
     return number
 
 
+def wrongly(number):
+    if slowly(number):
+        raise RuntimeError("a fault of ours")
+
+
 def test_processes_are_started_after_as_long_as_that_takes(tmp_path, shards, monkeypatch):
     monkeypatch.setattr(spread, "DataLoader", None)
     monkeypatch.setattr(spread, "ELSE", 60.0)
@@ -163,6 +168,8 @@ def test_processes_are_started_after_as_long_as_that_takes(tmp_path, shards, mon
     monkeypatch.setattr(spread, "START", {})
     monkeypatch.setattr(spread, "ELSE", 0.05)
     assert sorted(spread.spread(slowly, range(4), workers=2)) == [0, 1, 2, 3]
+    with pytest.raises(RuntimeError, match="a fault of ours"):  # and not called a process that was killed
+        list(spread.spread(wrongly, range(4), workers=2))
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="processes are looked up as Linux shows them")

@@ -109,13 +109,16 @@ def test_several_files_are_the_same_source_as_one(folder, tmp_path, small_files)
     assert torch.equal(part[torch.tensor([7, 0])], one.train.images[torch.tensor([10, 3])])
 
 
-def test_a_view_of_one_image_is_not_a_copy(folder, tmp_path, small_files):
+def test_a_view_of_one_image_is_not_a_copy(folder, tmp_path, small_files, monkeypatch):
     images = prepare(reader(), tmp_path / "many", workers=0).train.images
     assert isinstance(images, Images)
     assert images[7].data_ptr() == images.parts[1][2].data_ptr()
     assert images.nbytes == sum(part.nbytes for part in images.parts)
     assert images.to("cpu") is images
     assert images.to("meta").device.type == "meta"
+    monkeypatch.setattr("ncfm_engine.sources.images.BLOCK", 5 * images[0].numel())
+    images.device = torch.device("meta")  # so that all are copied, as to a GPU
+    assert torch.equal(images.to("cpu"), images[:])
 
 
 def test_a_validation_split_reads_no_image_and_has_the_statistics_of_its_own(folder, monkeypatch):
