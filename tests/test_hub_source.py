@@ -276,6 +276,20 @@ def test_files_in_class_folders_are_read_as_datasets_reads_them(tmp_path, monkey
         assert (source.name, source.classes, pixels_of(source)) == ("flowers", CLASSES, EXPECTED)
 
 
+def test_a_card_may_name_an_archive_that_lies_elsewhere(tmp_path):
+    (tmp_path / "images").mkdir()
+    table = ["file_name,label"]
+    for row, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+        (tmp_path / "images" / f"{row}.png").write_bytes(encoded(image))
+        table.append(f"{row}.png,{label}")
+    (tmp_path / "images" / "metadata.csv").write_text("\n".join(table))
+    archive = shutil.make_archive(str(tmp_path / "elsewhere"), "zip", tmp_path / "images")
+    configurations = [{"config_name": "default", "data_files": archive}]
+    (tmp_path / "flowers").mkdir()
+    (tmp_path / "flowers" / "README.md").write_text(f"---\n{json.dumps({'configs': configurations})}\n---\n")
+    assert pixels_of(load_source(f"hf:{tmp_path / 'flowers'}")) == EXPECTED
+
+
 def test_what_is_not_there_or_has_no_images_is_refused(tmp_path):
     with pytest.raises(SourceError, match="hf:org/nothing cannot be loaded"):
         load_source("hf:org/nothing")

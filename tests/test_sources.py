@@ -143,7 +143,7 @@ def test_a_fraction_outside_of_zero_to_one_is_refused(digits, fraction):
 def test_mean_and_std_are_those_of_the_train_images_per_channel(tmp_path):
     for name in "ab":
         for i in range(4):
-            save(tmp_path / name / f"{i}.png", pixels(ord(name) + 7 * i, (4, 4, 3)))
+            save(tmp_path / name / f"{i}.png", pixels(ord(name) + 7 * i, (4, 5, 3)))
     source = load_folder(tmp_path)
     scaled = source.train.images.double() / 255
     assert source.mean == pytest.approx(scaled.mean((0, 2, 3)).tolist())
