@@ -22,6 +22,7 @@ from PIL import Image
 
 from distilled_data.errors import MissingExtraError, SourceError, UnknownNameError, UsageError
 from ncfm_engine.sources import SOURCES, LabelledImages, Source, hold_out, load_source
+from ncfm_engine.sources.archives import ArchiveReader
 from ncfm_engine.sources.decode import Decoder
 from ncfm_engine.sources.folder import FolderReader
 from ncfm_engine.sources.reader import Damage
@@ -359,6 +360,18 @@ def test_a_failed_download_names_the_cache_and_the_ways_out(tmp_path, monkeypatc
         load_source(name.lower())
 
 
+def test_what_was_downloaded_is_prepared_once(monkeypatch):
+    from torchvision.datasets import MNIST
+
+    def download(self):
+        return Path(self.raw_folder).exists() or write_mnist(Path(self.root))
+
+    monkeypatch.setattr(MNIST, "download", download)
+    fingerprint = load_source("mnist").fingerprint
+    monkeypatch.setattr(ArchiveReader, "read", None)
+    assert load_source("mnist").fingerprint == fingerprint
+
+
 def test_a_data_folder_is_never_downloaded_to(tmp_path, monkeypatch):
     from torchvision.datasets import MNIST
 
@@ -414,6 +427,7 @@ def test_splits_without_classes_are_not_taken_for_classes(tmp_path):
 def test_a_class_of_trains_is_one(tmp_path):
     save_classes(tmp_path / "train", classes=["bus", "train"])
     save_classes(tmp_path / "test", classes=["bus", "train"])
+    (tmp_path / "train" / "train" / "notes.txt").touch()
     assert FolderReader(tmp_path).classes == ["bus", "train"]
 
 
