@@ -245,6 +245,14 @@ def test_a_changed_statistic_is_found_by_opening(folder, name):
         open_store(folder)
 
 
+def test_counts_of_other_files_are_found_by_opening(folder):
+    index = json.loads((folder / INDEX_FILE).read_text())
+    index["counts"]["train"] = [1, 0, 0, 0]
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+    with pytest.raises(IntegrityError, match="the files of train do not fit together"):
+        open_store(folder)
+
+
 @pytest.mark.parametrize("size", [0, 100, -1])
 def test_a_cut_file_is_refused(folder, size):
     path = folder / "test-00000.safetensors"
