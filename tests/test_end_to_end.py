@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import threading
 import warnings
@@ -160,6 +161,24 @@ def test_a_command_ends_with_the_status_of_its_error(monkeypatch, capsys, error,
             assert end.value is error
         else:
             assert (end.value.code, capsys.readouterr().err) == (status, words)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch has another OpenMP elsewhere")
+@pytest.mark.parametrize(
+    ("tool", "asked", "count"),
+    [
+        ("evaluate", {}, "1000"),
+        ("ablate", {}, "1000"),
+        ("evaluate", {"GOMP_SPINCOUNT": "7"}, "7"),
+        ("ablate", {"OMP_WAIT_POLICY": "active"}, "30000000000"),
+    ],
+)
+def test_threads_that_wait_soon_leave_their_core_to_others(tool, asked, count):
+    words = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), "--help"]
+    variables = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    variables |= asked | {"OMP_DISPLAY_ENV": "verbose"}
+    told = subprocess.run(words, env=variables, capture_output=True, text=True, timeout=120).stderr
+    assert f"GOMP_SPINCOUNT = '{count}'" in told
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import torch
 from command_line import (
     DATA,
     add_distilling_flags,
@@ -84,9 +83,9 @@ def main(arguments: argparse.Namespace) -> None:
     make_folder(output.parent)
     with alone(output), StopRequest(arguments.time_budget) as stop, Bars() as bars:
         source = open_source(plan, stop=stop, report=bars)
-        head = description(arguments.study, plan, source)
-        findings = read(output, head)
         where = provenance(plan.device)
+        head = description(arguments.study, plan, source, where["versions"]["torch"])
+        findings = read(output, head)
         origin = {"code_revision": where.pop("code_revision"), "compiled": compiles(plan)}
         head |= where
         laboratory = Laboratory(plan, source, arguments.work, stop, bars)
@@ -117,7 +116,7 @@ def in_order(findings: dict[str, Finding], names: list[str]) -> list[Finding]:
     return [findings[name] for name in names if name in findings and findings[name].runs]
 
 
-def description(name: str, plan: Plan, source: Source) -> dict[str, Any]:
+def description(name: str, plan: Plan, source: Source, torch: str) -> dict[str, Any]:
     """What all findings of a file have in common."""
     return {
         "study": name,
@@ -126,8 +125,8 @@ def description(name: str, plan: Plan, source: Source) -> dict[str, Any]:
         "fingerprint": source.fingerprint,
         "ipc": plan.recipe.ipc,
         "settings": dataclasses.asdict(plan.recipe),
-        "torch": str(torch.__version__),
-        "kind of device": torch.device(plan.device).type,
+        "torch": torch,
+        "kind of device": plan.device.partition(":")[0],
     }
 
 

@@ -16,6 +16,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+# A thread of OpenMP that waits for the others looks 300,000 times before it sleeps. Where other programs use
+# the cores too, it keeps off the very threads that it waits for. Read when torch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 # so that a checkout runs without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
