@@ -271,7 +271,9 @@ def describe(plan: Plan, source: Source) -> str:
     shape = [recipe.ipc, source.num_classes, source.channels, source.height, source.width]
     files = [plan.output / name for name in FOLDER_FILES]
     names = (METRICS_FILE, CHECKPOINT_FILE, LOSS_PLOT_FILE, RESULTS_FILE, COSTS_FILE)
-    files += [plan.run_folder / name for name in names]
+    here, folder = Path.cwd(), plan.run_folder
+    folder = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    files += [folder / name for name in names]
     changed = differences(Recipe(), recipe)
     lines = [
         f"dataset      {source.name}: {len(source.train)} images of {source.channels}x{source.height}x"

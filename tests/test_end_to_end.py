@@ -672,6 +672,8 @@ def test_a_dry_run_prints_the_plan_and_writes_only_the_prepared_images(here, tmp
         "manifest.json",
     ):
         assert words in output
+    for name in ("digits-ipc3/manifest.json", "digits-ipc3.run/results.json"):
+        assert f" distilled/{name}\n" in output
     assert "publishes    python tools/push.py distilled/digits-ipc3 org/digits --revision v1" in output
     assert {path.parts[0] for path in (p.relative_to(tmp_path) for p in tmp_path.rglob("*"))} == {"cache"}
     assert [path.name for path in (tmp_path / "cache" / "distilled-data").iterdir()] == ["stores"]

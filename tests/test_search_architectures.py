@@ -219,7 +219,10 @@ def test_another_proxy_is_compared_with_the_truth_of_a_search(here, set_folder, 
         return error if status == 2 else status
 
     assert "no --axis, --candidates or --verify" in refused("--truth-of", "first", *AXES)
-    assert "nowhere/search.json is not what a search has found" in refused("--truth-of", "nowhere")
+    assert "nowhere/search.json, which a search writes, cannot be" in refused("--truth-of", "nowhere")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "search.json").write_text('{"space": "convnet", "axes": {}, "candidates": []}')
+    assert "other/search.json is not what a search has found" in refused("--truth-of", "other")
     other = [*longer, "evaluate.full_epochs=3"]
     assert "was not measured by these settings" in refused("--truth-of", "first", settings=other)
     names = ["distilled", "distilled", "early", "early", "full", "random", "random"]

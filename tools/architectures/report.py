@@ -103,7 +103,9 @@ def read(folder: Path) -> Content:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         _ = found["space"], found["axes"], found["settings"], full_trainings(found)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise UsageError(f"{path}, which a search writes, cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is not what a search has found: {error!r}") from error
     return found
 
