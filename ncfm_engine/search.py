@@ -186,7 +186,8 @@ def search(
 
 
 def adopt(study: Study, space: Space, results: Sequence[Result]) -> None:
-    """Add to `study` what another one is known to have found of candidates that are not done in it.
+    """Add to `study` what another one is known to have found, all of it complete, of candidates that are not
+    done in it.
 
     Raises `OutputError` where the storage fails.
     """
@@ -199,13 +200,11 @@ def adopt(study: Study, space: Space, results: Sequence[Result]) -> None:
             if _key(result.architecture) in done:
                 continue
             scored = {"accuracies": result.accuracies, "seconds": result.seconds, "machine": result.machine}
-            failed = result.state == "failed"
             trial = optuna.create_trial(
-                state=optuna.trial.TrialState.FAIL if failed else optuna.trial.TrialState.COMPLETE,
                 value=result.value,
                 params=dict(result.architecture),
                 distributions=axes,
-                user_attrs={"reason": result.reason} if failed else {"scored": scored},
+                user_attrs={"scored": scored},
                 intermediate_values=dict(enumerate(result.curve, start=1)),
             )
             study.add_trial(trial)

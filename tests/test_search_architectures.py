@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import math
 import os
 import signal
 import sys
@@ -31,7 +32,7 @@ from ncfm_engine.spaces import SPACES, Space
 from tools.architectures import crew
 from tools.architectures.campaign import Campaign
 from tools.architectures.crew import LEADER
-from tools.architectures.report import comparison, markdown, summary, write
+from tools.architectures.report import comparison, markdown, read, summary, write
 
 pytestmark = pytest.mark.usefixtures("databases")
 COMMAND = [str(ROOT / "tools" / "search_architectures.py")]
@@ -242,10 +243,13 @@ def test_another_proxy_is_compared_with_the_truth_of_a_search(here, set_folder, 
     assert "trained nothing in full: it had no --verify, or all failed" in told
 
 
-def test_the_truth_that_is_published_here_can_be_compared_with(here, tmp_path):
+def test_the_truth_that_is_published_here_can_be_compared_with(here, tmp_path, monkeypatch):
     results = ROOT / "tools" / "results"
     known = content(results / "search-digits" / "digits-ipc10-hard-25")
     known["candidates"] = [row for row in known["candidates"] if row["architecture"]["width"] == 8][:2]
+    monkeypatch.setattr("platform.machine", lambda: "this one")
+    machine = f"cpu (this one), torch {torch.__version__}"
+    known["machines"] = ["cuda (another)", machine]
     (tmp_path / "known").mkdir()
     (tmp_path / "known" / "search.json").write_text(json.dumps(known))
     words = (
@@ -263,6 +267,34 @@ def test_the_truth_that_is_published_here_can_be_compared_with(here, tmp_path):
     pairs = zip(content(tmp_path / "found")["candidates"], known["candidates"], strict=True)
     for found, row in pairs:
         assert found["full"] == row["full"] | {"value": pytest.approx(row["full"]["value"])}
+    assert content(tmp_path / "found")["machines"] == [machine, "cuda (another)"]  # each of them once
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("architecture", {"width": 5}),
+        ("architecture", {"width": [8]}),
+        ("architecture", {"heads": 2}),
+        ("full", {"value": "high"}),
+        ("full", {"value": None}),
+        ("full", {"value": math.nan}),
+        ("full", {"curve": ["high"]}),
+        ("full", {"score": 1}),
+        ("axes", {"width": 8}),
+        ("axes", {"heads": [2]}),
+        ("settings", None),
+    ],
+)
+def test_what_was_changed_in_results_by_hand_is_refused_before_anything_is_trained(tmp_path, part, changes):
+    known = content(ROOT / "tools" / "results" / "search-digits" / "digits-ipc10-hard-25")
+    (tmp_path / "search.json").write_text(json.dumps(known))
+    assert read(tmp_path) == known
+    place = known if part in known else known["candidates"][0]
+    place[part] = place[part] | changes if changes else 3
+    (tmp_path / "search.json").write_text(json.dumps(known))
+    with pytest.raises(UsageError, match=r"search\.json is not what a search has found: "):
+        read(tmp_path)
 
 
 SPACE = """
@@ -786,10 +818,10 @@ def test_a_search_without_flags_is_of_all_candidates_and_a_random_one_of_100(too
 
 
 def test_the_candidates_of_a_truth_are_those_that_were_trained_in_full_and_no_others(tool, tmp_path):
-    every = SPACES["convnet"].draw(3)
+    every, failed = SPACES["convnet"].draw(3), {"state": "failed", "reason": "ValueError: no"}
     rows = [
         {"architecture": one, "full": found}
-        for one, found in zip(every, [None, None, {"value": 1, "state": "complete"}], strict=True)
+        for one, found in zip(every, [None, failed, {"value": 1, "state": "complete"}], strict=True)
     ]
     axes = {name: list(values) for name, values in SPACES["convnet"].axes.items()}
     known = {"space": "convnet", "axes": axes, "machines": [], "candidates": rows}
@@ -798,6 +830,10 @@ def test_the_candidates_of_a_truth_are_those_that_were_trained_in_full_and_no_ot
         return tool.choice(tool.parser().parse_args(["x", "--truth-of", str(tmp_path), *words]), known)[1]
 
     assert chosen() == every[2:]
+    rows[2]["full"] = failed
+    with pytest.raises(UsageError, match="trained nothing in full: it had no --verify, or all failed"):
+        chosen()
+    rows[2]["full"] = {"value": 1, "state": "complete"}
     for words in (("--axis", "width=4"), ("--candidates", "1"), ("--verify", "1"), ("--space", "resnet")):
         with pytest.raises(UsageError, match="that --space, and no --axis, --candidates or --verify"):
             chosen(*words)

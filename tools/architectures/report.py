@@ -28,6 +28,7 @@ TITLES = {
     FULL: "all images",
 }
 SHOWN = 10  # candidates in the report
+MACHINES = "; "  # between those that a truth is of, which was taken from another search
 CHOSEN = (
     " They are the best, some in the middle and some at random by the ranking of the distilled images, and "
     "the picks of the others: correlations are usually higher among such than among all candidates."
@@ -64,7 +65,8 @@ AGAIN = "They are tried again when the code of their space has changed, or with 
 def summary(head: Content, campaign: Campaign) -> dict[str, Any]:
     """All that is known by now, as JSON has it. `trust` has the ways with candidates whose truth is known."""
     results = campaign.results()
-    machines = {result.machine for found in results.values() for result in found if result}
+    scored = [result for found in results.values() for result in found if result]
+    machines = {machine for result in scored for machine in result.machine.split(MACHINES)}
     return dict(head) | {
         "machines": sorted(machines - {""}),
         "verified": campaign.verified() if FULL in results else {},
@@ -102,7 +104,14 @@ def read(folder: Path) -> Content:
     path = folder / RESULTS_FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        _ = found["space"], found["axes"], found["settings"], full_trainings(found)
+        _ = found["space"], dict(found["settings"])
+        for result in full_trainings(found):
+            inside = {axis: value in found["axes"][axis] for axis, value in result.architecture.items()}
+            scores = [result.value, *result.accuracies, *result.curve]
+            if not (inside.keys() == found["axes"].keys() and all(inside.values())):
+                raise ValueError(f"{result.architecture} is not of these axes")
+            if not 0 <= statistics.fmean(scores) <= 100:
+                raise ValueError(f"the accuracies {scores}")
     except OSError as error:
         raise UsageError(f"{path}, which a search writes, cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -111,9 +120,11 @@ def read(folder: Path) -> Content:
 
 
 def full_trainings(content: Content) -> list[Result]:
-    """The truth that a search has found."""
-    machine, rows = "; ".join(content["machines"]), [row for row in content["candidates"] if row.get(FULL)]
-    return [Result(row["architecture"], machine=machine, **row[FULL]) for row in rows]
+    """The truth that a search has found, of the candidates that did not fail."""
+    machine, rows = MACHINES.join(content["machines"]), content["candidates"]
+    return [
+        Result(row["architecture"], machine=machine, **row[FULL]) for row in rows if _complete(row.get(FULL))
+    ]
 
 
 def _pairs(rows: Sequence[Content], way: str) -> tuple[list[float], list[float]]:
@@ -184,7 +195,7 @@ def markdown(content: Content) -> str:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             lines.append(f"- {names[0]}{more}, {TITLES[way]}: {reason}")
         lines += ["", AGAIN]
-    lines += ["", "; ".join([*content["machines"], f"`{content['command']}`"]) + "."]
+    lines += ["", MACHINES.join([*content["machines"], f"`{content['command']}`"]) + "."]
     return "\n".join(lines) + "\n"
 
 
