@@ -214,6 +214,9 @@ def test_another_proxy_is_compared_with_the_truth_of_a_search(here, set_folder, 
     ]
     assert not (tmp_path / "first" / "search.db").exists()
     (tmp_path / "elsewhere.db").rename(tmp_path / "first" / "search.db")
+    for going_on, place in ((alone, "alone"), (alone[:-2], "first")):
+        _, planned, _ = here("search_architectures.py", *going_on, "--dry-run", settings=longer)
+        assert planned.endswith(f", trials into {place}/search.db\n")
 
     def refused(*words, settings=longer):
         status, _, error = here("search_architectures.py", *few, *words, settings=settings)
@@ -228,7 +231,7 @@ def test_another_proxy_is_compared_with_the_truth_of_a_search(here, set_folder, 
     assert "was not measured by these settings" in refused("--truth-of", "first", settings=other)
     names = ["distilled", "distilled", "early", "early", "full", "random", "random"]
     assert studies(f"sqlite:///{tmp_path / 'first' / 'search.db'}") == names  # nothing is left there by that
-    assert "not measured by these" in refused("--truth-of", "first", "--seed", "1")
+    assert "--seed, images, the code" in refused("--truth-of", "first", "--seed", "1").replace("\n", " ")
     assert "would be replaced" in refused("--truth-of", "first", "--output", "first")
     content_of = content(tmp_path / "first")
     older = {name: value for name, value in content_of.items() if name != "truth"}

@@ -90,7 +90,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--storage",
         metavar="URL",
-        help="database of the trials (default: search.db in the folder of --truth-of, or else of the output)",
+        help="database of the trials (default: search.db in the output folder, or in that of --truth-of if "
+        "only that has one)",
     )
     add("--jobs", type=positive, help="processes (default: one for each core; 4 on a GPU)")
     add("--dry-run", action="store_true", help="print what would be trained, and write nothing")
@@ -136,7 +137,8 @@ def main(arguments: argparse.Namespace) -> None:
         if known and not campaign.knows_truth():
             raise UsageError(
                 f"--truth-of: the truth of {arguments.truth_of} was not measured by these settings; expected "
-                "--seed, images and --set evaluate.* as in that search, but for evaluate.epochs and --seeds"
+                "--seed, images, the code of the space and --set evaluate.* as in that search, but for "
+                "evaluate.epochs and --seeds"
                 + ("" if "truth" in known else ", and its --storage, as it is of an older version")
             )
 
@@ -300,9 +302,11 @@ def describe(
 
 
 def database_of(arguments: argparse.Namespace, output: Path) -> Path:
-    """The default: beside the results, or that of the search whose truth is asked for, if it is there."""
-    theirs = (arguments.truth_of or output) / DATABASE_FILE
-    return theirs if theirs.exists() else output / DATABASE_FILE
+    """The default: that of the search whose truth is asked for, if it is there and this one, which goes on
+    where it was stopped, has none beside its results.
+    """
+    ours, theirs = output / DATABASE_FILE, (arguments.truth_of or output) / DATABASE_FILE
+    return theirs if theirs.exists() and not ours.exists() else ours
 
 
 def check_folder(output: Path, asked: dict[str, Any]) -> None:
