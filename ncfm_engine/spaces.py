@@ -33,9 +33,12 @@ LIBRARIES = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "pure
 LISTED = 1_000_000  # architectures, of which all are listed to draw from
 
 
+CPU = torch.device("cpu")
+
+
 def _set_device(device: torch.device) -> None:
     """None is the CPU, too, but every call of torch takes longer where that was set."""
-    torch.set_default_device(None if device.type == "cpu" else device)
+    torch.set_default_device(None if device == CPU else device)
 
 
 # Of the process: how each is read, and set.
@@ -179,7 +182,7 @@ def settings_kept() -> Iterator[None]:
         yield
     finally:
         for (get, put), value in zip(SETTINGS, before, strict=True):
-            if value not in (None, _known(get)):
+            if value == CPU or value not in (None, _known(get)):  # it may have been set to what it was
                 with contextlib.suppress(FileNotFoundError):
                     put(value)
 
