@@ -101,6 +101,15 @@ def test_one_of_several_configurations_is_chosen_in_the_name(tmp_path):
     assert pixels_of(source) == by_pixels(IMAGES[8:], LABELS[8:])
 
 
+@pytest.mark.parametrize(
+    ("said", "license"), [(["mit", "cc0-1.0"], "other"), ([], "unknown"), (None, "unknown"), ("mit", "mit")]
+)
+def test_the_licence_is_the_one_that_the_card_names(tmp_path, said, license):
+    folder = write(tmp_path / "flowers")
+    (folder / "README.md").write_text(f"---\n{json.dumps({'license': said})}\n---\n")
+    assert hub.HubReader(str(folder)).origin.license == license
+
+
 def test_of_several_splits_without_the_usual_name_one_has_to_be_chosen(tmp_path):
     folder = write(tmp_path / "flowers", first=slice(16), second=slice(16, None))
     with pytest.raises(SourceError, match=r"hf:.* cannot be loaded: .*train"):

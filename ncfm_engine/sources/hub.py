@@ -137,7 +137,7 @@ def _card_license(repo: str, commit: str | None) -> str | None:
     except (EntryNotFoundError, ValueError):  # there is no card
         return None
     licenses = said if isinstance(said, list) else [said]
-    return licenses[0] if len(licenses) == 1 else "other"
+    return "other" if len(licenses) > 1 else next(iter(licenses), None)
 
 
 def _own_places(repo: str, base: str | None, files: Sequence[str]) -> tuple[tuple[str, ...], frozenset[str]]:
