@@ -271,8 +271,7 @@ def describe(plan: Plan, source: Source) -> str:
     shape = [recipe.ipc, source.num_classes, source.channels, source.height, source.width]
     files = [plan.output / name for name in FOLDER_FILES]
     names = (METRICS_FILE, CHECKPOINT_FILE, LOSS_PLOT_FILE, RESULTS_FILE, COSTS_FILE)
-    here, folder = Path.cwd(), plan.run_folder
-    folder = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    folder = plan.run_folder if plan.output.is_absolute() else Path(os.path.relpath(plan.run_folder))
     files += [folder / name for name in names]
     changed = differences(Recipe(), recipe)
     lines = [

@@ -674,6 +674,10 @@ def test_a_dry_run_prints_the_plan_and_writes_only_the_prepared_images(here, tmp
         assert words in output
     for name in ("digits-ipc3/manifest.json", "digits-ipc3.run/results.json"):
         assert f" distilled/{name}\n" in output
+    elsewhere = ("--dataset", "digits", "--dry-run", "--output", str(tmp_path / "whole"))
+    planned = here("distill_and_push.py", *elsewhere, settings=TINY)[1]
+    for name in ("whole/manifest.json", "whole.run/results.json"):
+        assert f" {tmp_path}/{name}\n" in planned
     assert "publishes    python tools/push.py distilled/digits-ipc3 org/digits --revision v1" in output
     assert {path.parts[0] for path in (p.relative_to(tmp_path) for p in tmp_path.rglob("*"))} == {"cache"}
     assert [path.name for path in (tmp_path / "cache" / "distilled-data").iterdir()] == ["stores"]
