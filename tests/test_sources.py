@@ -405,6 +405,21 @@ def test_beside_a_test_folder_one_for_validation_is_left_out(tmp_path):
     assert (source.train.counts.tolist(), source.test.counts.tolist()) == ([3, 3], [5, 5])
 
 
+def test_test_images_without_labels_leave_the_place_to_those_with(tmp_path):
+    for name in ("train", "val"):
+        save_classes(tmp_path / name, images=3, seed=len(name))
+    save_classes(tmp_path / "test", "x").joinpath("x").rename(tmp_path / "test" / "images")
+    with pytest.warns(UserWarning, match="images are those in val; left out: test"):
+        source = load_folder(tmp_path)
+    assert (source.train.counts.tolist(), source.test.counts.tolist()) == ([3, 3], [3, 3])
+    shutil.rmtree(tmp_path / "val" / "a")
+    with (
+        pytest.warns(UserWarning, match="images are those in test"),
+        pytest.raises(SourceError, match=r"only test has images.* without labels are no test images"),
+    ):
+        FolderReader(tmp_path)
+
+
 @pytest.mark.parametrize(
     "names",
     [["train", "eval"], ["Train", "Test"], ["Training", "more"], ["train"], ["test", "more"], ["val"]],

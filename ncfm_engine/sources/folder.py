@@ -84,18 +84,25 @@ class FolderReader:
 
 
 def _part_folders(root: Path) -> list[Path]:
-    """The train and the test folder, or `root` alone where it holds the classes themselves."""
+    """The train and the test folder, or `root` alone where it holds the classes themselves. Of several for
+    testing it is the first with the classes of train: others may hold images without labels.
+    """
     found = [name for name in _TEST_FOLDERS if (root / name).is_dir()]
     if not found or not (root / "train").is_dir():
         return [root]
-    test, *unused = found
-    if unused:
+    train, *classes = (_folders_in(root / name) for name in ("train", *found))
+    test = found[classes.index(train) if train in classes else 0]
+    if unused := [name for name in found if name != test]:
         warnings.warn(
             f"{root}: the test images are those in {test}; left out: {', '.join(unused)}. To use their "
             "images, move them into another folder.",
             stacklevel=3,
         )
     return [root / "train", root / test]
+
+
+def _folders_in(folder: Path) -> set[str]:
+    return {child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")}
 
 
 def _class_names(parts: Sequence[Path], root: Path) -> list[str]:
@@ -118,7 +125,7 @@ def _class_names(parts: Sequence[Path], root: Path) -> list[str]:
         found = "; ".join(f"only {part.name} has {', '.join(sorted(own))}" for part, own in alone if own)
         raise SourceError(
             f"{parts[0]} and {parts[-1]} must hold the same class folders; {found}. Add the folders with "
-            "their images, or remove those without a counterpart."
+            "their images, or remove those without a counterpart; images without labels are no test images."
         )
     if len(names[0]) < 2:
         raise SourceError(
