@@ -102,7 +102,8 @@ def test_one_of_several_configurations_is_chosen_in_the_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "license"), [(["mit", "cc0-1.0"], "other"), ([], "unknown"), (None, "unknown"), ("mit", "mit")]
+    ("said", "license"),
+    [(["mit", "cc0-1.0"], "other"), ([], "unknown"), (None, "unknown"), ("mit", "mit"), (0.1, "0.1")],
 )
 def test_the_licence_is_the_one_that_the_card_names(tmp_path, said, license):
     folder = write(tmp_path / "flowers")

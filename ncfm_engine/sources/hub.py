@@ -136,7 +136,7 @@ def _card_license(repo: str, commit: str | None) -> str | None:
         said = DatasetCard.load(place).data.license  # type: ignore[attr-defined]
     except (EntryNotFoundError, ValueError):  # there is no card
         return None
-    licenses = said if isinstance(said, list) else [said]
+    licenses = [str(one) for one in (said if isinstance(said, list) else [said]) if one]
     return "other" if len(licenses) > 1 else next(iter(licenses), None)
 
 
