@@ -200,7 +200,7 @@ def test_another_proxy_is_compared_with_the_truth_of_a_search(here, set_folder, 
     assert {str(row["architecture"]): row["full"] for row in found["candidates"]} == truth
     assert found["trust"]["distilled"]["all"]["n"] == len(truth) < 8
     assert found["steps"] == 2 * content(tmp_path / "first")["steps"]
-    assert "The search `first` chose them" in output
+    assert "They are those that the search `first` trained in full; its report says how" in output
     assert not (second / "search.db").exists()
 
     (tmp_path / "first" / "search.db").rename(tmp_path / "elsewhere.db")  # search.json is enough

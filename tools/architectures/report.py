@@ -42,9 +42,7 @@ CHOSEN_BY_BOTH = (
     "picks of the others, and what other searches in the same storage chose: correlations may not be those "
     "among all candidates."
 )
-CHOSEN_BEFORE = (
-    " The search `{}` chose them and trained them: correlations may not be those among all candidates."
-)
+CHOSEN_BEFORE = " They are those that the search `{}` trained in full; its report says how they were chosen."
 
 TITLE = "## Can the ranking be trusted?"
 UNKNOWN = (
