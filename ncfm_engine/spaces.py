@@ -31,8 +31,6 @@ __all__ = ["SPACES", "Architecture", "Space", "load_space"]
 LIBRARIES = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 
 LISTED = 1_000_000  # architectures, of which all are listed to draw from
-
-
 CPU = torch.device("cpu")
 
 

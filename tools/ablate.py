@@ -116,7 +116,7 @@ def in_order(findings: dict[str, Finding], names: list[str]) -> list[Finding]:
     return [findings[name] for name in names if name in findings and findings[name].runs]
 
 
-def description(name: str, plan: Plan, source: Source, torch: str) -> dict[str, Any]:
+def description(name: str, plan: Plan, source: Source, torch_version: str) -> dict[str, Any]:
     """What all findings of a file have in common."""
     return {
         "study": name,
@@ -125,7 +125,7 @@ def description(name: str, plan: Plan, source: Source, torch: str) -> dict[str, 
         "fingerprint": source.fingerprint,
         "ipc": plan.recipe.ipc,
         "settings": dataclasses.asdict(plan.recipe),
-        "torch": torch,
+        "torch": torch_version,
         "kind of device": plan.device.partition(":")[0],
     }
 
