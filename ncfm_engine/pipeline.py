@@ -25,6 +25,7 @@ from .plan import (
     check_output,
     clear_output,
     compiles,
+    describe_evaluation,
     identity,
     layout_of,
     remove_leftovers,
@@ -252,10 +253,15 @@ def evaluate_folder(folder: Path, *, ipc: int | None = None, **options: Any) -> 
 
     The progress is in the folder's run folder. `options` are those of `evaluate_set`.
     """
+    return evaluate_set(set_in(folder, ipc), run_folder_of(folder), **options)
+
+
+def set_in(folder: Path, ipc: int | None = None) -> DistilledDataset:
+    """The artifact in a folder, or its first `ipc` images. Raises `UsageError` if it holds several sets."""
     chosen = DistilledDataset.from_folder(folder, ipc=ipc)
     if chosen.folder != folder:
         raise UsageError(f"{folder} holds several sets; name the folder of one, such as {chosen.folder}")
-    return evaluate_set(chosen, run_folder_of(folder), **options)
+    return chosen
 
 
 def evaluate_set(
@@ -282,20 +288,10 @@ def evaluate_set(
     distilled from, and `Stopped` after saving progress in `run_folder`, from which `resume` goes on; it stays
     until `forget_progress`.
     """
-    own = recipe_of(chosen, dataset)
-    recipe = own.replace(changes)
-    labelled = set(recipe.evaluate.labels) != {"hard"}  # random images have the artifact's teacher too
-    sections = ["evaluate", "network"]
-    sections += ["pretrain"] if labelled and is_foreign(chosen) else []  # or one of our own in its place
-    for name in changes:
-        if name.partition(".")[0] not in sections and name != "seed":
-            raise UsageError(
-                f"{name} does not change an evaluation; expected seed, or settings of {', '.join(sections)}"
-                + ("; a set is tested on what was held out when it was made" if name == "validation" else "")
-            )
+    own, recipe = _recipes(chosen, dataset, changes)
     _, source = real_images(chosen, dataset, reading, stop=stop, report=report)
     pool = None
-    if labelled:
+    if set(recipe.evaluate.labels) != {"hard"}:  # random images have the artifact's teacher too
         options: dict[str, Any] = {"cache": cache, "device": device, "stop": stop, "report": report}
         pool = teacher_pool(chosen, source, dataset=dataset, config=recipe.pretrain, **options)
     rows = evaluate(
@@ -319,6 +315,39 @@ def evaluate_set(
     labelling = said | {"teacher": {name: usual[name] for name in ("seed", "network")}}
     labelling["teacher"] |= {"pretrain": asked["pretrain"]}
     return [row | {"recipe": said if row["labels"] == "hard" else labelling} for row in rows]
+
+
+def describe_set(
+    chosen: DistilledDataset,
+    *,
+    changes: dict[str, Any],
+    cache: Path,
+    device: str,
+    dataset: str | None = None,
+    reading: dict[str, Any] | None = None,
+    **options: Any,
+) -> str:
+    """What `evaluate_set` would train with these arguments, as text; `options` are stop and report."""
+    own, recipe = _recipes(chosen, dataset, changes)
+    _, source = real_images(chosen, dataset, reading, **options)
+    teacher = dataclasses.replace(own, pretrain=recipe.pretrain)
+    return describe_evaluation(dataclasses.replace(recipe, ipc=chosen.ipc), source, teacher, device, cache)
+
+
+def _recipes(chosen: DistilledDataset, dataset: str | None, changes: dict[str, Any]) -> tuple[Recipe, Recipe]:
+    """That of a set, and the one that it is evaluated by. Raises `UsageError` for changes of another kind."""
+    own = recipe_of(chosen, dataset)
+    recipe = own.replace(changes)
+    sections = ["evaluate", "network"]
+    if is_foreign(chosen) and set(recipe.evaluate.labels) != {"hard"}:
+        sections.append("pretrain")  # of the networks that take its teacher's place
+    for name in changes:
+        if name.partition(".")[0] not in sections and name != "seed":
+            raise UsageError(
+                f"{name} does not change an evaluation; expected seed, or settings of {', '.join(sections)}"
+                + ("; a set is tested on what was held out when it was made" if name == "validation" else "")
+            )
+    return own, recipe
 
 
 def _telling(rows: list[dict[str, Any]], own: Recipe, recipe: Recipe) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from distilled_data import OutputError, UsageError
 from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, MANIFEST_FILE, PARQUET_FILE, PREVIEW_FILE
 
 from .checkpoint import identity_of, previous_of
-from .config import Recipe, differences, flatten
+from .config import PretrainConfig, Recipe, differences, flatten
 from .costs import COSTS_FILE
 from .distill import CHECKPOINT_FILE, METRICS_FILE
 from .evaluate import PROGRESS_PREFIX
@@ -26,7 +26,7 @@ from .memory import Footprint, Layout, layout_for
 from .operations import operations, passes
 from .pool import build
 from .presets import find_preset
-from .pretrain import check_blendable, pool_schedule
+from .pretrain import cached, check_blendable, pool_schedule
 from .ranks import Ranks
 from .sampling import real_per_class
 from .sources import Source
@@ -267,7 +267,9 @@ def describe(plan: Plan, source: Source) -> str:
     counts = footprint(plan, source)
     layout = layout_for(counts, plan.device, plan.memory)
     real, views = counts.real_per_class, counts.views_per_class
-    times, counted = estimate_seconds(plan, source), operations(recipe, source)
+    times, counted = estimate_seconds(recipe, source, plan.device), operations(recipe, source)
+    ready = cached_networks(recipe, source, plan.device, plan.cache)
+    times["pretraining"] *= 1 - ready / recipe.pretrain.networks
     shape = [recipe.ipc, source.num_classes, source.channels, source.height, source.width]
     files = [plan.output / name for name in FOLDER_FILES]
     names = (METRICS_FILE, CHECKPOINT_FILE, LOSS_PLOT_FILE, RESULTS_FILE, COSTS_FILE)
@@ -281,6 +283,7 @@ def describe(plan: Plan, source: Source) -> str:
         f"images       uint8 {shape}, {views} views per class, {math.prod(shape)} bytes",
         f"step         {source.num_classes} classes x ({real} real + {views} synthetic images), "
         f"{config.frequencies} frequencies, {layout.classes} classes and {layout.images} real images at once",
+        f"features     {_pool(recipe.pretrain, ready)}",
         f"steps        {config.iterations}",
         f"memory       about {counts.total(layout) / 2**20:.0f} MiB on {plan.device}, besides torch itself",
         "operations   " + ", ".join(f"{name} {count / 1e12:.3g} TFLOP" for name, count in counted.items()),
@@ -290,21 +293,53 @@ def describe(plan: Plan, source: Source) -> str:
     return "\n".join(lines)
 
 
-def estimate_seconds(plan: Plan, source: Source) -> dict[str, float]:
+def describe_evaluation(recipe: Recipe, source: Source, teacher: Recipe, device: str, cache: Path) -> str:
+    """What an evaluation would train, as text; `teacher` is the recipe of the networks that label, which are
+    needed for all but hard labels.
+    """
+    config, classes = recipe.evaluate, source.num_classes
+    views, random = recipe.ipc * recipe.distill.factor**2 * classes, recipe.ipc * classes
+    times = {"evaluating": estimate_seconds(recipe, source, device)["evaluating"]}
+    lines = [
+        f"dataset      {source.name}: tested on {len(source.test)} images",
+        f"network      {recipe.network.name}",
+        f"distilled    {len(config.labels) * config.repeats} networks, {' and '.join(config.labels)} labels, "
+        f"{config.epochs} epochs of {views} images",
+        f"random       as many, in as many steps, of {random} images",
+        f"all images   {config.full_repeats} networks, {config.full_epochs} epochs of {len(source.train)}",
+    ]
+    if set(config.labels) != {"hard"}:
+        ready = cached_networks(teacher, source, device, cache)
+        every = estimate_seconds(teacher, source, device)["pretraining"]
+        times = {"pretraining": every * (1 - ready / teacher.pretrain.networks)} | times
+        lines.append(f"teacher      {_pool(teacher.pretrain, ready)}")
+    lines.append("time         about " + ", ".join(f"{name} {_duration(s)}" for name, s in times.items()))
+    return "\n".join(lines)
+
+
+def cached_networks(recipe: Recipe, source: Source, device: str, cache: Path) -> int:
+    return cached(recipe.pretrain, recipe.network, source, seed=recipe.seed, device=device, cache=cache)
+
+
+def _pool(config: PretrainConfig, ready: int) -> str:
+    return f"{config.networks} networks, {config.epochs} epochs; {ready} are in the cache"
+
+
+def estimate_seconds(recipe: Recipe, source: Source, device: str) -> dict[str, float]:
     """Seconds per stage, from the measured cost of one forward and backward pass of this network here.
 
     The products with the frequencies are left out.
     """
-    forward, both = _probe(plan, source)
-    stages = passes(plan.recipe, source).items()
+    forward, both = _probe(recipe, source, device)
+    stages = passes(recipe, source).items()
     return {name: stage.forward * forward + (stage.returned + stage.trained) * both for name, stage in stages}
 
 
-def _probe(plan: Plan, source: Source) -> tuple[float, float]:
+def _probe(recipe: Recipe, source: Source, device: str) -> tuple[float, float]:
     """Seconds per image of a forward pass and of forward and backward, of a batch as pretraining has it."""
-    images = plan.recipe.pretrain.batch_size  # the run takes the memory for these anyway
-    network = build(plan.recipe.network, source, 0).to(plan.device)
-    batch = torch.zeros(images, source.channels, source.height, source.width, device=plan.device)
+    images = recipe.pretrain.batch_size  # the run takes the memory for these anyway
+    network = build(recipe.network, source, 0).to(device)
+    batch = torch.zeros(images, source.channels, source.height, source.width, device=device)
 
     def seconds(backward: bool) -> float:
         start = time.perf_counter()

@@ -84,6 +84,14 @@ def train_pool(
     return [found[index] for index in mine]
 
 
+def cached(
+    config: PretrainConfig, network: NetworkConfig, source: Source, *, seed: int, device: str, cache: Path
+) -> int:
+    """How many networks of the pool need not be trained, as far as the names of the files say."""
+    folder = cache / "pool" / pool_key(config, network, source, seed, device)
+    return sum(_path(folder, index).exists() for index in range(config.networks))
+
+
 def check_blendable(template: nn.Module, network: NetworkConfig) -> None:
     if list(template.buffers()):
         raise UsageError(

@@ -579,6 +579,36 @@ def test_a_run_resumed_at_another_temperature_puts_it_into_the_artifact(here):
         assert DistilledDataset.from_folder("out").info.labels["temperature"] == temperature
 
 
+def test_a_dry_run_of_an_evaluation_says_what_it_would_train_and_writes_nothing(finished, here, tmp_path):
+    shutil.copytree(finished[0] / "out", tmp_path / "set")
+    before = {path: path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file()}
+    status, planned, error = here("evaluate.py", "set", "--seeds", "3", "--ipc", "2", "--dry-run")
+    assert status == 0, error
+    for line in (
+        "dataset      digits: tested on 359 images",
+        "distilled    6 networks, hard and soft labels, 3 epochs of 20 images",
+        "random       as many, in as many steps, of 20 images",
+        "all images   1 networks, 1 epochs of 1438",
+        "teacher      2 networks, 2 epochs; 0 are in the cache",
+        "writes       set/distilled.safetensors",
+        "             set.run/results.json",
+    ):
+        assert line in planned.splitlines()
+    assert re.search(r"\ntime         about pretraining \d+s, evaluating \d+s\n", planned)
+    shutil.copytree(finished[0] / "cache", tmp_path / "cache", dirs_exist_ok=True)
+    assert (
+        "teacher      2 networks, 2 epochs; 2 are in the cache\n"
+        in here("evaluate.py", "set", "--dry-run")[1]
+    )
+    assert "about pretraining 0s" in here("evaluate.py", "set", "--dry-run")[1]
+    hard = here("evaluate.py", "set", "--network", "vgg11", "--dry-run", settings=["evaluate.labels=hard"])[1]
+    assert "\nnetwork      vgg11\n" in hard
+    assert "teacher" not in hard
+    assert "pretraining" not in hard
+    assert {path: path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "set"}
+
+
 def test_a_set_of_the_hub_is_evaluated_by_its_name(finished, tmp_path, loopback):
     options = PushOptions(revision="made/today", endpoint=loopback.url, token="hf_alice")
     push_folder(finished[0] / "out", "org/digits-tiny", options)
@@ -666,6 +696,7 @@ def test_a_dry_run_prints_the_plan_and_writes_only_the_prepared_images(here, tmp
     for words in (
         "1438 images of 1x8x8",
         "distill.iterations = 30",
+        "features     2 networks, 2 epochs; 0 are in the cache",
         "distill.discrepancy = mmd",
         "[3, 10, 1, 8, 8]",
         "MiB",

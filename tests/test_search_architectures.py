@@ -62,6 +62,9 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path):
     assert (status, list(tmp_path.iterdir())) == (0, []), error
     status, output, error = here("search_architectures.py", *arguments, "--jobs", "1", settings=QUICK)
     assert status == 0, error
+    soft = here("search_architectures.py", set_folder, *AXES, *ONE, "--verify", "1", "--dry-run")[1]
+    assert "\nteacher      2 networks, 2 epochs, where the cache lacks them\n" in soft
+    assert "teacher" not in here("search_architectures.py", set_folder, *AXES, *ONE, "--dry-run")[1]
     found = content(tmp_path / "found")
     assert len(found["candidates"]) == 8
     assert planned.splitlines() == [

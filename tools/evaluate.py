@@ -11,6 +11,7 @@ measured with more networks.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from command_line import (
@@ -26,13 +27,14 @@ from command_line import (
     table,
 )
 
+from distilled_data.format import FOLDER_FILES
 from hub import complete_folder
 from ncfm_engine.allocator import keep_freed
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.costs import Costs
 from ncfm_engine.evaluate import forget_progress
 from ncfm_engine.networks import NETWORKS
-from ncfm_engine.pipeline import evaluate_folder, evaluate_set, record_results, write_results
+from ncfm_engine.pipeline import describe_set, evaluate_set, record_results, set_in, write_results
 from ncfm_engine.plan import RESULTS_FILE, resolve_device, run_folder_of
 from ncfm_engine.report import Bars
 from ncfm_engine.stop import StopRequest
@@ -52,6 +54,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--protocol", choices=["ncfm"], default="ncfm", help="how networks are trained (default: ncfm)")
     add("--resume", action="store_true", help="go on from the last checkpoint of the same evaluation")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print what would be trained; prepare the real images, and write nothing else",
+    )
     return parser
 
 
@@ -68,21 +75,24 @@ def main(arguments: argparse.Namespace) -> None:
     run_folder = run_folder_of(folder)
     with lock_of(folder):
         pass  # or the set may be another one by the time it is evaluated
+    chosen = load(arguments.artifact, arguments.ipc) if of_hub else set_in(folder, arguments.ipc)
     options = {
         "changes": changes,
         "cache": cache_folder(),
         "device": device,
         "dataset": arguments.dataset,
         "reading": reading(arguments),
-        "resume": arguments.resume,
     }
+    if arguments.dry_run:
+        print(describe_set(chosen, **options))
+        shown = run_folder if folder.is_absolute() else Path(os.path.relpath(run_folder))
+        written = [*([] if of_hub else [folder / name for name in FOLDER_FILES]), shown / RESULTS_FILE]
+        print("writes       " + "\n             ".join(map(str, written)))
+        return
     costs = Costs(None, device, resume=False)
     with Bars() as bars, StopRequest(arguments.time_budget) as stop, costs.stage("evaluating"):
-        options |= {"stop": stop, "report": bars}
-        if of_hub:
-            rows = evaluate_set(load(arguments.artifact, arguments.ipc), run_folder, **options)
-        else:
-            rows = evaluate_folder(folder, ipc=arguments.ipc, **options)
+        options |= {"resume": arguments.resume, "stop": stop, "report": bars}
+        rows = evaluate_set(chosen, run_folder, **options)
     with lock_of(folder, RECORDING):  # others may evaluate the same set
         if not of_hub:
             record_results(folder, rows, device)

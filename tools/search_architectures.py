@@ -290,12 +290,18 @@ def describe(
         truth = f"of {most} at most, {config.full_repeats} networks each, {config.full_epochs} epochs"
     ways = PROXIES if verify is not None else PROXIES[:1]
     database = "--storage" if arguments.storage else database_of(arguments, output)
+    soft = verify is not None and labels_of(arguments, dataset) == "soft"
+    teacher = recipe_of(dataset, arguments.dataset).pretrain
     rungs = f", ending at 1/{CHECKS} or 3/{CHECKS}" if arguments.strategy in EARLY_ENDING else ""
     lines = [
         f"candidates   {count} of {arguments.space}, {config.repeats} networks each, on {', '.join(ways)}",
         f"steps        {config.epochs * len(loader)}, {config.epochs} epochs of {loader.count} images",
         f"strategy     {arguments.strategy}{rungs}",
         f"truth        {truth}",
+        *(
+            [f"teacher      {teacher.networks} networks, {teacher.epochs} epochs, where the cache lacks them"]
+            * soft
+        ),
         f"writes       {output}, trials into {database}",
     ]
     return "\n".join(lines)
