@@ -420,6 +420,45 @@ def test_test_images_without_labels_leave_the_place_to_those_with(tmp_path):
         FolderReader(tmp_path)
 
 
+def test_tiny_imagenet_is_read_as_it_lies(tmp_path):
+    for name in "ab":
+        save_classes(tmp_path / "train" / name, ["images"], images=3)
+    save_classes(tmp_path / "test", ["images"], seed=1)
+    save_classes(tmp_path / "val", ["images"], images=3, seed=2)
+    annotations = tmp_path / "val" / "val_annotations.txt"
+    annotations.write_text("1.png\tb\t0\t32\t44\t62\n0.png\ta\t2\t3\t60\t63\n2.png\tb\t0\t0\t1\t1\n")
+    with pytest.warns(UserWarning, match="images are those in val; left out: test"):
+        reader = FolderReader(tmp_path)
+    assert reader.classes == ["a", "b"]
+    found = {(unit.part, name): label for unit in reader.units for name, label, *_ in unit.what}
+    train = {("train", f"{name}/images/{n}.png"): label for label, name in enumerate("ab") for n in range(3)}
+    tested = {("test", f"val/images/{n}.png"): label for n, label in enumerate((0, 1, 1))}
+    assert (
+        found
+        == {(part, f"train/{n}" if part == "train" else n): k for (part, n), k in train.items()} | tested
+    )
+    with pytest.warns(UserWarning, match="left out: test"):
+        assert load_folder(tmp_path).test.counts.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0.png", "line 2: expected the name of an image in images, a tab and its class, got '0.png'"),
+        ("../0.png\ta", "line 2: expected the name"),
+        ("0.png\tc", "only val has c"),
+        ("out.png\ta", "is a symbolic link to .*, outside of"),
+    ],
+)
+def test_annotations_that_tell_no_class_of_train_are_refused(tmp_path, line, message):
+    save_classes(tmp_path / "train")
+    save_classes(tmp_path / "val", ["images"])
+    (tmp_path / "val" / "images" / "out.png").symlink_to(__file__)
+    (tmp_path / "val" / "val_annotations.txt").write_text(f"0.png\ta\n{line}\n1.png\tb\n")
+    with pytest.raises(SourceError, match=message):
+        FolderReader(tmp_path)
+
+
 @pytest.mark.parametrize(
     "names",
     [["train", "eval"], ["Train", "Test"], ["Training", "more"], ["train"], ["test", "more"], ["val"]],

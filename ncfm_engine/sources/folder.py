@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from distilled_data.errors import SourceError
@@ -24,11 +24,13 @@ _IMAGE = re.compile(
 # What lies beside images and is none.
 _NOTE = re.compile(r"\.(csv|db|html?|ini|jsonl?|log|md|tsv|txt|url|xml|ya?ml)\Z", re.IGNORECASE)
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
+_ANNOTATIONS = "val_annotations.txt"  # of Tiny ImageNet: name and class of each file in `images` beside it
 _SPLITS = frozenset(("train", "training", "testing", "eval", "dev", *_TEST_FOLDERS))
 
 
 class FolderReader:
-    """`path`/CLASS/**/IMAGE, or `path`/train/CLASS/... with test, val, valid or validation beside it.
+    """`path`/CLASS/**/IMAGE, or `path`/train/CLASS/... with test, val, valid or validation beside it, which
+    may be as in Tiny ImageNet: all images in one folder, and their classes in a file beside that.
 
     Classes have the order of their names, as in torchvision's ImageFolder. Hidden files and links to folders
     below a class are left out, and with a warning what has no suffix of an image and another folder of test
@@ -41,7 +43,7 @@ class FolderReader:
         self.where = str(root)
         if not root.is_dir():
             raise SourceError(f"{root} is not a folder; expected one that holds a folder of images per class")
-        folders = _part_folders(root)
+        folders = {folder: _annotated(folder, root) for folder in _part_folders(root)}
         self.classes = _class_names(folders, root)
         self.origin = Origin(root.name, f"folder:{root.name}")
         others: list[Path] = []
@@ -49,9 +51,9 @@ class FolderReader:
             part: [
                 [str(file.relative_to(root)), label, *stamp(file)]
                 for label, name in enumerate(self.classes)
-                for file in _image_files(folder / name, root, others)
+                for file in told.get(name) or _image_files(folder / name, root, others)
             ]
-            for part, folder in zip(PARTS, folders, strict=False)
+            for part, (folder, told) in zip(PARTS, folders.items(), strict=False)
         }
         self.units = [
             Unit(part, found[first : first + FILES])
@@ -90,7 +92,7 @@ def _part_folders(root: Path) -> list[Path]:
     found = [name for name in _TEST_FOLDERS if (root / name).is_dir()]
     if not found or not (root / "train").is_dir():
         return [root]
-    train, *classes = (_folders_in(root / name) for name in ("train", *found))
+    train, *classes = (_classes_in(root / name, root) for name in ("train", *found))
     test = found[classes.index(train) if train in classes else 0]
     if unused := [name for name in found if name != test]:
         warnings.warn(
@@ -101,12 +103,33 @@ def _part_folders(root: Path) -> list[Path]:
     return [root / "train", root / test]
 
 
-def _folders_in(folder: Path) -> set[str]:
-    return {child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")}
+def _classes_in(folder: Path, root: Path) -> set[str]:
+    return set(_annotated(folder, root)) or {
+        child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")
+    }
 
 
-def _class_names(parts: Sequence[Path], root: Path) -> list[str]:
-    children = [child for part in parts for child in part.iterdir() if not child.name.startswith(".")]
+def _annotated(folder: Path, root: Path) -> dict[str, list[Path]]:
+    """The images of each class as a file tells them; nothing where there is none."""
+    path, images, found = folder / _ANNOTATIONS, folder / "images", {}
+    if not (path.is_file() and images.is_dir()):
+        return found
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        name, label, *_ = (*line.split("\t"), "")
+        if not label or Path(name).name != name:
+            raise SourceError(
+                f"{path}, line {number}: expected the name of an image in {images.name}, a tab and its "
+                f"class, got {line[:80]!r}"
+            )
+        _check_inside(images / name, root)
+        found.setdefault(label, []).append(images / name)
+    return found
+
+
+def _class_names(parts: Mapping[Path, Mapping[str, object]], root: Path) -> list[str]:
+    """`parts` are folders of classes, or what is told of the images in them."""
+    unsorted = [part for part, told in parts.items() if not told]
+    children = [child for part in unsorted for child in part.iterdir() if not child.name.startswith(".")]
     for child in children:
         if child.is_symlink() and not child.suffix and not child.exists():
             raise SourceError(
@@ -117,20 +140,24 @@ def _class_names(parts: Sequence[Path], root: Path) -> list[str]:
     for folder in folders:
         _check_inside(folder, root)
         _check_name(folder)
-    for part in parts:
+    for part in unsorted:
         _check_no_splits([folder for folder in folders if folder.parent == part], part)
-    names = [{folder.name for folder in folders if folder.parent == part} for part in parts]
+    names = [
+        set(told) or {folder.name for folder in folders if folder.parent == part}
+        for part, told in parts.items()
+    ]
     if names[0] != names[-1]:
         alone = zip(parts, (names[0] - names[-1], names[-1] - names[0]), strict=False)
         found = "; ".join(f"only {part.name} has {', '.join(sorted(own))}" for part, own in alone if own)
         raise SourceError(
-            f"{parts[0]} and {parts[-1]} must hold the same class folders; {found}. Add the folders with "
-            "their images, or remove those without a counterpart; images without labels are no test images."
+            f"{' and '.join(map(str, parts))} must hold the same class folders; {found}. Add the folders "
+            "with their images, or remove those without a counterpart; images without labels are no test "
+            "images."
         )
     if len(names[0]) < 2:
+        found = f"one class folder ({min(names[0])})" if names[0] else "no class folders"
         raise SourceError(
-            f"{parts[0]} holds {f'one class folder ({min(names[0])})' if names[0] else 'no class folders'}; "
-            "expected two or more, each with the images of one class"
+            f"{next(iter(parts))} holds {found}; expected two or more, each with the images of one class"
         )
     return sorted(names[0])
 
