@@ -12,6 +12,7 @@ from shutil import which
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from distilled_data import OutputError, UsageError
 from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, MANIFEST_FILE, PARQUET_FILE, PREVIEW_FILE
@@ -287,7 +288,7 @@ def describe(plan: Plan, source: Source) -> str:
         f"steps        {config.iterations}",
         f"memory       about {counts.total(layout) / 2**20:.0f} MiB on {plan.device}, besides torch itself",
         "operations   " + ", ".join(f"{name} {count / 1e12:.3g} TFLOP" for name, count in counted.items()),
-        "time         about " + ", ".join(f"{name} {_duration(s)}" for name, s in times.items()),
+        "time         about " + ", ".join(f"{name} {in_words(s)}" for name, s in times.items()),
         "writes       " + "\n             ".join(str(path) for path in files),
     ]
     return "\n".join(lines)
@@ -313,7 +314,7 @@ def describe_evaluation(recipe: Recipe, source: Source, teacher: Recipe, device:
         every = estimate_seconds(teacher, source, device)["pretraining"]
         times = {"pretraining": every * (1 - ready / teacher.pretrain.networks)} | times
         lines.append(f"teacher      {_pool(teacher.pretrain, ready)}")
-    lines.append("time         about " + ", ".join(f"{name} {_duration(s)}" for name, s in times.items()))
+    lines.append("time         about " + ", ".join(f"{name} {in_words(s)}" for name, s in times.items()))
     return "\n".join(lines)
 
 
@@ -336,10 +337,14 @@ def estimate_seconds(recipe: Recipe, source: Source, device: str) -> dict[str, f
 
 
 def _probe(recipe: Recipe, source: Source, device: str) -> tuple[float, float]:
-    """Seconds per image of a forward pass and of forward and backward, of a batch as pretraining has it."""
-    images = recipe.pretrain.batch_size  # the run takes the memory for these anyway
-    network = build(recipe.network, source, 0).to(device)
-    batch = torch.zeros(images, source.channels, source.height, source.width, device=device)
+    """`seconds_of` a batch as pretraining has it, for which a run takes the memory anyway."""
+    batch = torch.zeros(recipe.pretrain.batch_size, source.channels, source.height, source.width)
+    return seconds_of(build(recipe.network, source, 0), batch, device)
+
+
+def seconds_of(network: nn.Module, batch: Tensor, device: str) -> tuple[float, float]:
+    """Seconds per image of a forward pass and of forward and backward."""
+    network, batch = network.to(device), batch.to(device)
 
     def seconds(backward: bool) -> float:
         start = time.perf_counter()
@@ -348,12 +353,12 @@ def _probe(recipe: Recipe, source: Source, device: str) -> tuple[float, float]:
             if backward:
                 result.backward()
             result.item()
-        return (time.perf_counter() - start) / images
+        return (time.perf_counter() - start) / len(batch)
 
     return tuple(min(seconds(backward) for _ in range(3)) for backward in (False, True))  # type: ignore[return-value]
 
 
-def _duration(seconds: float) -> str:
+def in_words(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"

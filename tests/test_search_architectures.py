@@ -55,7 +55,8 @@ def content(folder):
     return json.loads((folder / "search.json").read_text())
 
 
-def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path):
+def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("ncfm_engine.plan.seconds_of", lambda *_: (0, 0.01))  # of 30 images, twice; of 1438
     words = "--labels hard --seeds 2 --verify 1 --output found"
     arguments = (set_folder, *AXES, *ONE, *words.split())
     status, planned, error = here("search_architectures.py", *arguments, "--dry-run", settings=QUICK)
@@ -67,7 +68,8 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path):
     assert "teacher" not in here("search_architectures.py", set_folder, *AXES, *ONE, "--dry-run")[1]
     found = content(tmp_path / "found")
     assert len(found["candidates"]) == 8
-    assert planned.splitlines() == [
+    assert "time         about 29s on distilled, random, early, 1m 12s in full, one after" in planned
+    assert [line for line in planned.splitlines() if not line.startswith("time")] == [
         "candidates   8 of convnet, 2 networks each, on distilled, random, early",
         f"steps        {found['steps']}, 2 epochs of 30 images",
         "strategy     exhaustive",
@@ -333,6 +335,7 @@ def test_networks_that_cannot_be_trained_are_in_the_report_with_the_reason(here,
     (tmp_path / "unlucky_space.py").write_text(SPACE)
     words = "--space unlucky_space:space --jobs 1"
     arguments = (set_folder, *words.split(), "--verify", "1", "--labels", "hard")
+    assert here("search_architectures.py", *arguments, "--dry-run", settings=QUICK)[0] == 0
     status, output, error = here("search_architectures.py", *arguments, settings=QUICK)
     assert status == 0, error
     (folder,) = (tmp_path / "searches").glob("out-*-unlucky_space-space-hard-*")

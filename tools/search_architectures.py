@@ -18,11 +18,14 @@ import dataclasses
 import gc
 import hashlib
 import json
-from collections.abc import Mapping
+import random
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import torch
 from command_line import (
     add_set_flags,
     command_parser,
@@ -41,7 +44,7 @@ from ncfm_engine.allocator import keep_freed
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.config import EvaluateConfig
 from ncfm_engine.origin import real_images, recipe_of, teacher_pool
-from ncfm_engine.plan import resolve_device
+from ncfm_engine.plan import in_words, resolve_device, seconds_of
 from ncfm_engine.provenance import command, provenance
 from ncfm_engine.proxies import PROTOCOL, PROXIES, Proxy, proxies, splits
 from ncfm_engine.report import Bars, Report, silent
@@ -55,6 +58,7 @@ from tools.architectures.report import REPORT_FILE, RESULTS_FILE, full_trainings
 DATABASE_FILE = "search.db"
 EPOCHS = 300  # over the distilled images, where the recipe of the set has more
 RANDOM = 100  # candidates
+PROBED = 10  # candidates, to foretell the time
 OF_TRUTH = ("full_epochs", "full_repeats")  # settings of full trainings
 # What makes a search, besides its candidates and how many are verified, of which there may be more later.
 IDENTITY = ("content_hash", "ipc", "labels", "space", "axes", "truth_of", "strategy", "seed")
@@ -119,7 +123,7 @@ def main(arguments: argparse.Namespace) -> None:
         asked = what_is_asked(arguments, dataset, space, config)
         check_folder(output, asked)
         if arguments.dry_run:
-            print(describe(arguments, dataset, len(candidates), config, output))
+            print(describe(arguments, dataset, space, candidates, config, device, output))
             return
         campaign = Campaign(
             space,
@@ -279,32 +283,60 @@ def surroundings(
 
 
 def describe(
-    arguments: argparse.Namespace, dataset: DistilledDataset, count: int, config: EvaluateConfig, output: Path
+    arguments: argparse.Namespace,
+    dataset: DistilledDataset,
+    space: Space,
+    candidates: Sequence[Architecture],
+    config: EvaluateConfig,
+    device: str,
+    output: Path,
 ) -> str:
-    """What would be trained of so many candidates, as text, told before the real images are read."""
-    verify, truth, loader = arguments.verify, "none", dataset.loader(config.batch_size)
+    """What would be trained, as text, told before the real images are read."""
+    count, verify, truth, most = len(candidates), arguments.verify, "none", 0
     if arguments.truth_of:
         truth = f"known, by {arguments.truth_of}"
     elif verify is not None:
         most = count if verify == ALL else min(count, 3 * verify + 2)  # and the picks of the other ways
         truth = f"of {most} at most, {config.full_repeats} networks each, {config.full_epochs} epochs"
-    ways = PROXIES if verify is not None else PROXIES[:1]
+    ways, loader = PROXIES if verify is not None else PROXIES[:1], dataset.loader(config.batch_size)
+    steps, batch = config.epochs * len(loader), min(config.batch_size, loader.count)
+    each = seconds_of_image(dataset, space, candidates, batch, device)
+    seconds = count * len(ways) * config.repeats * steps * batch * each
+    times = [f"{in_words(seconds)} on {', '.join(ways)}"]
+    if most and (images := dataset.info.source.get("images")):
+        seconds = most * config.full_repeats * config.full_epochs * images * each
+        times.append(f"{in_words(seconds)} in full")
     database = "--storage" if arguments.storage else database_of(arguments, output)
     soft = verify is not None and labels_of(arguments, dataset) == "soft"
     teacher = recipe_of(dataset, arguments.dataset).pretrain
     rungs = f", ending at 1/{CHECKS} or 3/{CHECKS}" if arguments.strategy in EARLY_ENDING else ""
     lines = [
         f"candidates   {count} of {arguments.space}, {config.repeats} networks each, on {', '.join(ways)}",
-        f"steps        {config.epochs * len(loader)}, {config.epochs} epochs of {loader.count} images",
+        f"steps        {steps}, {config.epochs} epochs of {loader.count} images",
         f"strategy     {arguments.strategy}{rungs}",
         f"truth        {truth}",
         *(
             [f"teacher      {teacher.networks} networks, {teacher.epochs} epochs, where the cache lacks them"]
             * soft
         ),
+        f"time         about {', '.join(times)}, one after the other, without tests",
         f"writes       {output}, trials into {database}",
     ]
     return "\n".join(lines)
+
+
+def seconds_of_image(
+    dataset: DistilledDataset, space: Space, candidates: Sequence[Architecture], batch: int, device: str
+) -> float:
+    """What a network takes to be trained on one of `batch` images, the mean of `PROBED` random candidates."""
+    info, seconds = dataset.info, []
+    shape: dict[str, Any] = {"channels": info.channels, "size": (info.height, info.width)}
+    images = torch.zeros(batch, info.channels, info.height, info.width)
+    for candidate in random.Random(0).sample(candidates, min(PROBED, len(candidates))):
+        with contextlib.suppress(Exception):  # a search records it as failed
+            network = space.network(candidate, **shape, classes=len(info.classes), seed=0)
+            seconds.append(seconds_of(network, images, device)[1])
+    return statistics.fmean(seconds) if seconds else 0.0
 
 
 def database_of(arguments: argparse.Namespace, output: Path) -> Path:
