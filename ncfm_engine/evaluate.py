@@ -261,10 +261,12 @@ def start_training(
     *,
     epochs: float,
     checks: int,
+    late: float = 0.0,
 ) -> Training:
     """The training of networks of one architecture, each by a loader of its own, by the protocol.
 
-    The test images of `source` are looked at `checks` times, evenly spaced, the last time at the end.
+    The test images of `source` are looked at `checks` times, evenly spaced, the last time at the end. Of the
+    last steps, a share `late` of all, the losses are kept.
     """
     device = str(loaders[0].device)
     batches = Batches(loaders, classes=source.num_classes, cutmix=config.cutmix)
@@ -275,6 +277,7 @@ def start_training(
         milestones=[steps * k // 5 for k in range(1, 5)],
         decay=0.5,
         tested={round(steps * (k + 1) / checks) for k in range(checks)},
+        weighed=math.ceil(steps * late),
     )
     test = real_test_loader(source, len(networks), device)
     return Training(Networks(networks, device, config.precision), batches, course, test)

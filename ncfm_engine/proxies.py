@@ -28,13 +28,14 @@ from .batches import real_loader
 from .config import EvaluateConfig
 from .evaluate import Loaders, deciding, normalised_as, random_images, same_images, start_training
 from .pool import FeaturePool
-from .search import Check
+from .search import Check, Scores
 from .sources import Source, hold_out
 from .spaces import Architecture, Space
 from .stop import StopRequest
 from .train import grouped, trained_at_once
 
 PROXIES, FULL = ("distilled", "random", "early"), "full"
+LATE = 0.25  # share of the steps, the last ones, whose mean loss ranks candidates too
 VALIDATION = 0.1  # share of the training images, where a set was made without a split
 PROTOCOL = tuple(name for name in deciding(EvaluateConfig()) if name not in ("epochs", "full_epochs"))
 
@@ -56,22 +57,23 @@ class Proxy:
 
     def score(
         self, space: Space, architecture: Architecture, check: Check, stop: StopRequest | None = None
-    ) -> list[float]:
-        """The accuracies of the networks in percent; `check` gets those of the first one, whatever is trained
-        beside it.
+    ) -> Scores:
+        """Accuracies of the networks in percent, and their losses late in the training; `check` gets the
+        accuracies of the first one, whatever is trained beside it.
 
         Raises `DivergenceError` for weights that are not finite, `DeviceMemoryError`, `Stopped`, and whatever
         the building of the network raises.
         """
-        accuracies: list[float] = []
+        scores = Scores([], [])
         size = self.config.at_once or 1
         if self.repeats > 1 and not self.config.at_once:
             network = self._network(space, architecture, 0)
             size = trained_at_once(network, self.source, self.config.batch_size, self.device)
         for group in grouped(range(self.repeats), size):
-            accuracies += self._train(space, architecture, group, check, stop)
+            some = self._train(space, architecture, group, check, stop)
+            scores = Scores([*scores.accuracies, *some.accuracies], [*scores.losses, *some.losses])
             check = _unheard
-        return accuracies
+        return scores
 
     def _train(
         self,
@@ -80,14 +82,13 @@ class Proxy:
         group: list[int],
         check: Check,
         stop: StopRequest | None,
-    ) -> list[float]:
+    ) -> Scores:
         seeds = [seed_at(self.seed, repeat) for repeat in group]
         networks = [self._network(space, architecture, seed) for seed in seeds]
         if len(set(map(id, networks))) < len(networks):
             raise UsageError(f"build returned the same network twice for {dict(architecture)}")
-        training = start_training(
-            self.loaders(seeds), networks, self.source, self.config, epochs=self.epochs, checks=self.checks
-        )
+        options: dict[str, Any] = {"epochs": self.epochs, "checks": self.checks, "late": LATE}
+        training = start_training(self.loaders(seeds), networks, self.source, self.config, **options)
 
         def after_test(scores: list[float]) -> None:
             for repeat, weights, score in zip(group, training.networks.weights, scores, strict=True):
@@ -97,7 +98,7 @@ class Proxy:
 
         with seeded(self.seed, "training", *group, device=self.device):  # dropout, if a module has any
             training.run(f"{self.name} {dict(architecture)}", stop=stop, after_test=after_test)
-        return training.scores[-1]
+        return Scores(training.scores[-1], training.losses.tolist())
 
     def _network(self, space: Space, architecture: Architecture, seed: int) -> nn.Module:
         source = self.source

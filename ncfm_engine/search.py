@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -57,7 +57,16 @@ STRATEGIES = ("exhaustive", "random", "halving", "hyperband")
 EARLY_ENDING = ("halving", "hyperband")
 
 Check = Callable[[float], None]  # gets a score on the way; what it raises ends the training
-Score = Callable[[Architecture, Check], Sequence[float]]
+
+
+class Scores(NamedTuple):
+    """Of the networks of a candidate: accuracies in percent, and losses late in training, if known."""
+
+    accuracies: Sequence[float]
+    losses: Sequence[float] = ()
+
+
+Score = Callable[[Architecture, Check], Scores]
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class Result:
     state: Literal["complete", "pruned", "failed"]
     value: float | None = None
     accuracies: Sequence[float] = ()  # of the single networks, if complete
+    losses: Sequence[float] = ()  # of them, late in their training
     curve: Sequence[float] = ()  # accuracies at the checks
     seconds: float = 0.0  # that the scoring took
     reason: str = ""
@@ -157,7 +167,7 @@ def search(
 ) -> list[Result]:
     """Score candidates until all of them are done, here or by other processes; results in their order.
 
-    `score(architecture, check)` trains networks and returns their accuracies in percent. It calls `check`
+    `score(architecture, check)` trains networks and says how good they are. It calls `check`
     with an accuracy `CHECKS` times, the last time at the end, or not at all if the strategy ends nothing
     early; what it raises itself makes the candidate a failed one. What is scored here is said to be scored by
     `machine`, in words. While there are `others` that score, this process looks on: a candidate that kills
@@ -199,7 +209,8 @@ def adopt(study: Study, space: Space, results: Sequence[Result]) -> None:
         for result in results:
             if _key(result.architecture) in done:
                 continue
-            scored = {"accuracies": result.accuracies, "seconds": result.seconds, "machine": result.machine}
+            names = ("accuracies", "losses", "seconds", "machine")
+            scored = {name: getattr(result, name) for name in names}
             trial = optuna.create_trial(
                 value=result.value,
                 params=dict(result.architecture),
@@ -288,6 +299,7 @@ def _result(candidate: Architecture, trials: Sequence[FrozenTrial]) -> Result | 
             states[trial.state.name],
             None if trial.value is None else round(trial.value, DECIMALS),
             scored.get("accuracies", ()),
+            scored.get("losses", ()),
             [value for _, value in sorted(trial.intermediate_values.items())],
             scored.get("seconds", 0.0),
             notes.get("reason", ""),
@@ -379,8 +391,8 @@ class _Worker:
         began = time.monotonic()
         try:
             with settings_kept():
-                accuracies = list(self.score(trial.params, check))
-            mean = statistics.fmean(accuracies)
+                scores = self.score(trial.params, check)
+            mean = statistics.fmean(scores.accuracies)
         except TrialPruned as pruned:
             seconds = round(time.monotonic() - began, 2)
             trial.set_user_attr("scored", {"seconds": seconds, "machine": self.machine})
@@ -403,8 +415,8 @@ class _Worker:
                 raise RuntimeError(text) from None
             raise
         seconds = round(time.monotonic() - began, 2)
-        notes = {"accuracies": accuracies, "seconds": seconds, "machine": self.machine}
-        trial.set_user_attr("scored", notes)
+        notes = {"seconds": seconds, "machine": self.machine}
+        trial.set_user_attr("scored", {name: [*values] for name, values in scores._asdict().items()} | notes)
         return mean
 
     def _is_taken(self, trial: Trial) -> bool:

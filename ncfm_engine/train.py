@@ -240,11 +240,13 @@ class Course:
     decay: float
     tested: Iterable[int] = ()  # steps after which the accuracy is measured
     kept: Iterable[int] = ()  # steps after which the weights are kept as a snapshot
+    weighed: int = 0  # last steps, of whose training losses the mean is taken
 
 
 class Training:
     """Networks on their course. `scores` is one list of M accuracies (percent) per test, `snapshots` float32
-    [M, P] on the CPU per kept step, `step` the number of optimiser steps taken.
+    [M, P] on the CPU per kept step, `step` the number of optimiser steps taken. `losses` [M] are whole if
+    nothing was restored.
     """
 
     def __init__(self, networks: Networks, batches: Batches, course: Course, test: Loader | None = None):
@@ -252,6 +254,7 @@ class Training:
         self.optimiser = course.optimiser([networks.weights])
         self._first_rate = self.optimiser.param_groups[0]["lr"]
         self.step, self.scores, self.snapshots = 0, [], []
+        self.losses = torch.zeros(len(networks.weights), device=networks.weights.device)
 
     def run(
         self,
@@ -310,6 +313,9 @@ class Training:
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1)) * len(logits)
         loss.backward()
         self.optimiser.step()
+        if self.step >= self.course.steps - self.course.weighed:
+            each = F.cross_entropy(logits.detach().flatten(0, 1), targets.flatten(0, 1), reduction="none")
+            self.losses += each.view(len(logits), -1).mean(1) / self.course.weighed
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, multiplied up as by `MultiStepLR`, but without a state to resume."""

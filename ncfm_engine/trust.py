@@ -108,6 +108,33 @@ def regret_over_time(
     return costs[orders].cumsum(1).mean(0).round(2).tolist(), regrets.mean(0).round(3).tolist()
 
 
+def trust_by_loss(
+    accuracies: Mapping[str, Sequence[Sequence[float] | None]],
+    losses: Mapping[str, Sequence[Sequence[float] | None]],
+    seconds: Mapping[str, Sequence[float]],
+    truth: Sequence[float | None],
+) -> dict[str, dict[str, Any]]:
+    """`trust` in the ranking of the same candidates by their training losses, the lowest first; {} where some
+    have none. Late in training these rank networks, too (Ru et al. 2021, arXiv 2006.04492). "gain" is by how
+    much its correlation is above that of the accuracies.
+    """
+    if any(
+        bool(a) != bool(b) for way in accuracies for a, b in zip(accuracies[way], losses[way], strict=True)
+    ):
+        return {}
+    scores = {way: [row and [-loss for loss in row] for row in column] for way, column in losses.items()}
+    found = trust(scores, seconds, truth)
+    common = [i for i, value in enumerate(truth) if value is not None and all(s[i] for s in scores.values())]
+    right = [value for index in common if (value := truth[index]) is not None]
+    for way, about in found.items():
+        by_loss, by_accuracy = (
+            [round(statistics.fmean(column[index] or ()), DECIMALS) for index in common]
+            for column in (scores[way], accuracies[way])
+        )
+        about["gain"] = lead(by_loss, by_accuracy, right)
+    return found
+
+
 def trust(
     accuracies: Mapping[str, Sequence[Sequence[float] | None]],
     seconds: Mapping[str, Sequence[float]],

@@ -8,6 +8,7 @@ import torch
 from distilled_data import DistilledDataset, DivergenceError, UsageError
 from distilled_data.randomness import seed_at
 from ncfm_engine import proxies as module
+from ncfm_engine import train as module_of_training
 from ncfm_engine.config import EvaluateConfig, NetworkConfig
 from ncfm_engine.evaluate import random_subset, train_and_test
 from ncfm_engine.proxies import FULL, PROXIES, proxies, splits
@@ -71,8 +72,8 @@ def quiet(accuracy):
 def test_all_proxies_take_the_same_steps_and_are_tested_on_held_out_images(ways, held, digits, monkeypatch):
     seen = {}
 
-    def start(loaders, networks, source, config, *, epochs, checks):
-        training = start_training(loaders, networks, source, config, epochs=epochs, checks=checks)
+    def start(loaders, networks, source, config, **options):
+        training = start_training(loaders, networks, source, config, **options)
         seen[name] = training.course.steps, len(training.test.targets), len(loaders[0].targets)
         return training
 
@@ -101,7 +102,7 @@ def test_a_score_is_that_of_the_protocol_with_the_same_seed(ways, held):
         train_and_test(loader, 6, held, CONFIG, network, seed_at(5, repeat))[0]
         for repeat, loader in enumerate(loaders)
     ]
-    got = ways()["distilled"].score(SPACES["convnet"], ARCHITECTURE, quiet)
+    got = ways()["distilled"].score(SPACES["convnet"], ARCHITECTURE, quiet).accuracies
     assert got == expected
     assert len(set(got)) == 2
 
@@ -177,17 +178,41 @@ def test_random_images_come_in_batches_like_those_of_the_tiles(ways, held):
 
 def test_checks_are_heard_of_the_first_network_whatever_is_trained_beside_it(ways):
     heard = []
-    scores = ways(checks=3)["distilled"].score(SPACES["convnet"], ARCHITECTURE, heard.append)
+    scores = ways(checks=3)["distilled"].score(SPACES["convnet"], ARCHITECTURE, heard.append).accuracies
     assert len(heard) == 3
     assert heard[-1] == pytest.approx(scores[0], abs=1e-3)
     heard.clear()
     together = ways(dataclasses.replace(CONFIG, at_once=2), checks=3)["distilled"]
-    scores = together.score(SPACES["convnet"], ARCHITECTURE, heard.append)
+    scores = together.score(SPACES["convnet"], ARCHITECTURE, heard.append).accuracies
     assert len(heard) == 3
     assert heard[-1] == pytest.approx(scores[0], abs=1e-3)
     assert scores[0] != scores[1]
     with pytest.raises(UsageError, match="19 checks of a training need as many steps; 6 epochs have 18"):
         ways(checks=19)
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_the_losses_are_the_means_of_the_last_quarter_of_the_steps(ways, monkeypatch, at_once):
+    found = []
+
+    def seen(training, epoch, batch):
+        images, targets = training.batches.at(epoch, batch, training.course.steps)
+        before = training.networks.weights.detach().clone()
+        descend(training, epoch, batch)
+        after = training.networks.weights.detach().clone()
+        with torch.no_grad():
+            training.networks.weights.copy_(before)
+            logits = training.networks(images)
+            training.networks.weights.copy_(after)
+        pairs = zip(logits, targets, strict=True)
+        found.append([torch.nn.functional.cross_entropy(*pair).item() for pair in pairs])
+
+    descend = module_of_training.Training._descend
+    monkeypatch.setattr(module_of_training.Training, "_descend", seen)
+    proxy = ways(dataclasses.replace(CONFIG, at_once=at_once))["distilled"]
+    losses = proxy.score(SPACES["convnet"], ARCHITECTURE | {"norm": "none"}, quiet).losses
+    steps = torch.tensor(found).view(-1, 18, at_once)[:, -5:]  # of 18 a quarter is 4.5
+    assert losses == pytest.approx(steps.mean(1).flatten().tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("at_once", "sizes"), [(0, [2, 1]), (1, [1, 1, 1]), (3, [3])])
@@ -237,7 +262,8 @@ def test_a_module_of_the_user_can_be_stacked_with_others(ways):
     space = Space({"hidden": (4, 6)}, net)
     alone = ways()["distilled"].score(space, {"hidden": 6}, quiet)
     at_once = ways(dataclasses.replace(CONFIG, at_once=2))["distilled"].score(space, {"hidden": 6}, quiet)
-    assert at_once == pytest.approx(alone, abs=2)
+    assert at_once.accuracies == pytest.approx(alone.accuracies, abs=2)
+    assert at_once.losses == pytest.approx(alone.losses, rel=1e-4)
 
 
 def test_the_truth_of_another_test_set_is_another(digits):

@@ -26,7 +26,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 from distilled_data import DeviceMemoryError, OutputError, UnknownNameError, UsageError
 from ncfm_engine import search as module
-from ncfm_engine.search import CHECKS, Result, adopt, open_studies, results_of, search
+from ncfm_engine.search import CHECKS, Result, Scores, adopt, open_studies, results_of, search
 from ncfm_engine.spaces import Space
 from ncfm_engine.stop import Stopped
 
@@ -58,7 +58,7 @@ def quick(monkeypatch):
 
 
 def by_width(architecture, check):
-    return [float(architecture["a"]), architecture["a"] + 2.0]
+    return Scores([float(architecture["a"]), architecture["a"] + 2.0], [0.5, architecture["a"]])
 
 
 def states(study):
@@ -72,6 +72,7 @@ def test_every_candidate_is_scored_once_and_in_their_order(database):
     assert [result.architecture for result in results] == candidates
     assert [result.value for result in results] == [candidate["a"] + 1.0 for candidate in candidates]
     assert all(result.accuracies == [result.value - 1, result.value + 1] for result in results)
+    assert all(result.losses == [0.5, result.value - 1] for result in results)
     assert states(study) == {"COMPLETE": 6}
     assert study.best_value == 4  # as Optuna's own tools show it
     types = {type(name) for trial in study.trials for name in trial.params.values()}
@@ -82,7 +83,7 @@ def test_as_many_right_answers_are_one_value_however_they_fall_on_the_networks(d
     right = iter([(75, 102, 86), (91, 97, 75)])  # of 144; the means differ in their last bit
 
     def score(architecture, check):
-        return [100 * (count / 144) for count in next(right)]
+        return Scores([100 * (count / 144) for count in next(right)])
 
     first, second = search(open_study(database, "x"), SMALL, SMALL.draw()[:2], score)
     assert first.value == second.value == pytest.approx(100 * 263 / 432)
@@ -113,7 +114,7 @@ def test_what_is_done_is_not_done_again_and_more_candidates_may_follow(database)
 
     def score(architecture, check):
         scored.append(architecture)
-        return [1.0]
+        return Scores([1.0])
 
     search(open_study(database, "x"), SMALL, candidates[:2], score)
     assert search(open_study(database, "x"), SMALL, candidates[:2], score)[1].value == 1
@@ -128,7 +129,9 @@ def test_what_is_done_is_not_done_again_and_more_candidates_may_follow(database)
 
 def test_what_another_search_found_is_taken_over_whole_and_once(database):
     candidates = SMALL.draw()
-    complete = Result(candidates[0], "complete", 2.5, [2.0, 3.0], [1.0, 3.0], 0.5, machine="another")
+    complete = Result(
+        candidates[0], "complete", 2.5, [2.0, 3.0], [0.5, 0.75], [1.0, 3.0], 0.5, machine="another"
+    )
     own = open_study(database, "own")
     search(own, SMALL, candidates[:1], by_width)
     adopt(own, SMALL, [complete])
@@ -146,7 +149,7 @@ def test_what_a_candidate_raises_is_recorded_and_the_study_goes_on(database):
     def score(architecture, check):
         if architecture["b"] and architecture["a"] in errors:
             raise errors[architecture["a"]]
-        return [5.0]
+        return Scores([5.0])
 
     study = open_study(database, "x")
     results = {tuple(r.architecture.values()): r for r in search(study, SMALL, list(SMALL), score)}
@@ -186,7 +189,7 @@ def test_what_a_candidate_sets_for_its_process_is_not_left_to_those_after_it(dat
         os.chdir("/")
         if architecture["b"]:
             raise ValueError("so am I")
-        return [5.0]
+        return Scores([5.0])
 
     seen, before = [], settings()
     search(open_study(database, "x"), SMALL, list(SMALL), score)
@@ -224,7 +227,7 @@ def test_a_lack_of_memory_may_be_that_of_a_moment(database):
             raise moments.pop()
         if architecture["a"] == 2:
             raise DeviceMemoryError("too many networks at once")
-        return [5.0]
+        return Scores([5.0])
 
     few = [{"a": a, "b": True} for a in (1, 2, 3)]
     results = search(open_study(database, "x"), SMALL, few, score)
@@ -254,7 +257,7 @@ def test_an_error_of_the_storage_is_not_the_candidates(database, error):
         if not raised:
             raised.append(error)
             raise error
-        return [5.0]
+        return Scores([5.0])
 
     (result,) = search(open_study(database, "x"), SMALL, [next(iter(SMALL))], score)
     assert (result.state, result.attempts) == ("complete", 2)
@@ -273,7 +276,7 @@ def test_a_storage_that_another_program_has_locked_is_named_and_keeps_what_it_ho
         scored.append(architecture)
         if len(scored) == 2:
             other.execute(f"begin {lock}")
-        return [5.0]
+        return Scores([5.0])
 
     with pytest.raises(OutputError, match=rf"^the storage {database} failed: .*database is locked\. What it"):
         search(study, SMALL, few, score)
@@ -317,7 +320,7 @@ def test_what_a_pruned_training_held_is_freed_at_once(database):
         held.append(weakref.ref(network))
         for _ in range(CHECKS):
             check(float(-len(held)))  # each is worse than those before
-        return [float(-len(held))]
+        return Scores([float(-len(held))])
 
     gc.disable()
     try:
@@ -329,7 +332,7 @@ def test_what_a_pruned_training_held_is_freed_at_once(database):
 
 
 def test_a_score_of_nothing_is_a_failure_with_a_reason(database):
-    (result,) = search(open_study(database, "x"), SMALL, [next(iter(SMALL))], lambda *_: [])
+    (result,) = search(open_study(database, "x"), SMALL, [next(iter(SMALL))], lambda *_: Scores([]))
     assert result.state == "failed"
     assert "mean requires at least one data point" in result.reason
 
@@ -370,7 +373,7 @@ def rising(architecture, check):
     """Better from the start if `a` is larger."""
     for step in range(CHECKS):
         check(10 * architecture["a"] + step)
-    return [10.0 * architecture["a"] + CHECKS]
+    return Scores([10.0 * architecture["a"] + CHECKS])
 
 
 MANY = Space({"a": tuple(range(14))}, torch.nn.Linear)
@@ -630,7 +633,7 @@ def be_one_of_several(database, done):
         done.put(dict(architecture))
         if architecture == FAILING:
             raise ValueError("not to be trained")
-        return [value(architecture) - 1, value(architecture) + 1]
+        return Scores([value(architecture) - 1, value(architecture) + 1])
 
     module.HEARTBEAT_SECONDS, module.GRACE_SECONDS, module.WAIT_SECONDS = 1, 3, 0.1
     search(open_study(database, "moments"), MOMENTS, list(MOMENTS), score)

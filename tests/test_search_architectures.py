@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -92,6 +93,10 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path, monk
         truth = {k: found["candidates"][k]["full"]["value"] for k in verified}
         assert of_way["regret"] == pytest.approx(max(truth.values()) - truth[of_way["pick"]])
         assert of_way["all"]["n"] == len(verified)
+    assert set(found["trust_by_loss"]) == {"distilled", "random", "early"}
+    losses = [sum(row["distilled"]["losses"]) for row in found["candidates"]]
+    assert found["trust_by_loss"]["distilled"]["pick"] == losses.index(min(losses))
+    assert re.search(r"\| above that by accuracy by( \|[^|]*\d\.\d\d[^|]*){3}\|\n", output)
     assert output.startswith("# Architectures for digits\n\n8 candidates of the space `convnet` (8 complete)")
     assert "from which the distilled images were made too" in output
     settings = found["settings"]
@@ -102,6 +107,18 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path, monk
     for name in ("scatter.png", "regret.png"):
         assert (tmp_path / "found" / name).read_bytes().startswith(b"\x89PNG")
 
+    status, output, error = here(
+        "search_architectures.py", *arguments, "--rank-by", "loss", "--jobs", "1", settings=QUICK
+    )
+    assert status == 0, error
+    again = content(tmp_path / "found")
+    assert again["verified"]["best"] == [losses.index(min(losses))]
+    first = output.index("| seconds |\n") + len("| seconds |\n")
+    shown = [line.split(" | ")[-2 - 1] for line in output[first:].splitlines()[1:9]]
+    assert shown == [f"{loss / 2:.3f}" for loss in sorted(losses)]
+    assert [row["distilled"] for row in again["candidates"]] == [
+        row["distilled"] for row in found["candidates"]
+    ]
     assert "They are the best, some in the middle and some at random by the ranking" in output
     assert "other searches" not in output
     of_others = markdown(found | {"verified": {"best": sorted(verified)[:1]}})
@@ -744,7 +761,8 @@ def search_of_few(tmp_path, **options):
 
 def record(campaign, way, a, value, state="COMPLETE"):
     """What a process found of the candidate `a`."""
-    notes = {"scored": {"accuracies": [value], "seconds": 1.0}} if state == "COMPLETE" else {"reason": "?"}
+    scored = {"accuracies": [value], "losses": [] if a == 0 else [abs((value or 0) - 45)], "seconds": 1.0}
+    notes = {"scored": scored} if state == "COMPLETE" else {"reason": "?"}
     choice = {"a": CategoricalDistribution(FEW.axes["a"])}
     options = {"params": {"a": a}, "distributions": choice, "user_attrs": notes}
     campaign._studies[way].add_trial(create_trial(state=TrialState[state], value=value, **options))
@@ -766,6 +784,14 @@ def test_what_is_verified_is_what_each_way_would_pick_of_those_that_it_could_tra
     assert groups == {"best": [3], "middle": [5], "best by random": [2], "best by early": [1]}
     assert len(drawn) == 1
     assert not {1, 3, 5} & set(drawn)
+    # Losses are the distances from 45, so 5, 3, 6, 2, 4; 0 has none, as of an older version.
+    groups = search_of_few(tmp_path, verify=1, ranked_by="loss").verified()
+    assert {name: groups[name] for name in groups if name != "random"} == {
+        "best": [5],
+        "middle": [6],
+        "best by random": [2],
+        "best by early": [1],
+    }
 
     assert list(search_of_few(tmp_path).results()) == ["distilled"]  # it asks for no truth, and there is none
     assert list(campaign.results()) == [*PROXIES, FULL]

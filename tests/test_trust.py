@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from ncfm_engine import trust as module
-from ncfm_engine.trust import agreement, lead, regret_over_time, select, top, trust
+from ncfm_engine.trust import agreement, lead, regret_over_time, select, top, trust, trust_by_loss
 
 TRUTH = [10.0, 20.0, 30.0, 40.0, 50.0]
 
@@ -152,6 +152,28 @@ def test_a_proxy_is_the_mean_of_its_networks():
         pytest.approx(agreement([9, 2, 3, 4, 5], TRUTH)["spearman"]),
     ]
     assert found["top"]["n"] == 5
+
+
+def test_a_ranking_by_losses_has_the_lowest_first_and_says_what_it_gains_on_the_accuracies():
+    truth = [float(value) for value in range(10, 110, 10)]
+    accuracies = {
+        "a": [[1.0], [3.0], [2.0], [4.0], [5.0], [6.0], [7.0], [9.0], [8.0], [10.0]],
+        "b": [[1.0]] * 10,
+    }
+    losses = {"a": [[9.0 - k, 11.0 - k] for k in range(10)], "b": [[float(7 * k % 10)] for k in range(10)]}
+    seconds = dict.fromkeys("ab", [1.0] * 10)
+    found = trust_by_loss(accuracies, losses, seconds, truth)
+    assert found["a"]["all"]["spearman"] == pytest.approx(1)
+    by_accuracy = trust(accuracies, seconds, truth)["a"]["all"]["spearman"]
+    assert by_accuracy < 1
+    assert found["a"]["gain"]["spearman"] == pytest.approx(1 - by_accuracy)
+    assert found["a"]["gain"]["spearman_low"] >= 0
+    assert found["b"]["gain"]["spearman"] is None  # all accuracies are equal
+    assert (found["a"]["pick"], found["a"]["regret"], found["b"]["pick"]) == (9, 0, 0)
+    older = {way: [None if k == 3 else row for k, row in enumerate(rows)] for way, rows in losses.items()}
+    assert trust_by_loss(accuracies, older, seconds, truth) == {}
+    known = [None, *truth[1:]]
+    assert trust_by_loss(accuracies, losses, seconds, known)["a"]["all"]["n"] == 9
 
 
 def test_the_best_that_are_compared_by_themselves_are_so_by_the_truth():

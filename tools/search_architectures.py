@@ -51,7 +51,7 @@ from ncfm_engine.report import Bars, Report, silent
 from ncfm_engine.search import CHECKS, EARLY_ENDING, STRATEGIES
 from ncfm_engine.spaces import SPACES, Architecture, Space, load_space
 from ncfm_engine.stop import StopRequest
-from tools.architectures.campaign import ALL, Campaign
+from tools.architectures.campaign import ACCURACY, ALL, RANKINGS, Campaign
 from tools.architectures.crew import Crew, Leash, default_jobs, is_hand
 from tools.architectures.report import REPORT_FILE, RESULTS_FILE, full_trainings, read, summary, write
 
@@ -88,6 +88,13 @@ def parser() -> argparse.ArgumentParser:
         type=count_or_all,
         metavar="K",
         help="train the K best, K middle and K random candidates in full, or 'all' (default: none)",
+    )
+    add(
+        "--rank-by",
+        choices=RANKINGS,
+        default=ACCURACY,
+        help="accuracy on held-out images, or training loss late in the training; the report compares both "
+        "(default: accuracy)",
     )
     add("--seed", type=int, default=0, help="of the draw and of the trainings (default: 0)")
     add("--output", type=Path, help="folder of the results (default: searches/SET-HASH-SPACE...)")
@@ -133,6 +140,7 @@ def main(arguments: argparse.Namespace) -> None:
             arguments.strategy,
             arguments.verify,
             arguments.seed,
+            arguments.rank_by,
             machine_of(device),
             crew.works,
         )
@@ -260,6 +268,7 @@ def what_is_asked(
         "axes": {axis: list(values) for axis, values in space.axes.items()},
         "truth_of": arguments.truth_of.resolve().name if arguments.truth_of else None,
         "strategy": arguments.strategy,
+        "ranked_by": arguments.rank_by,
         "networks": config.repeats,
         "settings": dataclasses.asdict(config),
         "seed": arguments.seed,

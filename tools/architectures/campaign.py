@@ -1,5 +1,7 @@
 """A search, the same by random images and by early stopping, and the truth about some of the candidates."""
 
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,6 +17,7 @@ from ncfm_engine.trust import select
 
 ALL = 0  # for `verify`: every candidate
 OTHERS = "by other searches"
+ACCURACY, LOSS = RANKINGS = ("accuracy", "loss")
 
 
 @dataclass
@@ -31,6 +34,7 @@ class Campaign:
     strategy: str = "exhaustive"
     verify: int | None = None  # so many best, middle and random candidates; None: nothing is verified
     seed: int = 0
+    ranked_by: str = ACCURACY  # or LOSS: which candidates are the best, of those to verify
     machine: str = ""
     others: Callable[[], bool] = lambda: False
 
@@ -76,7 +80,7 @@ class Campaign:
         for way in PROXIES:
             results = results_of(self._studies[way], self.candidates)
             scored = {
-                index: result.value or 0.0
+                index: self._rank(result)
                 for index, result in enumerate(results)
                 if result and result.state == "complete"
             }
@@ -86,6 +90,11 @@ class Campaign:
             elif scored:
                 groups[f"best by {way}"] = [max(scored, key=lambda index: scored[index])]
         return groups
+
+    def _rank(self, result: Result) -> float:
+        if self.ranked_by == ACCURACY:
+            return result.value or 0.0
+        return -statistics.fmean(result.losses or [math.inf])
 
     def _score(self, way: str, candidates: Sequence[Architecture], stop: StopRequest, report: Report) -> None:
         score = partial(self.ways[way].score, self.space, stop=stop)

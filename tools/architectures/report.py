@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,11 @@ from ncfm_engine.proxies import FULL, PROXIES
 from ncfm_engine.report import plot_agreement, plot_regret
 from ncfm_engine.search import EARLY_ENDING, Result
 from ncfm_engine.spaces import Architecture
-from ncfm_engine.trust import trust
+from ncfm_engine.trust import trust, trust_by_loss
 from tools.listing import write_rows
 from tools.markdown import score, table
 
-from .campaign import OTHERS, Campaign
+from .campaign import ACCURACY, OTHERS, Campaign
 
 RESULTS_FILE, REPORT_FILE = "search.json", "report.md"
 SCATTER_FILE, REGRET_FILE = "scatter.png", "regret.png"
@@ -56,6 +57,11 @@ PRUNED = (
 )
 FEW = " There is no correlation to show: too few of them, {}, were scored to the end in all three ways."
 
+BY_LOSS = (
+    "The same by the training loss, the mean of the last quarter of the steps, instead of the accuracy "
+    "(`--rank-by loss`). It does not see what helps on other images alone, such as dropout."
+)
+
 Content = Mapping[str, Any]
 AGAIN = "They are tried again when the code of their space has changed, or with another `--storage`."
 
@@ -63,12 +69,14 @@ AGAIN = "They are tried again when the code of their space has changed, or with 
 def summary(head: Content, campaign: Campaign) -> dict[str, Any]:
     """All that is known by now, as JSON has it. `trust` has the ways with candidates whose truth is known."""
     results = campaign.results()
+    found = _trust(results) if FULL in results else ({}, {})
     scored = [result for found in results.values() for result in found if result]
     machines = {machine for result in scored for machine in result.machine.split(MACHINES)}
     return dict(head) | {
         "machines": sorted(machines - {""}),
         "verified": campaign.verified() if FULL in results else {},
-        "trust": _trust(results) if FULL in results else {},
+        "trust": found[0],
+        "trust_by_loss": found[1],
         "candidates": [
             {"architecture": dict(candidate)} | {way: _row(found[index]) for way, found in results.items()}
             for index, candidate in enumerate(campaign.candidates)
@@ -143,23 +151,25 @@ def _row(result: Result | None) -> dict[str, Any] | None:
     return {name: value for name, value in row.items() if value not in (None, (), [], "")}
 
 
-def _trust(results: Mapping[str, Sequence[Result | None]]) -> dict[str, Any]:
+def _trust(results: Mapping[str, Sequence[Result | None]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """By accuracy, and by loss."""
+
     def complete(way: str, field: str) -> list[Any]:
         found = results[way]
         return [getattr(one, field) if one and one.state == "complete" else None for one in found]
 
-    return trust(
-        {way: complete(way, "accuracies") for way in PROXIES},
-        {way: complete(way, "seconds") for way in PROXIES},
-        complete(FULL, "value"),
+    accuracies, losses, seconds = (
+        {way: complete(way, field) for way in PROXIES} for field in ("accuracies", "losses", "seconds")
     )
+    truth = complete(FULL, "value")
+    return trust(accuracies, seconds, truth), trust_by_loss(accuracies, losses, seconds, truth)
 
 
 def markdown(content: Content) -> str:
     """The report: what was searched, the best, how far that can be trusted, and what failed."""
     rows = content["candidates"]
     complete = [row for row in rows if _complete(row["distilled"])]
-    complete.sort(key=lambda row: -row["distilled"]["value"])
+    complete.sort(key=lambda row: -_rank(row["distilled"], content.get("ranked_by", ACCURACY)))
     states = [row["distilled"]["state"] if row["distilled"] else "open" for row in rows]
     counts = ", ".join(
         f"{states.count(s)} {s}" for s in ("complete", "pruned", "failed", "open") if s in states
@@ -178,7 +188,7 @@ def markdown(content: Content) -> str:
         *_best(complete[:SHOWN], FULL in rows[0]),
     ]
     if content["trust"]:
-        lines += ["", *_trust_table(content)]
+        lines += ["", *_trust_table(content), *_by_loss(content)]
     elif any(_complete(row.get(FULL)) for row in rows):
         begun = any(row.get(way) is None for row in rows for way in PROXIES)
         lines += ["", TITLE, "", OPEN if begun else UNKNOWN]
@@ -197,6 +207,10 @@ def markdown(content: Content) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _rank(result: Content, by: str) -> float:
+    return result["value"] if by == ACCURACY else -statistics.fmean(result.get("losses") or [math.inf])
+
+
 def _name(architecture: Architecture) -> str:
     return " ".join(f"{name}={value}" for name, value in architecture.items())
 
@@ -204,14 +218,17 @@ def _name(architecture: Architecture) -> str:
 def _best(rows: Sequence[Content], verified: bool) -> list[str]:
     if not rows:
         return ["No candidate is complete."]
-    ways = ["distilled", FULL] if verified else ["distilled"]
-    head = [*rows[0]["architecture"], *(TITLES[way] for way in ways), "seconds"]
+    losses = all("losses" in row["distilled"] for row in rows)
+    titles = [TITLES["distilled"], *["training loss"] * losses, *[TITLES[FULL]] * verified]
+    head = [*rows[0]["architecture"], *titles, "seconds"]
     return table(
         head,
         [
             [
                 *map(str, row["architecture"].values()),
-                *(_mean(row[way]) for way in ways),
+                _mean(row["distilled"]),
+                *([f"{statistics.fmean(row['distilled']['losses']):.3f}"] if losses else []),
+                *([_mean(row[FULL])] if verified else []),
                 f"{row['distilled']['seconds']:.1f}",
             ]
             for row in rows
@@ -272,6 +289,27 @@ def _trust_table(content: Content) -> list[str]:
         "",
         f"![score against full accuracy]({SCATTER_FILE})",
         *([] if content["strategy"] in EARLY_ENDING else [f"![regret over time]({REGRET_FILE})"]),
+    ]
+
+
+def _by_loss(content: Content) -> list[str]:
+    """What the ranking by losses would be worth."""
+    found = content.get("trust_by_loss")
+    if not found or found[PROXIES[0]]["all"]["n"] < 3:
+        return []
+    all_, best = (found[PROXIES[0]][group]["n"] for group in ("all", "top"))
+    lines = {
+        f"Spearman, all {all_}": [_interval(found[way]["all"], "spearman") for way in PROXIES],
+        "above that by accuracy by": [_interval(found[way]["gain"], "spearman") for way in PROXIES],
+        f"Spearman, the {best} best": [_interval(found[way]["top"], "spearman") for way in PROXIES],
+        "accuracy of the pick": [_points(found[way]["pick_accuracy"]) for way in PROXIES],
+        "regret, points": [_points(found[way]["regret"]) for way in PROXIES],
+    }
+    return [
+        "",
+        BY_LOSS,
+        "",
+        *table(["", *(TITLES[way] for way in PROXIES)], [[name, *cells] for name, cells in lines.items()]),
     ]
 
 
