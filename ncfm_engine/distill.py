@@ -24,7 +24,7 @@ from .matching import MatchingStep, StepLosses
 from .memory import Layout, is_out_of_memory
 from .pool import FeaturePool
 from .ranks import Ranks
-from .report import Report, silent
+from .report import OwnWarning, Report, silent
 from .sources import Source
 from .stop import Stopped, StopRequest
 
@@ -239,6 +239,7 @@ class Match:
         warnings.warn(
             f"out of memory at step {self.step + 1} ({reason}); going on with {smaller.classes} classes and "
             f"{smaller.images} real images at once instead of {layout.classes} and {layout.images}",
+            OwnWarning,
             stacklevel=2,
         )
 

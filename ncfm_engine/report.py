@@ -1,4 +1,4 @@
-"""What a long run shows: bars on the terminal, plots of the losses."""
+"""What a long run shows: bars on the terminal, plots of the losses, notes."""
 
 import contextlib
 import io
@@ -10,6 +10,10 @@ from typing import Any, Protocol, Self
 
 from distilled_data import MissingExtraError
 from distilled_data.files import write_file
+
+
+class OwnWarning(UserWarning):
+    """What one of several processes has to say for itself: the others do not tell it."""
 
 
 class Report(Protocol):

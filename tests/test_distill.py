@@ -19,6 +19,7 @@ from ncfm_engine.distill import CHECKPOINT_FILE, METRICS_FILE, begin, distill, r
 from ncfm_engine.initial import check_packing, initial_images
 from ncfm_engine.memory import Layout
 from ncfm_engine.pool import FeaturePool, build
+from ncfm_engine.report import OwnWarning
 from ncfm_engine.selection import clusters, herding
 from ncfm_engine.stop import Stopped, StopRequest
 
@@ -394,7 +395,7 @@ def fails_for_memory(fitting: Layout):
 def test_out_of_memory_halves_the_chunks_once_and_changes_nothing_else(play, tmp_path, monkeypatch):
     whole = play(layout=Layout(9, 39))
     monkeypatch.setattr(module.MatchingStep, "backward", fails_for_memory(Layout(5, 20)))
-    with pytest.warns(UserWarning, match=r"out of memory at step 6 .* 5 classes and 20 real images at once"):
+    with pytest.warns(OwnWarning, match=r"out of memory at step 6 .* 5 classes and 20 real images at once"):
         halved = play(layout=Layout(9, 39), folder=tmp_path)
     assert torch.allclose(halved.images, whole.images, atol=1e-3)
 

@@ -38,6 +38,7 @@ from ncfm_engine.pipeline import (
 from ncfm_engine.presets import PRESETS
 from ncfm_engine.pretrain import pretrain
 from ncfm_engine.proxies import proxies, splits
+from ncfm_engine.report import OwnWarning
 from ncfm_engine.stop import Stopped
 from tools.command_line import (
     add_push_flags,
@@ -45,6 +46,7 @@ from tools.command_line import (
     duration,
     json_file,
     lock_of,
+    notes,
     push_command,
     reading,
     run_command,
@@ -712,6 +714,16 @@ def test_a_dry_run_prints_the_plan_and_writes_only_the_prepared_images(here, tmp
     assert "publishes    python tools/push.py distilled/digits-ipc3 org/digits --revision v1" in output
     assert {path.parts[0] for path in (p.relative_to(tmp_path) for p in tmp_path.rglob("*"))} == {"cache"}
     assert [path.name for path in (tmp_path / "cache" / "distilled-data").iterdir()] == ["stores"]
+
+
+def test_one_of_several_processes_plans_and_tells(here, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    arguments = ("distill_and_push.py", "--dataset", "digits", "--ipc", "3")
+    assert here(*arguments, "--dry-run", settings=TINY) == (0, "", "")
+    assert here(*arguments, "--time-budget", "0s", settings=TINY)[:2] == (75, "")
+    with notes():
+        told = [warnings.formatwarning("so", kind, "x.py", 1) for kind in (UserWarning, OwnWarning)]
+    assert told == ["", "note: so\n"]
 
 
 @pytest.mark.parametrize(

@@ -509,16 +509,17 @@ def test_a_preparation_killed_at_random_moments_gives_the_same_store(tmp_path):
     assert left == {path.name for path in (tmp_path / "expected").iterdir()}
 
 
-def test_two_ranks_make_the_store_that_one_makes(tmp_path, shards):
+def test_two_ranks_make_the_store_that_one_makes_and_one_of_them_tells_of_it(tmp_path, shards):
+    write_tar(tmp_path / "shards" / "train-damaged.tar", [("empty.png", b""), ("empty.cls", b"0")])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen(
-            [*COMMAND, f"wds:{shards}", "store", "--workers", "1"], cwd=tmp_path,
-            env=ENVIRONMENT | meeting | {"RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True,
+            [*COMMAND, f"wds:{shards}", "store", "--workers", "1", "--skip-damaged"], cwd=tmp_path,
+            env=ENVIRONMENT | meeting | {"RANK": str(rank), "PYTHONWARNINGS": "default"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(2)
     ]  # fmt: skip
@@ -526,7 +527,9 @@ def test_two_ranks_make_the_store_that_one_makes(tmp_path, shards):
     assert [process.returncode for process in processes] == [0, 0], results
     assert "fingerprint" in results[0][0]
     assert results[1][0] == ""
-    prepare(ShardReader(shards), tmp_path / "expected", workers=0)
+    assert ["left out 1 of 81" in " ".join(error.split()) for _, error in results] == [True, False]
+    with pytest.warns(UserWarning, match="left out 1 of 81"):
+        prepare(ShardReader(shards), tmp_path / "expected", workers=0, skip_damaged=True)
     assert content(tmp_path / "store") == content(tmp_path / "expected")
     assert read_index(tmp_path / "store") == read_index(tmp_path / "expected")
 

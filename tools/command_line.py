@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from distilled_data import DistilledDataError, DistilledDataset, HubError, OutputError, UsageError
 from hub import PushOptions
 from ncfm_engine.cache import cache_folder
+from ncfm_engine.report import OwnWarning
 from ncfm_engine.stop import Stopped
 from tools.markdown import score
 
@@ -63,7 +64,8 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
             main(arguments)
     except Stopped as place:
         way = "--resume" if "resume" in arguments else "the same command"
-        print(f"stopped in good order ({place}); go on with {way}")
+        if speaks():
+            print(f"stopped in good order ({place}); go on with {way}")
         sys.exit(75)
     except KeyboardInterrupt:
         sys.exit("\ninterrupted")
@@ -77,14 +79,22 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
         sys.exit(code)
 
 
+def speaks() -> bool:
+    """Whether this process is the one that speaks and publishes for all that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def notes() -> Iterator[None]:
-    """Warnings meant for the user are shown as errors are: one paragraph, without a line of our code."""
+    """Warnings meant for the user are shown as errors are: one paragraph, without a line of our code. Of
+    several processes, which have the same to say, one tells them.
+    """
     before = warnings.formatwarning
 
     def show(message: Warning | str, category: type[Warning], *place: Any) -> str:
-        ours = category is UserWarning
-        return paragraph(f"note: {message}") + "\n" if ours else before(message, category, *place)
+        if category not in (UserWarning, OwnWarning):
+            return before(message, category, *place)
+        return paragraph(f"note: {message}") + "\n" if category is OwnWarning or speaks() else ""
 
     warnings.formatwarning = show
     try:
@@ -217,7 +227,7 @@ def lock_of(output: Path, seconds: float = 0) -> AbstractContextManager[None]:
     """Held by the process that writes; in the cache, so that a refused run leaves no folder behind. It is
     waited for so many `seconds`.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not speaks():
         return nullcontext()
     name = hashlib.sha256(os.fsencode(output.resolve())).hexdigest()[:16]
     return locked(output, cache_folder() / "locks" / name, seconds)

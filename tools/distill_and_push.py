@@ -25,6 +25,7 @@ from command_line import (
     run_command,
     settings,
     size,
+    speaks,
     table,
 )
 
@@ -89,14 +90,14 @@ def main(arguments: argparse.Namespace) -> None:
         raise UsageError(
             "what is said of publishing (--revision, --private ...) needs a --repo to publish to"
         )
-    if arguments.dry_run:
+    if arguments.dry_run and speaks():
         print(describe(plan, open_source(plan)))
         if arguments.repo:
             print(f"publishes    {push_command(plan.output, arguments)}")
     check_output(plan)
     if arguments.dry_run:
         return
-    if arguments.repo and os.environ.get("RANK", "0") == "0":  # one of them publishes
+    if arguments.repo and speaks():
         check_access(arguments.repo, push_options(arguments))
     with lock_of(plan.output), Bars() as bars:
         outcome = run(plan, bars)
