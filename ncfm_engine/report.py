@@ -45,6 +45,7 @@ class Bars:
             options = {"unit": "step", "dynamic_ncols": True, "disable": sys.stderr is None}
             self._bar = tqdm(desc=stage, total=total, initial=done, **options)
             self._stage = stage
+        self._bar.total = total  # a process trains its share first, then has the networks of all
         self._bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()}, refresh=False)
         self._bar.update(done - self._bar.n)
 

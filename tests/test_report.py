@@ -32,6 +32,7 @@ def test_a_bar_goes_on_where_the_run_does_and_ends_with_its_stage(capsys):
     with Bars() as bars:
         bars("distil", 30, 100)
         bars("distil", 40, 100, loss=0.123456)
+        bars("label", 1, 2)
         bars("label", 1, 4)
     first, last = (text.split("\r")[-1] for text in capsys.readouterr().err.strip().split("\n"))
     assert first.startswith("distil:  40%")
