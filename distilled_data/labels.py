@@ -61,7 +61,7 @@ def relabelled(images: Tensor, teacher: Function, label: Function, classes: int)
     return label(logits.clone() if logits.is_inference() else logits)  # no backward pass takes those
 
 
-def soft_cross_entropy(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+def soft_cross_entropy(logits: Tensor, targets: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     """Mean cross-entropy, a scalar, of a network's `logits` [B, classes] and `targets`.
 
     `targets` is [B, classes]: probabilities, or [B]: class numbers. At `temperature` 1 it is
@@ -69,8 +69,11 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, temperature: float = 1.0
     network is softened likewise, and the loss is multiplied by temperature², which keeps the gradients as
     large as they were (Hinton et al. 2015, arXiv 1503.02531, section 2).
 
-    Raises `UsageError` for probabilities of other classes than the network has.
+    Raises `UsageError` for probabilities of other classes than the network has, and for a temperature that no
+    logits can be divided by; one that is a tensor is not looked at, which would wait for the device.
     """
+    if not isinstance(temperature, Tensor):
+        as_temperature(temperature)
     if targets.is_floating_point() and targets.shape != logits.shape:
         raise UsageError(
             f"targets must be probabilities {list(logits.shape)}, as the logits are, or class numbers, got "

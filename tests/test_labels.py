@@ -1,5 +1,7 @@
 """The loss on soft labels."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,21 @@ def test_it_is_cross_entropy_on_probabilities_and_on_class_numbers(logits):
 def test_probabilities_of_other_classes_or_images_are_refused(logits, targets):
     with pytest.raises(UsageError, match=r"\[6, 4\], as the logits are, or class numbers, got torch.float32"):
         soft_cross_entropy(logits, targets)
+
+
+@pytest.mark.parametrize("temperature", [0, -4.0, math.nan, math.inf, "4", None])
+def test_a_temperature_that_nothing_can_be_divided_by_is_refused(logits, temperature):
+    with pytest.raises(UsageError, match="temperature must be positive"):
+        soft_cross_entropy(logits, logits.softmax(1), temperature)
+
+
+def test_a_temperature_may_be_a_tensor_and_is_not_looked_at(logits):
+    soft = logits.softmax(1)
+    temperature = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
+    loss = soft_cross_entropy(logits, soft, temperature)
+    torch.testing.assert_close(loss, soft_cross_entropy(logits, soft, 4.0))
+    assert loss.requires_grad
+    assert soft_cross_entropy(logits.to("meta"), soft.to("meta"), temperature.to("meta")).is_meta
 
 
 def test_a_network_that_says_what_the_teacher_says_has_no_gradient_at_the_temperature(logits):
