@@ -73,13 +73,15 @@ def own_metadata(data: "DistilledDataset") -> Metadata:
 def to_webdataset(data: "DistilledDataset", path: str | Path) -> None:
     """Write the shard `path`, a .tar: samples of `png`, `cls` and, with teacher labels, `soft.npy`.
 
-    Raises `UsageError` for a compressed one, `OutputError` and `MissingExtraError`.
+    Raises `UsageError` for one that is there already, or compressed, `OutputError` and `MissingExtraError`.
     """
     with MissingExtraError.unless("webdataset", "data", "a WebDataset shard"):
         from webdataset.writer import TarWriter
     path = Path(path)
     if path.name.endswith("gz"):
         raise UsageError(f"a shard is not compressed, PNG is already; name it .tar, got {path.name}")
+    if path.exists():
+        raise UsageError(f"{path} is there already; choose another name, or remove it")
     soft = None if data.artifact.logits is None else data.soft_targets.numpy()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,9 +91,7 @@ def to_webdataset(data: "DistilledDataset", path: str | Path) -> None:
                 sample = {"__key__": f"{number:08d}", "png": content, "cls": label}
                 shard.write(sample if soft is None else sample | {"soft.npy": soft[number]})
     except OSError as error:
-        raise OutputError(
-            f"could not write {path}: {error.strerror}. The old file, if any, is there."
-        ) from error
+        raise OutputError(f"could not write {path}: {error.strerror}") from error
 
 
 def to_imagefolder(data: "DistilledDataset", path: str | Path) -> None:

@@ -123,10 +123,14 @@ def test_what_cannot_be_written_is_said_and_nothing_is_left(data, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_an_interrupted_export_leaves_nothing_and_the_old_file(data, tmp_path, monkeypatch):
-    data.to_webdataset(tmp_path / "a.tar")
-    before = (tmp_path / "a.tar").read_bytes()
+def test_a_file_that_is_there_is_not_written_over(data, tmp_path):
+    (tmp_path / "a.tar").write_text("mine")
+    with pytest.raises(UsageError, match=r"a\.tar is there already; choose another name, or remove it"):
+        data.to_webdataset(tmp_path / "a.tar")
+    assert (tmp_path / "a.tar").read_text() == "mine"
 
+
+def test_an_interrupted_export_leaves_nothing(data, tmp_path, monkeypatch):
     def interrupt(image):
         raise KeyboardInterrupt
 
@@ -134,8 +138,7 @@ def test_an_interrupted_export_leaves_nothing_and_the_old_file(data, tmp_path, m
     for write, name in ((data.to_webdataset, "a.tar"), (data.to_imagefolder, "b")):
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path / name)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
-    assert (tmp_path / "a.tar").read_bytes() == before
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_shard_is_not_called_compressed(data, tmp_path):
