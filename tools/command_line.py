@@ -212,7 +212,7 @@ def load(place: str, ipc: int | None) -> DistilledDataset:
 
 def refuse_torchrun() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("this command is for one process; only distilling is shared out by torchrun")
+        raise UsageError("this command is for one process; torchrun shares out preparing and distilling")
 
 
 @contextmanager
