@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .errors import DistilledDataError, HubError, LockError, UsageError
+from .errors import DistilledDataError, HubError, IntegrityError, LockError, UsageError
 from .lock import LOCK_FILE, LockedRepository, read_lock, write_lock
 from .remote import Repository
 
@@ -64,7 +64,7 @@ def main(arguments: argparse.Namespace) -> None:
         offline = arguments.command == "verify"
         try:
             Repository(entry.id, endpoint=endpoint, local_files_only=offline, lock=entry).fetch_all()
-        except HubError as error:
+        except (HubError, IntegrityError) as error:
             if not offline:
                 raise
             raise type(error)(

@@ -257,7 +257,7 @@ class Repository:
             raise
         except ArtifactError as error:
             if self.local_files_only or constants.HF_HUB_OFFLINE:
-                raise
+                raise type(error)(f"{error} Loaded with a connection, it is fetched again.") from error
             damage = error
         force_download, self.force_download = self.force_download, True
         try:

@@ -224,7 +224,7 @@ def test_verify_finds_damage_and_sync_repairs_it(loopback, push, run, tmp_path):
     [path] = (tmp_path / "hub").rglob(f"snapshots/*/{ARTIFACT_FILE}")
     content = path.read_bytes()
     flip(path.resolve())
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IntegrityError, match=r"python -m distilled_data sync --lock distilled\.lock"):
         run("verify")
     run("sync")
     assert path.read_bytes() == content

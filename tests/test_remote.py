@@ -182,6 +182,15 @@ def test_a_set_in_the_cache_loads_without_the_hub(hub, load, monkeypatch, argume
         load(**arguments)  # the same commit, as it happens, of the default branch
 
 
+@pytest.mark.parametrize("arguments", [{"local_files_only": True}, {}])
+def test_what_is_damaged_in_the_cache_is_refused_without_the_hub_with_advice(load, monkeypatch, arguments):
+    data = load(revision="v1")
+    flip((data.folder / ARTIFACT_FILE).resolve())
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", not arguments)
+    with pytest.raises(IntegrityError, match="Loaded with a connection, it is fetched again"):
+        load(revision="v1", **arguments)
+
+
 def test_a_hub_that_cannot_be_reached_leaves_the_cache_usable(load):
     data = load()
     assert equal(load(endpoint="http://127.0.0.1:9"), data)
