@@ -103,15 +103,21 @@ def make_folder(path: Path) -> None:
         raise OutputError(f"could not make the folder {path}: {error.strerror}. Choose another.") from error
 
 
+def check_new(path: str | Path) -> None:
+    """Raise `UsageError` if something is there that is not an empty folder."""
+    path = Path(path).resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"{path} is not an empty folder; choose another one")
+
+
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill, which becomes `path` at the end: all of it or, on any error or kill, none of it.
 
     Raises `UsageError` if something is there that is not an empty folder, and `OutputError`.
     """
+    check_new(path)
     path = Path(path).resolve()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(f"{path} is not an empty folder; choose another one")
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -178,7 +178,7 @@ def read_manifest(
             raise FormatError(f"{folder} {what}; expected the folder of a set") from error
         raise FormatError(
             f"{path} is missing, so nothing in this folder can be verified. Expected a folder written by "
-            "distill_and_push.py or downloaded whole."
+            "distill_and_push.py or downloaded whole; what other projects publish is read by convert.py."
         ) from error
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error.strerror}") from error

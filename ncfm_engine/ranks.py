@@ -49,7 +49,8 @@ class Ranks:
         except RuntimeError as error:
             raise RankError(
                 f"process {self.rank} of {self.count} lost another one ({str(error).splitlines()[0]}). Its "
-                "own message says why it ended. The last checkpoint is kept; go on with --resume."
+                "own message says why it ended. What was saved is kept: start them again, distilling with "
+                "--resume."
             ) from error
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))

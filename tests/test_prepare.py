@@ -649,6 +649,10 @@ def test_the_command_prepares_describes_verifies_and_exports(tmp_path, here, sha
     assert "written as 2 shards to out" in output
     assert "verified" not in output
     assert load_source(f"wds:{tmp_path}/out/*.tar").fingerprint == read_index(tmp_path / "store").fingerprint
+    status, _, error = here("prepare.py", f"wds:{shards}", "again", "--to-webdataset", "out")
+    assert status == 2
+    assert "out is not an empty folder" in error
+    assert not (tmp_path / "again").exists()  # told before anything is prepared
 
 
 def test_the_words_of_the_command_decide_what_is_prepared(tmp_path, here, shards):

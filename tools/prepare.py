@@ -18,6 +18,7 @@ from pathlib import Path
 from command_line import add_source_flags, command_parser, duration, reading, run_command
 
 from distilled_data import UsageError
+from distilled_data.files import check_new
 from ncfm_engine.ranks import join
 from ncfm_engine.report import Bars, silent
 from ncfm_engine.sources import SPECS, load_source
@@ -47,6 +48,8 @@ def main(arguments: argparse.Namespace) -> None:
         raise UsageError(
             f"{arguments.source} is prepared already; expected no --seed, --overwrite or --skip-damaged"
         )
+    if arguments.to_webdataset:
+        check_new(arguments.to_webdataset)  # now, and not after hours of preparing
     start, options = time.monotonic(), reading(arguments)
     options |= {"store": arguments.store, "overwrite": arguments.overwrite, "seed": arguments.seed}
     with join("cpu") as ranks, Bars() as bars, StopRequest(arguments.time_budget) as stop:
