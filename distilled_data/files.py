@@ -103,10 +103,13 @@ def make_folder(path: Path) -> None:
         raise OutputError(f"could not make the folder {path}: {error.strerror}. Choose another.") from error
 
 
-def check_new(path: str | Path) -> None:
-    """Raise `UsageError` if something is there that is not an empty folder."""
-    path = Path(path).resolve()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+def check_new(path: Path) -> None:
+    """Raise `UsageError` if something is there that is not an empty folder, `OutputError` if none can be."""
+    try:
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise OutputError(f"could not write {path}: {error.strerror or error}") from error
+    if taken:
         raise UsageError(f"{path} is not an empty folder; choose another one")
 
 
@@ -116,9 +119,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
     Raises `UsageError` if something is there that is not an empty folder, and `OutputError`.
     """
+    path, temporary = Path(path).resolve(), None
     check_new(path)
-    path = Path(path).resolve()
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

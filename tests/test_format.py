@@ -318,6 +318,8 @@ def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="could not write"):
         f.write_file(tmp_path / "file" / "a", b"x")
+    with pytest.raises(OutputError, match="could not write"), new_folder(tmp_path / ("a" * 300)):
+        raise AssertionError
 
 
 def test_a_mount_without_modes_and_syncs_of_folders_is_written_to(tmp_path, monkeypatch):
