@@ -205,7 +205,7 @@ def _wanted(
         sets[place], manifests[place] = found.artifact, (found.folder / MANIFEST_FILE).read_bytes()
         wanted |= {f"{place}/{name}": f"{known}/{name}" if known else name for name in found.manifest.files}
         wanted[f"{place}/{MANIFEST_FILE}"] = manifests[place]
-    first = ours if options.default or not remote.sets else places[next(iter(remote.sets))]
+    first = ours if options.default else places[next(iter(remote.sets))]
     order = sorted(sets, key=lambda place: (place != first, sets[place].metadata.ipc))
     prints = {place: Fingerprint.of_bytes(manifests[place]) for place in order}
     wanted[MANIFEST_FILE] = Index(first, prints).to_bytes()
