@@ -238,6 +238,21 @@ def test_nothing_is_locked_that_does_not_verify(loopback, push, run, tmp_path):
     assert not (tmp_path / "distilled.lock").exists()
 
 
+def test_a_manifest_that_changes_while_it_is_locked_is_refused(loopback, push, run, tmp_path, monkeypatch):
+    fetch_all = Repository.fetch_all
+
+    def then_altered(self):
+        sets = fetch_all(self)
+        path = sets[0].folder / MANIFEST_FILE
+        path.write_bytes(path.read_bytes().replace(sets[0].manifest.content_hash.encode(), b"0" * 64))
+        return sets
+
+    monkeypatch.setattr(Repository, "fetch_all", then_altered)
+    with pytest.raises(IntegrityError, match="changed while it was read"):
+        run("lock", REPO)
+    assert not (tmp_path / "distilled.lock").exists()
+
+
 def test_what_another_command_locks_meanwhile_stays_locked(loopback, push, run, tmp_path, monkeypatch):
     path, locked = tmp_path / "distilled.lock", Repository.locked
     monkeypatch.setattr(Repository, "locked", lambda self: write_lock(path, [OTHER]) or locked(self))

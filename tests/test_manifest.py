@@ -114,6 +114,7 @@ def test_manifests_come_back_as_they_were_written(folder):
     manifest = write_manifest(folder)
     assert read_manifest(folder) == manifest
     assert parse_manifest(index(1, 10, default=10).to_bytes(), "here") == index(1, 10, default=10)
+    assert index(1, 10, default=10).to_bytes() == index(10, 1, default=10).to_bytes()
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,9 @@ def test_a_hub_that_cannot_be_reached_leaves_the_cache_usable(load):
 def test_what_the_hub_refuses_by_now_comes_from_the_cache_with_a_warning(hub, load):
     data = load(revision="v1")
     hub.repositories[REPO].private = True
-    for token in (None, "hf_bob", "hf_wrong"):
+    for token in (None, "hf_bob", "hf_wrong", "hf_alice"):
+        if token == "hf_alice":
+            hub.fault("HEAD ", "status", 403)
         with pytest.warns(UserWarning, match=f"refuses {REPO}@v1") as caught:
             assert equal(load(revision="v1", token=token), data)
         assert [warning.filename for warning in caught] == [__file__]  # that of the call
@@ -546,13 +548,15 @@ def test_a_manifest_with_paths_that_lead_elsewhere_is_refused(hub, load, changes
         load()
 
 
-def test_an_index_that_points_at_an_index_is_refused(hub, load):
-    inner = Index("ipc1", {"ipc1": Fingerprint("0" * 64, 1)}).to_bytes()
+def test_an_index_that_points_at_an_index_is_refused(hub, load, tmp_path):
+    inner = Index("ipc2", {"ipc2": Fingerprint("0" * 64, 1)}).to_bytes()
     outer = Index("ipc1", {"ipc1": Fingerprint.of_bytes(inner)}).to_bytes()
     hub.put(REPO, f"ipc1/{MANIFEST_FILE}", inner)
     hub.put(REPO, MANIFEST_FILE, outer)
     with pytest.raises(FormatError, match="index inside an index"):
         load()
+    with pytest.raises(FormatError, match="is an index; expected the manifest of a set"):
+        Repository(REPO, endpoint=hub.url, cache_dir=tmp_path / "hub").fetch_alone("ipc1")
 
 
 def test_a_folder_in_the_place_of_a_cached_file_is_damage(load, tmp_path):
@@ -579,16 +583,18 @@ def test_what_the_client_says_is_told_without_addresses_and_tokens(secret):
 # Patience
 
 
-def test_our_requests_get_a_time_limit_and_those_of_others_keep_theirs(hub, load):
+def test_our_requests_get_a_time_limit_and_those_of_others_keep_theirs(hub, load, monkeypatch):
     limits = []
 
     def look(request):
         limits.append(request.extensions["timeout"]["read"])
 
     load()
+    monkeypatch.setattr(client, "LIMIT", 5.0)  # the client's own for what it asks of a file is 10
     session = get_session()
     session.event_hooks["request"].append(look)
     try:
+        client.call(REPO, Repository(REPO, endpoint=hub.url)._commit_now)
         client.call(REPO, HfApi(endpoint=hub.url, library_name=client.LIBRARY).dataset_info, REPO)
         client.call(REPO, HfApi(endpoint=hub.url, library_name="another").dataset_info, REPO)
         with contextlib.suppress(AccessError):
@@ -597,7 +603,7 @@ def test_our_requests_get_a_time_limit_and_those_of_others_keep_theirs(hub, load
     finally:
         session.event_hooks["request"].remove(look)
     theirs = session.timeout.read or client.WRITE_LIMIT  # huggingface_hub 1.4 waits for 10 seconds
-    assert limits == [client.LIMIT, None, min(client.WRITE_LIMIT, theirs)]
+    assert limits == [client.LIMIT, client.LIMIT, None, min(client.WRITE_LIMIT, theirs)]
 
 
 def test_requests_of_others_go_out_however_long_ours_have_failed(hub, load, monkeypatch):
