@@ -301,8 +301,6 @@ def _open(path: str | Path) -> Any:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-        if path.stat().st_size == 0:
-            raise FormatError(f"{path} is empty; expected a safetensors file")
         if MAX_HEADER < length < path.stat().st_size:
             raise FormatError(f"{path} has a header of {length} bytes; the format allows {MAX_HEADER}")
         return safe_open(path, framework="pt")
