@@ -165,6 +165,7 @@ def test_a_newer_format_says_to_upgrade(tmp_path, artifact):
         {"ipc": 4},
         {"factor": 4},
         {"channels": 2},
+        {"channels": True},
         {"height": 12},
         {"dataset": ""},
         {"labels": []},
@@ -309,10 +310,10 @@ def test_a_file_is_on_the_disk_before_it_takes_the_place_of_another(tmp_path, mo
 
 
 def test_a_new_folder_may_lie_in_others_that_are_not_there_yet(tmp_path):
-    with new_folder(tmp_path / "deep" / "er") as folder:
-        assert folder.parent == tmp_path / "deep"  # a rename to another disk would be a copy
+    with new_folder(tmp_path / "deep" / "er" / "est") as folder:
+        assert folder.parent == tmp_path / "deep" / "er"  # a rename to another disk would be a copy
         (folder / "a").write_bytes(b"x")
-    assert (tmp_path / "deep" / "er" / "a").read_bytes() == b"x"
+    assert (tmp_path / "deep" / "er" / "est" / "a").read_bytes() == b"x"
 
 
 def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path):

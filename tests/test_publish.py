@@ -85,6 +85,10 @@ def test_a_damaged_or_incomplete_folder_is_not_planned(options, tmp_path):
     with pytest.raises(IntegrityError):
         plan_push(folder, "org/digits", options())
     (folder / PREVIEW_FILE).write_bytes(preview)
+    manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest | {"content_hash": "0" * 64}))
+    with pytest.raises(IntegrityError, match="the artifact is"):
+        plan_push(folder, "org/digits", options())
     (folder / MANIFEST_FILE).unlink()
     with pytest.raises(FormatError, match="missing"):
         plan_push(folder, "org/digits", options())
@@ -209,7 +213,7 @@ def test_a_second_size_moves_the_first_into_a_folder_and_both_load(loopback, opt
 def test_the_card_marks_the_default_and_has_the_others_in_the_order_of_their_sizes(
     loopback, options, folders
 ):
-    for ipc in (2, 3, 1):
+    for ipc in (2, 1, 3):
         push_folder(folders[ipc], "org/digits", options())
     front = yaml.safe_load(loopback.files("org/digits")[CARD_FILE].decode().split("---\n")[1])
     found = [(config["config_name"], config.get("default")) for config in front["configs"]]
@@ -353,6 +357,10 @@ def test_a_refusal_is_told_in_the_words_of_the_hub_and_not_tried_again(loopback,
     with pytest.raises(HubError, match="HTTP 400: a fault of the test"):
         push_folder(folders[2], "org/digits", options())
     assert sum("/preupload/" in path for _, path, _ in loopback.requests) == 1
+    loopback.faults.clear()
+    loopback.fault("PUT ", "status", 403, times=99)
+    with pytest.raises(AccessError, match="may not do this with org/digits: HTTP 403"):
+        push_folder(folders[2], "org/digits", options())
 
 
 @pytest.mark.parametrize(
