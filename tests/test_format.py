@@ -165,7 +165,6 @@ def test_a_newer_format_says_to_upgrade(tmp_path, artifact):
         {"ipc": 4},
         {"factor": 4},
         {"channels": 2},
-        {"channels": True},
         {"height": 12},
         {"dataset": ""},
         {"labels": []},
@@ -178,6 +177,22 @@ def test_metadata_that_makes_no_sense_is_refused(tmp_path, artifact, changes):
     (tmp_path / "a").write_bytes(save(artifact.tensors, {f.METADATA_KEY: metadata_json(artifact, **changes)}))
     with pytest.raises(FormatError):
         f.read_artifact(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"channels": True},
+        {"ipc": 3.0},
+        {"height": 6.0},
+        {"width": 6.0},
+        {"factor": 2.0},
+        {"classes": ["ant"]},
+    ],
+)
+def test_metadata_that_only_its_tensors_would_fit_is_refused(artifact, changes):
+    with pytest.raises(FormatError, match="artifact metadata: "):
+        dataclasses.replace(artifact.metadata, **changes)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"ipc":1,"ipc":2}', '{"a":' * 5000])

@@ -419,6 +419,13 @@ def test_a_commit_of_somebody_else_in_between_is_a_conflict_that_changes_nothing
     assert "ipc1/manifest.json" not in loopback.files("org/digits")
 
 
+def test_a_plan_is_of_one_commit_while_somebody_else_commits(loopback, options, folders):
+    push_folder(folders[2], "org/digits", options())
+    head = loopback.head("org/digits").oid
+    loopback.fault("GET .*/tree/", "do", lambda: loopback.put("org/digits", PREVIEW_FILE, b"mine"))
+    assert plan_push(folders[1], "org/digits", options()).parent == head != loopback.head("org/digits").oid
+
+
 def test_a_folder_that_changed_after_planning_is_not_pushed(loopback, options, tmp_path):
     folder = make_folder(tmp_path, make_artifact(2))
     push_folder(folder, "org/digits", options())
