@@ -640,6 +640,16 @@ def test_mean_and_std_may_be_tensors_or_arrays(kind):
 def test_no_images_are_refused_without_a_warning_from_torch():
     with pytest.raises((UsageError, FormatError)):
         DistilledDataset.from_tensors(torch.zeros(0, 2, 1, 2, 4, dtype=torch.uint8), ["a", "b"])
+    with pytest.raises(UsageError, match="images without targets"):
+        DistilledDataset.from_tensors(torch.zeros(0, 2, 1, 2, 4), ["a", "b"])
+    with pytest.raises(UsageError, match="with targets"):
+        DistilledDataset.from_tensors(torch.zeros(0, 1, 2, 4), targets=[])
+
+
+def test_small_positive_values_beyond_one_are_no_bytes():
+    images = torch.linspace(0, 2.5, 16).view(1, 2, 1, 2, 4)
+    with pytest.warns(UserWarning, match="taken for 'normalised'"), pytest.raises(UsageError, match="mean"):
+        DistilledDataset.from_tensors(images)
 
 
 @pytest.mark.parametrize("ipc", [1.5, "2"])
