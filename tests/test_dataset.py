@@ -646,6 +646,12 @@ def test_no_images_are_refused_without_a_warning_from_torch():
         DistilledDataset.from_tensors(torch.zeros(0, 1, 2, 4), targets=[])
 
 
+def test_soft_targets_that_are_not_finite_are_refused():
+    images, targets = torch.zeros(2, 1, 2, 4, dtype=torch.uint8), torch.tensor([[1.0, 0.0], [0.0, torch.nan]])
+    with pytest.raises(UsageError, match="targets hold values that are not finite"):
+        DistilledDataset.from_tensors(images, targets=targets)
+
+
 def test_small_positive_values_beyond_one_are_no_bytes():
     images = torch.linspace(0, 2.5, 16).view(1, 2, 1, 2, 4)
     with pytest.warns(UserWarning, match="taken for 'normalised'"), pytest.raises(UsageError, match="mean"):
