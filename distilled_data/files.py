@@ -87,7 +87,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError(f"expected an object, got {content!r:.40}")
         return content
-    except ValueError as error:  # of JSON or UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON or UTF-8
         raise CheckpointError(f"{path} is damaged: {error}. Remove it and run again.") from error
     except FileNotFoundError:
         raise

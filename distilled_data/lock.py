@@ -62,7 +62,7 @@ def read_lock(path: str | Path) -> dict[str, LockedRepository]:
         ) from error
     except OSError as error:
         raise LockError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise LockError(
             f"{path} is not a lock file of version {LOCK_VERSION}: {error!r:.200}. Restore it from version "
             "control, or delete it and lock again."
@@ -89,6 +89,8 @@ def write_lock(path: str | Path, repositories: Iterable[LockedRepository]) -> No
 
 def _repository(table: dict[str, Any]) -> LockedRepository:
     rows = table["files"]
+    if len({row["path"] for row in rows}) < len(rows):  # as a merge may leave it
+        raise ValueError(f"a file of {table['id']} is there twice")
     repository = LockedRepository(
         id=table["id"],
         revision=table.get("revision"),

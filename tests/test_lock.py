@@ -79,6 +79,8 @@ def test_locks_come_back_as_they_were_written_and_equal_ones_are_equal_bytes(tmp
         "version = 1\n" + 2 * ENTRY_TEXT.format(""),
         "version = 1\n" + ENTRY_TEXT.format('{path="x", size="1", sha256="SHA"}').replace("SHA", "0" * 64),
         "version = 1\n" + ENTRY_TEXT.format('{path="x", size=1, sha256="ABC"}'),
+        "version = 1\n" + ENTRY_TEXT.format(2 * '{path="x", size=1, sha256="SHA"},').replace("SHA", "0" * 64),
+        "version = " + "[" * 10_000,
         'version = 1\n[[repository]]\nid = 3\ncommit = "' + "a" * 40 + '"\nfiles = []',
         "version = 1\n" + ENTRY_TEXT.format("").replace("id", "revision = 3\nid"),
     ],

@@ -317,7 +317,7 @@ def test_a_damaged_artifact_is_made_again_from_its_checkpoint(copied):
 )
 def test_a_damaged_file_of_results_is_named_and_left_as_it_is_until_it_is_removed(copied, name):
     path = copied / name
-    for damaged in (path.read_text()[:-20], "[]\n"):
+    for damaged in (path.read_text()[:-20], "[]\n", "[" * 100_000):
         path.write_text(damaged)
         with pytest.raises(CheckpointError, match=rf"{path.name} is damaged: .* Remove it and run again"):
             make(copied, stages=(campaign.DISTIL,))
