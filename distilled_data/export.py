@@ -80,10 +80,10 @@ def to_webdataset(data: "DistilledDataset", path: str | Path) -> None:
     path = Path(path)
     if path.name.endswith("gz"):
         raise UsageError(f"a shard is not compressed, PNG is already; name it .tar, got {path.name}")
-    if path.exists():
-        raise UsageError(f"{path} is there already; choose another name, or remove it")
     soft = None if data.artifact.logits is None else data.soft_targets.numpy()
     try:
+        if path.exists():
+            raise UsageError(f"{path} is there already; choose another name, or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
         # equal sets give equal bytes
         with replacing(path) as temporary, TarWriter(os.path.abspath(temporary), mtime=0.0) as shard:

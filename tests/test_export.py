@@ -118,6 +118,8 @@ def test_what_cannot_be_written_is_said_and_nothing_is_left(data, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         data.to_webdataset(tmp_path / "file" / "a.tar")
+    with pytest.raises(OutputError, match="too long"):
+        data.to_webdataset(tmp_path / ("a" * 300 + ".tar"))
     with pytest.raises(OutputError):
         data.to_imagefolder(tmp_path / "file" / "a")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
