@@ -1,6 +1,7 @@
 """Proxies: the same steps on different images, and the truth on the test set."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -213,6 +214,17 @@ def test_the_losses_are_the_means_of_the_last_quarter_of_the_steps(ways, monkeyp
     losses = proxy.score(SPACES["convnet"], ARCHITECTURE | {"norm": "none"}, quiet).losses
     steps = torch.tensor(found).view(-1, 18, at_once)[:, -5:]  # of 18 a quarter is 4.5
     assert losses == pytest.approx(steps.mean(1).flatten().tolist(), rel=1e-5)
+
+
+def test_a_loss_that_is_no_number_is_the_highest(ways):
+    class Masked(torch.nn.Linear):
+        def forward(self, images):
+            return super().forward(images.flatten(1)).masked_fill(torch.arange(10) == 0, -math.inf)
+
+    space = Space({"a": (1,)}, lambda channels, size, classes, a: Masked(channels * math.prod(size), classes))
+    scores = ways()["distilled"].score(space, {"a": 1}, quiet)
+    assert min(scores.accuracies) > 0
+    assert scores.losses == [torch.finfo(torch.float32).max] * 2
 
 
 @pytest.mark.parametrize(("at_once", "sizes"), [(0, [2, 1]), (1, [1, 1, 1]), (3, [3])])
