@@ -147,9 +147,10 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path, monk
 @pytest.mark.parametrize(
     ("words", "lines"),
     [
-        ("", ["1 networks each, on distilled\n", "truth        none\n"]),
+        ("", ["1 networks each, on distilled\n", "truth        none\n", "the other, without tests\n"]),
         ("--verify all --storage sqlite:///x.db", ["truth        of 8 at most", "trials into --storage\n"]),
         ("--verify 3 --strategy halving", ["truth        of 8 at most", "halving, ending at 1/9 or 3/9\n"]),
+        ("--verify 3 --strategy halving", ["time         at most ", "without teacher and tests\n"]),
     ],
 )
 def test_what_is_asked_for_is_told_before_anything_is_trained(here, set_folder, tmp_path, words, lines):
@@ -157,6 +158,17 @@ def test_what_is_asked_for_is_told_before_anything_is_trained(here, set_folder, 
     status, output, error = here("search_architectures.py", *arguments)
     assert (status, list(tmp_path.iterdir())) == (0, []), error
     assert all(line in output for line in lines), output
+
+
+def test_a_set_that_does_not_say_what_it_is_of_leaves_the_time_of_the_truth_open(here, finished, tmp_path):
+    own = DistilledDataset.from_folder(finished[0] / "out")
+    DistilledDataset.from_tensors(own.artifact.images, own.classes).to_folder(tmp_path / "theirs")
+    words = "theirs --dataset digits --verify 1 --dry-run"
+    status, planned, error = here("search_architectures.py", *words.split(), *AXES, *ONE)
+    assert status == 0, error
+    assert re.search(
+        r"\ntime         about .* on distilled, random, early, an unknown time in full, ", planned
+    )
 
 
 def studies(storage):
@@ -366,6 +378,12 @@ def test_networks_that_cannot_be_trained_are_in_the_report_with_the_reason(here,
     assert "tried again when the code of their space has changed, or with another `--storage`." in output
     assert "(1 complete, 3 failed)" in output
     few = (*arguments[:5], "--axis", "kind=raises,hungry")
+    (tmp_path / "leaving_space.py").write_text(SPACE.replace("raise ValueError", "raise SystemExit"))
+    leaving = [word.replace("unlucky", "leaving") for word in few]
+    for these in (few, leaving):
+        status, planned, _ = here("search_architectures.py", *these, "--dry-run", settings=QUICK)
+        assert status == 0
+        assert "\ntime         unknown: none of the candidates tried could be trained\n" in planned
     status, output, error = here("search_architectures.py", *few, settings=QUICK)
     assert (status, "No candidate is complete." in output) == (1, True)
     assert "error: none of 2 candidates could be trained; searches/out-" in " ".join(error.split())

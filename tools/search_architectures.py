@@ -312,13 +312,16 @@ def describe(
     each = seconds_of_image(dataset, space, candidates, batch, device)
     seconds = count * len(ways) * config.repeats * steps * batch * each
     times = [f"{in_words(seconds)} on {', '.join(ways)}"]
-    if most and (images := dataset.info.source.get("images")):
-        seconds = most * config.full_repeats * config.full_epochs * images * each
-        times.append(f"{in_words(seconds)} in full")
+    if most:
+        images = dataset.info.source.get("images")  # another project's set does not say
+        seconds = most * config.full_repeats * config.full_epochs * (images or 0) * each
+        times.append(f"{in_words(seconds) if images else 'an unknown time'} in full")
     database = "--storage" if arguments.storage else database_of(arguments, output)
     soft = verify is not None and labels_of(arguments, dataset) == "soft"
     teacher = recipe_of(dataset, arguments.dataset).pretrain
     rungs = f", ending at 1/{CHECKS} or 3/{CHECKS}" if arguments.strategy in EARLY_ENDING else ""
+    time = f"{'at most' if rungs else 'about'} {', '.join(times)}, one after the other, without "
+    time += "teacher and tests" if soft else "tests"
     lines = [
         f"candidates   {count} of {arguments.space}, {config.repeats} networks each, on {', '.join(ways)}",
         f"steps        {steps}, {config.epochs} epochs of {loader.count} images",
@@ -328,7 +331,7 @@ def describe(
             [f"teacher      {teacher.networks} networks, {teacher.epochs} epochs, where the cache lacks them"]
             * soft
         ),
-        f"time         about {', '.join(times)}, one after the other, without tests",
+        f"time         {time if each else 'unknown: none of the candidates tried could be trained'}",
         f"writes       {output}, trials into {database}",
     ]
     return "\n".join(lines)
@@ -337,12 +340,14 @@ def describe(
 def seconds_of_image(
     dataset: DistilledDataset, space: Space, candidates: Sequence[Architecture], batch: int, device: str
 ) -> float:
-    """What a network takes to be trained on one of `batch` images, the mean of `PROBED` random candidates."""
+    """What a network takes to be trained on one of `batch` images, the mean of `PROBED` random candidates; 0
+    where none of them can be.
+    """
     info, seconds = dataset.info, []
     shape: dict[str, Any] = {"channels": info.channels, "size": (info.height, info.width)}
     images = torch.zeros(batch, info.channels, info.height, info.width)
     for candidate in random.Random(0).sample(candidates, min(PROBED, len(candidates))):
-        with contextlib.suppress(Exception):  # a search records it as failed
+        with contextlib.suppress(Exception, SystemExit):  # a search records it as failed
             network = space.network(candidate, **shape, classes=len(info.classes), seed=0)
             seconds.append(seconds_of(network, images, device)[1])
     return statistics.fmean(seconds) if seconds else 0.0
