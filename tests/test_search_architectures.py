@@ -600,6 +600,43 @@ def test_a_report_says_why_nothing_is_said_of_trust_and_what_was_pruned():
     assert "| 3.0 (one of 2 equals) |" in markdown(content | {"trust": tied})
 
 
+def test_a_report_says_by_what_the_candidates_are_ranked_and_what_the_losses_would_be_worth():
+    ways, losses, values = ("distilled", "random", "early"), [[0.5], [1.5], [1.0]], [30.0, 10.0, 20.0]
+    done = {"state": "complete", "value": 50.0, "accuracies": [50.0], "seconds": 1.0}
+    rows = [
+        {"architecture": {"a": a}}
+        | dict.fromkeys(ways, done | {"losses": losses[a]})
+        | {"full": done | {"value": values[a], "accuracies": [values[a]]}}
+        for a in range(3)
+    ]
+    columns = [dict.fromkeys(ways, column) for column in ([done["accuracies"]] * 3, losses, [1.0] * 3)]
+    found = {"trust": trust.trust(columns[0], columns[2], values)}
+    found |= {"trust_by_loss": trust.trust_by_loss(*columns, values)}
+    content = HEAD | found | {"candidates": rows, "verified": {}}
+
+    def shown(text):
+        return [line.split(" | ")[0] for line in text.split("##")[0].splitlines() if line.startswith("| ")][
+            1:
+        ]
+
+    text = markdown(content)
+    assert shown(text) == ["| 0", "| 1", "| 2"]
+    assert "Ranked by" not in text
+    assert text.partition("such as dropout.\n\n")[2].splitlines()[2:6] == [
+        "| Spearman, all 3 | 1.00 | 1.00 | 1.00 |",
+        "| above that by accuracy by | - | - | - |",
+        "| accuracy of the pick | 30.0 | 30.0 | 30.0 |",
+        "| regret, points | 0.0 | 0.0 | 0.0 |",
+    ]
+    text = markdown(content | {"ranked_by": "loss"})
+    assert shown(text) == ["| 0", "| 2", "| 1"]
+    assert "training set. Ranked by the training loss, the lowest first.\n" in text
+    rows[0]["distilled"] = done
+    text = markdown(content | {"ranked_by": "loss"})
+    assert shown(text) == ["| 2", "| 1", "| 0"]
+    assert "first. 1 come last: an older version scored them, and kept no losses.\n" in text
+
+
 def test_values_of_an_axis_keep_their_place_in_the_table():
     done = {"state": "complete", "value": 5.0, "accuracies": [5.0], "seconds": 1.0}
     cell = {"op": "|conv_3x3~0|+|none~0|\n", "width": 4}

@@ -57,6 +57,8 @@ PRUNED = (
 )
 FEW = " There is no correlation to show: too few of them, {}, were scored to the end in all three ways."
 
+RANKED = " Ranked by the training loss, the lowest first."
+UNRANKED = " {} come last: an older version scored them, and kept no losses."
 BY_LOSS = (
     "The same by the training loss, the mean of the last quarter of the steps, instead of the accuracy "
     "(`--rank-by loss`). It does not see what helps on other images alone, such as dropout."
@@ -169,7 +171,9 @@ def markdown(content: Content) -> str:
     """The report: what was searched, the best, how far that can be trusted, and what failed."""
     rows = content["candidates"]
     complete = [row for row in rows if _complete(row["distilled"])]
-    complete.sort(key=lambda row: -_rank(row["distilled"], content.get("ranked_by", ACCURACY)))
+    ranked_by = content.get("ranked_by", ACCURACY)
+    complete.sort(key=lambda row: -_rank(row["distilled"], ranked_by))
+    unranked = 0 if ranked_by == ACCURACY else sum("losses" not in row["distilled"] for row in complete)
     states = [row["distilled"]["state"] if row["distilled"] else "open" for row in rows]
     counts = ", ".join(
         f"{states.count(s)} {s}" for s in ("complete", "pruned", "failed", "open") if s in states
@@ -182,7 +186,9 @@ def markdown(content: Content) -> str:
         f"{content['steps']} steps on {content['set']} ({content['ipc']} per class, {content['labels']} "
         f"labels, content hash `{content['content_hash'][:16]}`). Accuracy in percent on "
         f"{content['tested_on']} images held out of the training set"
-        + (", from which the distilled images were made too." if content["seen"] else "."),
+        + (", from which the distilled images were made too." if content["seen"] else ".")
+        + ("" if ranked_by == ACCURACY else RANKED)
+        + (UNRANKED.format(unranked) if unranked else ""),
         "",
         *([f"The {SHOWN} best; the rest is in `{RESULTS_FILE}`.", ""] if len(complete) > SHOWN else []),
         *_best(complete[:SHOWN], FULL in rows[0]),
@@ -298,10 +304,11 @@ def _by_loss(content: Content) -> list[str]:
     if not found or found[PROXIES[0]]["all"]["n"] < 3:
         return []
     all_, best = (found[PROXIES[0]][group]["n"] for group in ("all", "top"))
+    of_the_best = [_interval(found[way]["top"], "spearman") for way in PROXIES]
     lines = {
         f"Spearman, all {all_}": [_interval(found[way]["all"], "spearman") for way in PROXIES],
         "above that by accuracy by": [_interval(found[way]["gain"], "spearman") for way in PROXIES],
-        f"Spearman, the {best} best": [_interval(found[way]["top"], "spearman") for way in PROXIES],
+        **({f"Spearman, the {best} best": of_the_best} if best < all_ else {}),
         "accuracy of the pick": [_points(found[way]["pick_accuracy"]) for way in PROXIES],
         "regret, points": [_points(found[way]["regret"]) for way in PROXIES],
     }
