@@ -30,6 +30,7 @@ from ncfm_engine.origin import real_images, recipe_of
 from ncfm_engine.pipeline import (
     _kept,
     _recorded,
+    describe_set,
     evaluate_folder,
     evaluate_set,
     record_results,
@@ -523,6 +524,13 @@ def test_the_teacher_beside_a_foreign_set_may_be_made_in_less_time_which_rows_of
         with pytest.warns(UserWarning, match=f"labels of 1 of our own, trained for {epochs} epochs"):
             rows = rows_of(pretrain_epochs=epochs)
         write_results(tmp_path / "results.json", rows, "cpu", {})
+    options = {
+        "changes": few | {"pretrain.epochs": 2},
+        "cache": tmp_path,
+        "device": "cpu",
+        "dataset": "digits",
+    }
+    assert "teacher      1 networks, 2 epochs; 1 are in the cache\n" in describe_set(foreign, **options)
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [(row["labels"], row.get("changes")) for row in rows] == [
         ("hard", None),
@@ -602,7 +610,9 @@ def test_a_dry_run_of_an_evaluation_says_what_it_would_train_and_writes_nothing(
         "teacher      2 networks, 2 epochs; 2 are in the cache\n"
         in here("evaluate.py", "set", "--dry-run")[1]
     )
-    assert "about pretraining 0s" in here("evaluate.py", "set", "--dry-run")[1]
+    other = here("evaluate.py", "set", "--network", "vgg11", "--dry-run", settings=["seed=5"])[1]
+    assert "; 2 are in the cache\n" in other  # of the set's own network and seed
+    assert "about pretraining 0s" in other
     hard = here("evaluate.py", "set", "--network", "vgg11", "--dry-run", settings=["evaluate.labels=hard"])[1]
     assert "\nnetwork      vgg11\n" in hard
     assert "teacher" not in hard
@@ -615,8 +625,12 @@ def test_a_set_of_the_hub_is_evaluated_by_its_name(finished, tmp_path, loopback)
     options = PushOptions(revision="made/today", endpoint=loopback.url, token="hf_alice")
     push_folder(finished[0] / "out", "org/digits-tiny", options)
     hub = {"HF_ENDPOINT": loopback.url, "HF_TOKEN": "hf_alice", "HF_HOME": str(tmp_path / "hf")}
-    words = ["org/digits-tiny@made/today", "--ipc", "1", "--seeds", "1", "--set", "evaluate.labels=hard"]
-    result = called([sys.executable, str(ROOT / "tools" / "evaluate.py"), *words], tmp_path, **hub)
+    words = [sys.executable, str(ROOT / "tools" / "evaluate.py"), "org/digits-tiny@made/today", "--ipc", "1"]
+    words += ["--seeds", "1", "--set", "evaluate.labels=hard"]
+    planned = called([*words, "--dry-run"], tmp_path, **hub).stdout
+    assert planned.endswith("\nwrites       evaluations/digits-tiny.run/results.json\n")
+    assert not (tmp_path / "evaluations").exists()
+    result = called(words, tmp_path, **hub)
     assert result.returncode == 0, result.stderr
     assert "random images" in result.stdout
     [row] = json.loads((tmp_path / "evaluations" / "digits-tiny.run" / "results.json").read_text())["rows"]

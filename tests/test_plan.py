@@ -22,6 +22,7 @@ from ncfm_engine.plan import (
     clear_output,
     compiles,
     describe,
+    describe_evaluation,
     estimate_seconds,
     footprint,
     identity,
@@ -252,6 +253,31 @@ def test_a_plan_is_told_in_words_with_their_units(plan, digits, monkeypatch):
     assert re.search(r"\nmemory       about \d\d MiB on cpu, besides torch itself\n", told)
     assert "\noperations   one 1.25 TFLOP, two 3e+03 TFLOP\n" in told
     assert "about pretraining 59s, two 1m 00s, three 1h 00m, four 2h 03m\n" in told
+    monkeypatch.setattr("ncfm_engine.plan.cached", lambda *_, **__: plan.recipe.pretrain.networks - 1)
+    times["pretraining"] = 60.0 * plan.recipe.pretrain.networks
+    assert "about pretraining 1m 00s, two " in describe(plan, digits)
+
+
+def test_an_evaluation_is_told_with_the_networks_that_label_unless_labels_are_hard(
+    plan, digits, tmp_path, monkeypatch
+):
+    times = {16: {"pretraining": 8e9, "evaluating": 59.4}, 32: {"pretraining": 480.0, "evaluating": 8e9}}
+    monkeypatch.setattr("ncfm_engine.plan.estimate_seconds", lambda recipe, *_: times[recipe.network.width])
+    monkeypatch.setattr("ncfm_engine.plan.cached", lambda config, network, *_, **__: network.width // 32)
+    changes = {"ipc": 3, "distill.factor": 2, "network.width": 16, "evaluate.repeats": 4}
+    recipe = plan.recipe.replace(changes | {"evaluate.labels": ("hard", "soft")})
+    teacher = plan.recipe.replace({"pretrain.networks": 4, "pretrain.epochs": 7})
+    told = describe_evaluation(recipe, digits, teacher, "cpu", tmp_path).splitlines()
+    epochs = recipe.evaluate.epochs
+    for line in (
+        f"distilled    8 networks, hard and soft labels, {epochs} epochs of 120 images",
+        "random       as many, in as many steps, of 30 images",
+        "teacher      4 networks, 7 epochs; 1 are in the cache",
+        "time         about pretraining 6m 00s, evaluating 59s",
+    ):
+        assert line in told
+    hard = recipe.replace({"evaluate.labels": ("hard",)})
+    assert describe_evaluation(hard, digits, teacher, "cpu", tmp_path).endswith("about evaluating 59s")
 
 
 def test_the_memory_is_that_of_the_networks_kept_and_the_classes_of_one_process(plan, digits):

@@ -174,6 +174,10 @@ def test_a_ranking_by_losses_has_the_lowest_first_and_says_what_it_gains_on_the_
     assert trust_by_loss(accuracies, older, seconds, truth) == {}
     known = [None, *truth[1:]]
     assert trust_by_loss(accuracies, losses, seconds, known)["a"]["all"]["n"] == 9
+    pruned = [{"a": way["a"], "b": [None, *way["b"][1:]]} for way in (accuracies, losses)]
+    found = trust_by_loss(*pruned, seconds, truth)["a"]
+    by_accuracy = trust(pruned[0], seconds, truth)["a"]["all"]["spearman"]
+    assert (found["all"]["n"], found["gain"]["spearman"]) == (9, pytest.approx(1 - by_accuracy))
 
 
 def test_the_best_that_are_compared_by_themselves_are_so_by_the_truth():
