@@ -93,7 +93,8 @@ def parser() -> argparse.ArgumentParser:
         "--rank-by",
         choices=RANKINGS,
         default=ACCURACY,
-        help="accuracy on held-out images, or training loss late in the training; the report compares both "
+        help="which are the best, for --verify and in the report, which compares both: accuracy on held-out "
+        "images, or training loss late in the training; halving and hyperband go by accuracy all the same "
         "(default: accuracy)",
     )
     add("--seed", type=int, default=0, help="of the draw and of the trainings (default: 0)")
