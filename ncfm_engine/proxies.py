@@ -58,8 +58,8 @@ class Proxy:
     def score(
         self, space: Space, architecture: Architecture, check: Check, stop: StopRequest | None = None
     ) -> Scores:
-        """Accuracies of the networks in percent, and their losses late in the training; `check` gets the
-        accuracies of the first one, whatever is trained beside it.
+        """Accuracies of the networks in percent, and their losses late in the training, one that is no number
+        as the highest there is; `check` gets the accuracies of the first one, whatever is trained beside it.
 
         Raises `DivergenceError` for weights that are not finite, `DeviceMemoryError`, `Stopped`, and whatever
         the building of the network raises.

@@ -631,6 +631,10 @@ def test_a_report_says_by_what_the_candidates_are_ranked_and_what_the_losses_wou
     text = markdown(content | {"ranked_by": "loss"})
     assert shown(text) == ["| 0", "| 2", "| 1"]
     assert "training set. Ranked by the training loss, the lowest first.\n" in text
+    assert "| 2 | 50.0 | 1.000 | 20.0 | 1.0 |\n" in text
+    rows[2]["distilled"] = done | {"losses": [torch.finfo(torch.float32).max]}
+    assert "| 2 | 50.0 | - | 20.0 | 1.0 |\n" in markdown(content | {"ranked_by": "loss"})
+    rows[2]["distilled"] = rows[2]["random"]
     rows[0]["distilled"] = done
     text = markdown(content | {"ranked_by": "loss"})
     assert shown(text) == ["| 2", "| 1", "| 0"]

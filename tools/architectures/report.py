@@ -233,13 +233,18 @@ def _best(rows: Sequence[Content], verified: bool) -> list[str]:
             [
                 *map(str, row["architecture"].values()),
                 _mean(row["distilled"]),
-                *([f"{statistics.fmean(row['distilled']['losses']):.3f}"] if losses else []),
+                *([_loss(row["distilled"])] if losses else []),
                 *([_mean(row[FULL])] if verified else []),
                 f"{row['distilled']['seconds']:.1f}",
             ]
             for row in rows
         ],
     )
+
+
+def _loss(result: Content) -> str:
+    mean = statistics.fmean(result["losses"])
+    return f"{mean:.3f}" if mean < 1e9 else "-"  # see `Proxy.score`: it was no number
 
 
 def _mean(result: Content | None) -> str:
