@@ -1,10 +1,14 @@
 """What a run is going to do, before it does anything: the resolved recipe and what it will cost."""
 
+import contextlib
 import dataclasses
 import math
 import os
+import random
+import statistics
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,13 +31,15 @@ from .memory import Footprint, Layout, layout_for
 from .operations import operations, passes
 from .pool import build
 from .presets import find_preset
-from .pretrain import cached, check_blendable, pool_schedule
+from .pretrain import check_blendable, count_cached, pool_schedule
 from .ranks import Ranks
 from .sampling import real_per_class
 from .sources import Source
+from .spaces import Architecture, Space
 
 RESULTS_FILE = "results.json"
 LOSS_PLOT_FILE = "losses.png"
+PROBED = 10  # candidates of a search, to foretell its time
 COMPILE_FROM = 1000  # steps; compiling takes up to a minute
 
 
@@ -319,7 +325,7 @@ def describe_evaluation(recipe: Recipe, source: Source, teacher: Recipe, device:
 
 
 def cached_networks(recipe: Recipe, source: Source, device: str, cache: Path) -> int:
-    return cached(recipe.pretrain, recipe.network, source, seed=recipe.seed, device=device, cache=cache)
+    return count_cached(recipe.pretrain, recipe.network, source, seed=recipe.seed, device=device, cache=cache)
 
 
 def _pool(config: PretrainConfig, ready: int) -> str:
@@ -356,6 +362,20 @@ def seconds_of(network: nn.Module, batch: Tensor, device: str) -> tuple[float, f
         return (time.perf_counter() - start) / len(batch)
 
     return tuple(min(seconds(backward) for _ in range(3)) for backward in (False, True))  # type: ignore[return-value]
+
+
+def seconds_of_some(
+    space: Space, candidates: Sequence[Architecture], images: Tensor, classes: int, device: str
+) -> float:
+    """Seconds per image of forward and backward, the mean of `PROBED` random candidates of a search; 0 where
+    none of them can be trained.
+    """
+    shape: dict[str, Any] = {"channels": images.shape[1], "size": tuple(images.shape[2:]), "classes": classes}
+    seconds = []
+    for candidate in random.Random(0).sample(candidates, min(PROBED, len(candidates))):
+        with contextlib.suppress(Exception, SystemExit):  # a search records it as failed
+            seconds.append(seconds_of(space.network(candidate, **shape, seed=0), images, device)[1])
+    return statistics.fmean(seconds) if seconds else 0.0
 
 
 def in_words(seconds: float) -> str:

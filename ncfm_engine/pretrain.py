@@ -84,7 +84,7 @@ def train_pool(
     return [found[index] for index in mine]
 
 
-def cached(
+def count_cached(
     config: PretrainConfig, network: NetworkConfig, source: Source, *, seed: int, device: str, cache: Path
 ) -> int:
     """How many networks of the pool need not be trained, as far as the names of the files say."""

@@ -132,6 +132,7 @@ def trust_by_loss(
             for column in (scores[way], accuracies[way])
         )
         about["gain"] = lead(by_loss, by_accuracy, right)
+        del about["regret_over_time"]  # plotted of accuracies alone
     return found
 
 

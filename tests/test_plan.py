@@ -253,7 +253,7 @@ def test_a_plan_is_told_in_words_with_their_units(plan, digits, monkeypatch):
     assert re.search(r"\nmemory       about \d\d MiB on cpu, besides torch itself\n", told)
     assert "\noperations   one 1.25 TFLOP, two 3e+03 TFLOP\n" in told
     assert "about pretraining 59s, two 1m 00s, three 1h 00m, four 2h 03m\n" in told
-    monkeypatch.setattr("ncfm_engine.plan.cached", lambda *_, **__: plan.recipe.pretrain.networks - 1)
+    monkeypatch.setattr("ncfm_engine.plan.count_cached", lambda *_, **__: plan.recipe.pretrain.networks - 1)
     times["pretraining"] = 60.0 * plan.recipe.pretrain.networks
     assert "about pretraining 1m 00s, two " in describe(plan, digits)
 
@@ -263,7 +263,9 @@ def test_an_evaluation_is_told_with_the_networks_that_label_unless_labels_are_ha
 ):
     times = {16: {"pretraining": 8e9, "evaluating": 59.4}, 32: {"pretraining": 480.0, "evaluating": 8e9}}
     monkeypatch.setattr("ncfm_engine.plan.estimate_seconds", lambda recipe, *_: times[recipe.network.width])
-    monkeypatch.setattr("ncfm_engine.plan.cached", lambda config, network, *_, **__: network.width // 32)
+    monkeypatch.setattr(
+        "ncfm_engine.plan.count_cached", lambda config, network, *_, **__: network.width // 32
+    )
     changes = {"ipc": 3, "distill.factor": 2, "network.width": 16, "evaluate.repeats": 4}
     recipe = plan.recipe.replace(changes | {"evaluate.labels": ("hard", "soft")})
     teacher = plan.recipe.replace({"pretrain.networks": 4, "pretrain.epochs": 7})

@@ -634,11 +634,6 @@ def test_a_report_says_by_what_the_candidates_are_ranked_and_what_the_losses_wou
     assert "| 2 | 50.0 | 1.000 | 20.0 | 1.0 |\n" in text
     rows[2]["distilled"] = done | {"losses": [torch.finfo(torch.float32).max]}
     assert "| 2 | 50.0 | - | 20.0 | 1.0 |\n" in markdown(content | {"ranked_by": "loss"})
-    rows[2]["distilled"] = rows[2]["random"]
-    rows[0]["distilled"] = done
-    text = markdown(content | {"ranked_by": "loss"})
-    assert shown(text) == ["| 2", "| 1", "| 0"]
-    assert "first. 1 come last: an older version scored them, and kept no losses.\n" in text
 
 
 def test_values_of_an_axis_keep_their_place_in_the_table():
@@ -818,13 +813,21 @@ def search_of_few(tmp_path, **options):
     return Campaign(FEW, list(FEW), ways, f"sqlite:///{tmp_path / 'search.db'}", **options)
 
 
-def record(campaign, way, a, value, state="COMPLETE"):
+def record(campaign, way, a, value, state="COMPLETE", kept=True):
     """What a process found of the candidate `a`."""
-    scored = {"accuracies": [value], "losses": [] if a == 0 else [abs((value or 0) - 45)], "seconds": 1.0}
+    scored = {"accuracies": [value], "losses": [abs((value or 0) - 44)] * kept, "seconds": 1.0}
     notes = {"scored": scored} if state == "COMPLETE" else {"reason": "?"}
     choice = {"a": CategoricalDistribution(FEW.axes["a"])}
     options = {"params": {"a": a}, "distributions": choice, "user_attrs": notes}
     campaign._studies[way].add_trial(create_trial(state=TrialState[state], value=value, **options))
+
+
+def test_what_an_older_version_scored_is_not_ranked_by_its_loss(tmp_path):
+    for a, kept in ((0, True), (1, False), (2, True)):
+        record(search_of_few(tmp_path), "random", a, 50.0, kept=kept)
+    search_of_few(tmp_path).check_ranking()
+    with pytest.raises(UsageError, match=r"an older version scored 1 candidates.*another --storage"):
+        search_of_few(tmp_path, ranked_by="loss").check_ranking()
 
 
 def test_what_is_verified_is_what_each_way_would_pick_of_those_that_it_could_train(tmp_path):
@@ -843,7 +846,7 @@ def test_what_is_verified_is_what_each_way_would_pick_of_those_that_it_could_tra
     assert groups == {"best": [3], "middle": [5], "best by random": [2], "best by early": [1]}
     assert len(drawn) == 1
     assert not {1, 3, 5} & set(drawn)
-    # Losses are the distances from 45, so 5, 3, 6, 2, 4; 0 has none, as of an older version.
+    # Losses are the distances from 44: 5, 0, 6, 3, 2, 4.
     groups = search_of_few(tmp_path, verify=1, ranked_by="loss").verified()
     assert {name: groups[name] for name in groups if name != "random"} == {
         "best": [5],

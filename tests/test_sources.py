@@ -441,12 +441,24 @@ def test_tiny_imagenet_is_read_as_it_lies(tmp_path):
         assert load_folder(tmp_path).test.counts.tolist() == [1, 2]
 
 
+def test_images_that_annotations_do_not_name_are_told_of(tmp_path):
+    save_classes(tmp_path / "train")
+    save_classes(tmp_path / "val", ["images"], images=4, seed=1)
+    (tmp_path / "val" / "val_annotations.txt").write_text("0.png\ta\n2.png\tb\n")
+    with pytest.warns(
+        UserWarning, match=r"left out 2 images that val_annotations.txt does not name.* val/images/1"
+    ):
+        FolderReader(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("0.png", "line 2: expected the name of an image in images, a tab and its class, got '0.png'"),
         ("../0.png\ta", "line 2: expected the name"),
-        ("0.png\tc", "only val has c"),
+        ("0\0.png\ta", "line 2: expected the name"),
+        ("0.png\tb", r"line 2: 0\.png is there twice"),
+        ("2.png\tc", "only val has c"),
         ("out.png\ta", "is a symbolic link to .*, outside of"),
     ],
 )

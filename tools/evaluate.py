@@ -75,7 +75,6 @@ def main(arguments: argparse.Namespace) -> None:
     run_folder = run_folder_of(folder)
     with lock_of(folder):
         pass  # or the set may be another one by the time it is evaluated
-    chosen = load(arguments.artifact, arguments.ipc) if of_hub else set_in(folder, arguments.ipc)
     options = {
         "changes": changes,
         "cache": cache_folder(),
@@ -83,16 +82,19 @@ def main(arguments: argparse.Namespace) -> None:
         "dataset": arguments.dataset,
         "reading": reading(arguments),
     }
-    if arguments.dry_run:
-        print(describe_set(chosen, **options))
-        shown = run_folder if folder.is_absolute() else Path(os.path.relpath(run_folder))
-        written = [*([] if of_hub else [folder / name for name in FOLDER_FILES]), shown / RESULTS_FILE]
-        print("writes       " + "\n             ".join(map(str, written)))
-        return
     costs = Costs(None, device, resume=False)
     with Bars() as bars, StopRequest(arguments.time_budget) as stop, costs.stage("evaluating"):
-        options |= {"resume": arguments.resume, "stop": stop, "report": bars}
-        rows = evaluate_set(chosen, run_folder, **options)
+        options |= {"stop": stop, "report": bars}
+        chosen = load(arguments.artifact, arguments.ipc) if of_hub else set_in(folder, arguments.ipc)
+        if arguments.dry_run:
+            planned = describe_set(chosen, **options)
+        else:
+            rows = evaluate_set(chosen, run_folder, resume=arguments.resume, **options)
+    if arguments.dry_run:
+        shown = run_folder if folder.is_absolute() else Path(os.path.relpath(run_folder))
+        written = [*([] if of_hub else [folder / name for name in FOLDER_FILES]), shown / RESULTS_FILE]
+        print(planned, "writes       " + "\n             ".join(map(str, written)), sep="\n")
+        return
     with lock_of(folder, RECORDING):  # others may evaluate the same set
         if not of_hub:
             record_results(folder, rows, device)

@@ -18,8 +18,6 @@ import dataclasses
 import gc
 import hashlib
 import json
-import random
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +42,7 @@ from ncfm_engine.allocator import keep_freed
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.config import EvaluateConfig
 from ncfm_engine.origin import real_images, recipe_of, teacher_pool
-from ncfm_engine.plan import in_words, resolve_device, seconds_of
+from ncfm_engine.plan import in_words, resolve_device, seconds_of_some
 from ncfm_engine.provenance import command, provenance
 from ncfm_engine.proxies import PROTOCOL, PROXIES, Proxy, proxies, splits
 from ncfm_engine.report import Bars, Report, silent
@@ -58,7 +56,6 @@ from tools.architectures.report import REPORT_FILE, RESULTS_FILE, full_trainings
 DATABASE_FILE = "search.db"
 EPOCHS = 300  # over the distilled images, where the recipe of the set has more
 RANDOM = 100  # candidates
-PROBED = 10  # candidates, to foretell the time
 OF_TRUTH = ("full_epochs", "full_repeats")  # settings of full trainings
 # What makes a search, besides its candidates and how many are verified, of which there may be more later.
 IDENTITY = ("content_hash", "ipc", "labels", "space", "axes", "truth_of", "strategy", "seed")
@@ -145,6 +142,7 @@ def main(arguments: argparse.Namespace) -> None:
             machine_of(device),
             crew.works,
         )
+        campaign.check_ranking()
         if known and known.get("truth") == campaign.truth and not is_hand():
             campaign.take_truth(full_trainings(known))
         if known and not campaign.knows_truth():
@@ -310,13 +308,15 @@ def describe(
         truth = f"of {most} at most, {config.full_repeats} networks each, {config.full_epochs} epochs"
     ways, loader = PROXIES if verify is not None else PROXIES[:1], dataset.loader(config.batch_size)
     steps, batch = config.epochs * len(loader), min(config.batch_size, loader.count)
-    each = seconds_of_image(dataset, space, candidates, batch, device)
+    info = dataset.info
+    images = torch.zeros(batch, info.channels, info.height, info.width)
+    each = seconds_of_some(space, candidates, images, len(info.classes), device)
     seconds = count * len(ways) * config.repeats * steps * batch * each
     times = [f"{in_words(seconds)} on {', '.join(ways)}"]
     if most:
-        images = dataset.info.source.get("images")  # another project's set does not say
-        seconds = most * config.full_repeats * config.full_epochs * (images or 0) * each
-        times.append(f"{in_words(seconds) if images else 'an unknown time'} in full")
+        known = info.source.get("images")  # another project's set does not say
+        seconds = most * config.full_repeats * config.full_epochs * (known or 0) * each
+        times.append(f"{in_words(seconds) if known else 'an unknown time'} in full")
     database = "--storage" if arguments.storage else database_of(arguments, output)
     soft = verify is not None and labels_of(arguments, dataset) == "soft"
     teacher = recipe_of(dataset, arguments.dataset).pretrain
@@ -336,22 +336,6 @@ def describe(
         f"writes       {output}, trials into {database}",
     ]
     return "\n".join(lines)
-
-
-def seconds_of_image(
-    dataset: DistilledDataset, space: Space, candidates: Sequence[Architecture], batch: int, device: str
-) -> float:
-    """What a network takes to be trained on one of `batch` images, the mean of `PROBED` random candidates; 0
-    where none of them can be.
-    """
-    info, seconds = dataset.info, []
-    shape: dict[str, Any] = {"channels": info.channels, "size": (info.height, info.width)}
-    images = torch.zeros(batch, info.channels, info.height, info.width)
-    for candidate in random.Random(0).sample(candidates, min(PROBED, len(candidates))):
-        with contextlib.suppress(Exception, SystemExit):  # a search records it as failed
-            network = space.network(candidate, **shape, classes=len(info.classes), seed=0)
-            seconds.append(seconds_of(network, images, device)[1])
-    return statistics.fmean(seconds) if seconds else 0.0
 
 
 def database_of(arguments: argparse.Namespace, output: Path) -> Path:

@@ -66,6 +66,15 @@ class FolderReader:
                 f"{others[0].relative_to(root)}. Give images a suffix, such as .png.",
                 stacklevel=2,
             )
+        for folder, told in folders.items():
+            named = {image for images in told.values() for image in images}
+            unnamed = [i for i in _image_files(folder / "images", root, []) if i not in named] if told else []
+            if unnamed:
+                warnings.warn(
+                    f"{root}: left out {len(unnamed)} images that {_ANNOTATIONS} does not name, such as "
+                    f"{unnamed[0].relative_to(root)}.",
+                    stacklevel=2,
+                )
         for part, found in files.items():  # now, and not after hours of decoding
             labels = [label for _, label, *_ in found]
             check_no_class_empty(labels, self.classes, part if len(files) > 1 else "", self.where)
@@ -114,13 +123,17 @@ def _annotated(folder: Path, root: Path) -> dict[str, list[Path]]:
     path, images, found = folder / _ANNOTATIONS, folder / "images", {}
     if not (path.is_file() and images.is_dir()):
         return found
+    named: set[str] = set()
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         name, label, *_ = (*line.split("\t"), "")
-        if not label or Path(name).name != name:
+        if not label or Path(name).name != name or "\0" in name:
             raise SourceError(
                 f"{path}, line {number}: expected the name of an image in {images.name}, a tab and its "
                 f"class, got {line[:80]!r}"
             )
+        if name in named:
+            raise SourceError(f"{path}, line {number}: {name} is there twice. Remove one of the lines.")
+        named.add(name)
         _check_inside(images / name, root)
         found.setdefault(label, []).append(images / name)
     return found

@@ -1,12 +1,12 @@
 """A search, the same by random images and by early stopping, and the truth about some of the candidates."""
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+from distilled_data import UsageError
 from ncfm_engine.cache import sha256_of
 from ncfm_engine.proxies import FULL, PROXIES, Proxy
 from ncfm_engine.report import Report
@@ -69,6 +69,18 @@ class Campaign:
         """Put what another search found by full trainings into the storage, unless it is there."""
         adopt(self._studies[FULL], self.space, results)
 
+    def check_ranking(self) -> None:
+        """Raise `UsageError` where candidates have not what they are to be ranked by."""
+        if self.ranked_by == ACCURACY:
+            return
+        scored = [r for way in PROXIES for r in results_of(self._studies[way], self.candidates) if r]
+        older = sum(result.state == "complete" and not result.losses for result in scored)
+        if older:
+            raise UsageError(
+                f"--rank-by loss: an older version scored {older} candidates in the storage, and kept no "
+                "losses. Score them again with another --storage, or rank by accuracy."
+            )
+
     def verified(self) -> dict[str, list[int]]:
         """The candidates that are trained in full, by the reason for it."""
         if self.verify == ALL:
@@ -92,9 +104,7 @@ class Campaign:
         return groups
 
     def _rank(self, result: Result) -> float:
-        if self.ranked_by == ACCURACY:
-            return result.value or 0.0
-        return -statistics.fmean(result.losses or [math.inf])
+        return result.value or 0.0 if self.ranked_by == ACCURACY else -statistics.fmean(result.losses)
 
     def _score(self, way: str, candidates: Sequence[Architecture], stop: StopRequest, report: Report) -> None:
         score = partial(self.ways[way].score, self.space, stop=stop)

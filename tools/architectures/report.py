@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,7 +57,6 @@ PRUNED = (
 FEW = " There is no correlation to show: too few of them, {}, were scored to the end in all three ways."
 
 RANKED = " Ranked by the training loss, the lowest first."
-UNRANKED = " {} come last: an older version scored them, and kept no losses."
 BY_LOSS = (
     "The same by the training loss, the mean of the last quarter of the steps, instead of the accuracy "
     "(`--rank-by loss`). It does not see what helps on other images alone, such as dropout."
@@ -173,7 +171,6 @@ def markdown(content: Content) -> str:
     complete = [row for row in rows if _complete(row["distilled"])]
     ranked_by = content.get("ranked_by", ACCURACY)
     complete.sort(key=lambda row: -_rank(row["distilled"], ranked_by))
-    unranked = 0 if ranked_by == ACCURACY else sum("losses" not in row["distilled"] for row in complete)
     states = [row["distilled"]["state"] if row["distilled"] else "open" for row in rows]
     counts = ", ".join(
         f"{states.count(s)} {s}" for s in ("complete", "pruned", "failed", "open") if s in states
@@ -187,8 +184,7 @@ def markdown(content: Content) -> str:
         f"labels, content hash `{content['content_hash'][:16]}`). Accuracy in percent on "
         f"{content['tested_on']} images held out of the training set"
         + (", from which the distilled images were made too." if content["seen"] else ".")
-        + ("" if ranked_by == ACCURACY else RANKED)
-        + (UNRANKED.format(unranked) if unranked else ""),
+        + ("" if ranked_by == ACCURACY else RANKED),
         "",
         *([f"The {SHOWN} best; the rest is in `{RESULTS_FILE}`.", ""] if len(complete) > SHOWN else []),
         *_best(complete[:SHOWN], FULL in rows[0]),
@@ -214,7 +210,7 @@ def markdown(content: Content) -> str:
 
 
 def _rank(result: Content, by: str) -> float:
-    return result["value"] if by == ACCURACY else -statistics.fmean(result.get("losses") or [math.inf])
+    return result["value"] if by == ACCURACY else -statistics.fmean(result["losses"])
 
 
 def _name(architecture: Architecture) -> str:
