@@ -305,14 +305,14 @@ def describe_evaluation(recipe: Recipe, source: Source, teacher: Recipe, device:
     needed for all but hard labels.
     """
     config, classes = recipe.evaluate, source.num_classes
-    views, random = recipe.ipc * recipe.distill.factor**2 * classes, recipe.ipc * classes
+    views, packed = recipe.ipc * recipe.distill.factor**2 * classes, recipe.ipc * classes
     times = {"evaluating": estimate_seconds(recipe, source, device)["evaluating"]}
     lines = [
         f"dataset      {source.name}: tested on {len(source.test)} images",
         f"network      {recipe.network.name}",
         f"distilled    {len(config.labels) * config.repeats} networks, {' and '.join(config.labels)} labels, "
         f"{config.epochs} epochs of {views} images",
-        f"random       as many, in as many steps, of {random} images",
+        f"random       as many, in as many steps, of {packed} images",
         f"all images   {config.full_repeats} networks, {config.full_epochs} epochs of {len(source.train)}",
     ]
     if set(config.labels) != {"hard"}:

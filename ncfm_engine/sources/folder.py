@@ -123,6 +123,7 @@ def _annotated(folder: Path, root: Path) -> dict[str, list[Path]]:
     path, images, found = folder / _ANNOTATIONS, folder / "images", {}
     if not (path.is_file() and images.is_dir()):
         return found
+    _check_inside(images, root)
     named: set[str] = set()
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         name, label, *_ = (*line.split("\t"), "")
@@ -134,7 +135,8 @@ def _annotated(folder: Path, root: Path) -> dict[str, list[Path]]:
         if name in named:
             raise SourceError(f"{path}, line {number}: {name} is there twice. Remove one of the lines.")
         named.add(name)
-        _check_inside(images / name, root)
+        if (images / name).is_symlink():
+            _check_inside(images / name, root)
         found.setdefault(label, []).append(images / name)
     return found
 
