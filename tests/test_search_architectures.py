@@ -147,10 +147,20 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path, monk
 @pytest.mark.parametrize(
     ("words", "lines"),
     [
-        ("", ["1 networks each, on distilled\n", "truth        none\n", "the other, without tests\n"]),
+        (
+            "",
+            [
+                "1 networks each, on distilled\n",
+                "truth        none\n",
+                "the other, for the passes through candidates alone\n",
+            ],
+        ),
         ("--verify all --storage sqlite:///x.db", ["truth        of 8 at most", "trials into --storage\n"]),
         ("--verify 3 --strategy halving", ["truth        of 8 at most", "halving, ending at 1/9 or 3/9\n"]),
-        ("--verify 3 --strategy halving", ["time         at most ", "without teacher and tests\n"]),
+        (
+            "--verify 3 --strategy halving",
+            ["time         at most ", "for the passes through candidates alone\n"],
+        ),
     ],
 )
 def test_what_is_asked_for_is_told_before_anything_is_trained(here, set_folder, tmp_path, words, lines):

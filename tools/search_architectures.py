@@ -321,8 +321,10 @@ def describe(
     soft = verify is not None and labels_of(arguments, dataset) == "soft"
     teacher = recipe_of(dataset, arguments.dataset).pretrain
     rungs = f", ending at 1/{CHECKS} or 3/{CHECKS}" if arguments.strategy in EARLY_ENDING else ""
-    time = f"{'at most' if rungs else 'about'} {', '.join(times)}, one after the other, without "
-    time += "teacher and tests" if soft else "tests"
+    time = (
+        f"{'at most' if rungs else 'about'} {', '.join(times)}, one after the other, for the passes through "
+    )
+    time += "candidates alone"
     lines = [
         f"candidates   {count} of {arguments.space}, {config.repeats} networks each, on {', '.join(ways)}",
         f"steps        {steps}, {config.epochs} epochs of {loader.count} images",

@@ -17,7 +17,8 @@ from ncfm_engine.trust import select
 
 ALL = 0  # for `verify`: every candidate
 OTHERS = "by other searches"
-ACCURACY, LOSS = RANKINGS = ("accuracy", "loss")
+ACCURACY = "accuracy"
+RANKINGS = (ACCURACY, "loss")
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Campaign:
     strategy: str = "exhaustive"
     verify: int | None = None  # so many best, middle and random candidates; None: nothing is verified
     seed: int = 0
-    ranked_by: str = ACCURACY  # or LOSS: which candidates are the best, of those to verify
+    ranked_by: str = ACCURACY  # one of RANKINGS: which candidates are the best, of those to verify
     machine: str = ""
     others: Callable[[], bool] = lambda: False
 
