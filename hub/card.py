@@ -316,7 +316,7 @@ def _score(row: Mapping[str, Any], kind: str) -> str:
     if not isinstance(mean, (int, float)):
         return "-"
     score = f"{mean:.1f} ± {std:.1f}" if isinstance(std, (int, float)) else f"{mean:.1f}"
-    runs = row.get("n") if kind != "full" else row.get("full_n", row.get("n"))
+    runs = row.get(f"{kind}_n", row.get("n"))
     return score if runs == row.get("n") else f"{score} ({_plain(runs)})"
 
 

@@ -44,6 +44,7 @@ def evaluate(
     seed: int,
     device: str,
     pool: FeaturePool | None = None,
+    random: bool = True,
     folder: Path | None = None,
     resume: bool = False,
     stop: StopRequest | None = None,
@@ -53,19 +54,20 @@ def evaluate(
 
     `source` has the classes of `dataset` by the same numbers, which nothing here compares.
     Distilled and random images share labels, optimiser steps and augmentation; every repeat has a network
-    and a random subset of its own. `pool` labels the random subset and is needed for all but hard labels.
+    and a random subset of its own, unless `random` is false. `pool` labels, see `needs_teacher`.
     With a `folder` progress is kept there, until `forget_progress`, and `resume` goes on from it. Raises
     `Stopped` after saving it when `stop` is requested, and `CheckpointError` for that of other real images.
     """
-    if set(config.labels) == {"hard"}:
+    if not needs_teacher(config, random):
         pool = None
     elif pool is None:
         raise UsageError(
-            f"labels {', '.join(config.labels)} need the pool of networks that labelled the "
-            "artifact (pool=); without it expected hard alone"
+            f"labels {', '.join(config.labels)} need the pool of networks that labelled the artifact "
+            "(pool=); without it expected hard alone, or soft without random images (random=False)"
         )
     identity = _identity(dataset, source, config, network, seed, device, pool)
-    path = folder and _progress_path(folder, settings_hash(config, network, seed), dataset.content_hash)
+    teacher, settings = pool.weights_hash if pool else None, settings_hash(config, network, seed)
+    path = folder and _progress_path(folder, settings, dataset.content_hash, teacher)
     progress = _Progress(path, identity, resume)
     trainings = _Trainings(source, config, network, seed, device, progress, stop, report)
     options: dict[str, Any] = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
@@ -76,24 +78,32 @@ def evaluate(
         all_images = same_images(real_loader(source, source.train, **options))
         return trainings.scores("all real images", config.full_repeats, config.full_epochs, all_images)
 
-    return [_row(dataset, labels, pool, trainings, full, options) for labels in config.labels]
+    return [_row(dataset, labels, pool, random, trainings, full, options) for labels in config.labels]
+
+
+def needs_teacher(config: EvaluateConfig, random: bool = True) -> bool:
+    """Whether an evaluation needs networks that label: batches as they come, or `random` images softly."""
+    return "teacher" in config.labels or (random and "soft" in config.labels)
 
 
 def forget_progress(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Remove the progress of the `evaluate` that returned these rows; they are safe now."""
+    teacher = next((row["teacher"] for row in rows if "teacher" in row), None)
     for row in rows:
-        discard(_progress_path(folder, row["settings"], row["content_hash"]))
+        discard(_progress_path(folder, row["settings"], row["content_hash"], teacher))
 
 
-def _progress_path(folder: Path, settings: str, content_hash: str) -> Path:
+def _progress_path(folder: Path, settings: str, content_hash: str, teacher: str | None) -> Path:
     """Other evaluations that were broken off in the same folder do not disturb this one."""
-    return folder / f"{PROGRESS_PREFIX}-{settings}-{content_hash[:12]}.safetensors"
+    hashes = [settings, content_hash[:12], *([teacher[:12]] if teacher else [])]
+    return folder / f"{PROGRESS_PREFIX}-{'-'.join(hashes)}.safetensors"
 
 
 def _row(
     dataset: DistilledDataset,
     labels: str,
     pool: FeaturePool | None,
+    random: bool,
     trainings: "_Trainings",
     full: Callable[[], list[list[float]]],
     options: dict[str, Any],
@@ -104,12 +114,14 @@ def _row(
         assert pool, "see evaluate"
         stored, options = "soft", options | {"teacher": Ensemble(pool, device)}
     distilled = same_images(normalised_as(source, dataset).with_labels(stored).loader(**options))
-    random = random_images(dataset, source, labels, pool, device, options)
     names = f"{labels} labels, distilled", f"{labels} labels, random"
     batches = [math.ceil(n / config.batch_size) for n in (len(dataset), dataset.ipc * source.num_classes)]
     epochs = epochs_of_as_many_steps(config.epochs, *batches)
     of_distilled = trainings.scores(names[0], config.repeats, config.epochs, distilled, CHECKS)
-    of_random = trainings.scores(names[1], config.repeats, epochs, random)
+    of_random = []
+    if random:
+        images = random_images(dataset, source, labels, pool, device, options)
+        of_random = trainings.scores(names[1], config.repeats, epochs, images)
     of_all = full()
     row = {
         "dataset": source.name,
@@ -125,14 +137,16 @@ def _row(
         **_mean_std("last", [last for last, _ in of_distilled]),
         **_mean_std("best", [best for _, best in of_distilled]),
         **_mean_std("random", [last for last, _ in of_random]),
+        "random_n": len(of_random),
         **_mean_std("full", [last for last, _ in of_all]),
         "full_n": len(of_all),
-        "seconds": round(sum(trainings.progress.seconds[name] for name in names), 1),
+        "seconds": round(sum(trainings.progress.seconds.get(name, 0.0) for name in names), 1),
         "seed": trainings.seed,
         "content_hash": dataset.content_hash,
     }
-    if pool is not None and labels != "hard":
-        row |= {"temperature": dataset.info.labels.get("temperature"), "teacher": pool.weights_hash[:16]}
+    if labels != "hard":
+        row["temperature"] = dataset.info.labels.get("temperature")
+        row |= {"teacher": pool.weights_hash[:16]} if pool else {}
     return row
 
 

@@ -22,12 +22,12 @@ class Passes:
     products: float = 0.0  # floating-point operations besides the networks'
 
 
-def passes(recipe: Recipe, source: Source) -> dict[str, Passes]:
-    """What each stage does, labelling aside."""
+def passes(recipe: Recipe, source: Source, random: bool = True) -> dict[str, Passes]:
+    """What each stage does, labelling aside; evaluating with `random` images beside the distilled ones."""
     return {
         "pretraining": Passes(trained=recipe.pretrain.networks * recipe.pretrain.epochs * len(source.train)),
         "distilling": _distilling(recipe, source),
-        "evaluating": _evaluating(recipe, source),
+        "evaluating": _evaluating(recipe, source, random),
     }
 
 
@@ -55,16 +55,18 @@ def _distilling(recipe: Recipe, source: Source) -> Passes:
     return Passes(seen, config.iterations * networks * views, products=products)
 
 
-def _evaluating(recipe: Recipe, source: Source) -> Passes:
-    config, random = recipe.evaluate, recipe.ipc * source.num_classes
-    views = random * recipe.distill.factor**2
-    batches = [math.ceil(images / config.batch_size) for images in (views, random)]
-    of_both = config.epochs * views + epochs_of_as_many_steps(config.epochs, *batches) * random
+def _evaluating(recipe: Recipe, source: Source, random: bool) -> Passes:
+    config, packed = recipe.evaluate, recipe.ipc * source.num_classes
+    views = packed * recipe.distill.factor**2
+    seen = config.epochs * views
+    if random:
+        batches = [math.ceil(images / config.batch_size) for images in (views, packed)]
+        seen += epochs_of_as_many_steps(config.epochs, *batches) * packed
     kinds = config.repeats * len(config.labels)
-    trained = kinds * of_both
+    trained = kinds * seen
     trained += config.full_repeats * config.full_epochs * len(source.train)
-    tests = kinds * (CHECKS + 1) + config.full_repeats
-    labelled = "teacher" in config.labels and config.repeats * of_both
+    tests = kinds * (CHECKS + random) + config.full_repeats
+    labelled = "teacher" in config.labels and config.repeats * seen
     return Passes(tests * len(source.test) + labelled * recipe.pretrain.networks, trained=trained)
 
 

@@ -135,7 +135,7 @@ def teacher_pool(
         warnings.warn(
             f"the networks that labelled {named(distilled)} are not known; the random images get the labels "
             f"of {config.networks} of our own, trained for {config.epochs} epochs, or "
-            "found in the cache. Hard labels need none",
+            "found in the cache. Hard labels need none, nor does an evaluation without random images",
             stacklevel=2,
         )
     pool = pretrain(config, original.network, source, seed=original.seed, device=device, **options)

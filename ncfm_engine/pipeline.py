@@ -1,7 +1,7 @@
 """The main job: pretrain, distil, label, save, evaluate what was saved."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from distilled_data.manifest import replace_artifact, verify_folder, write_manif
 from .config import Recipe, differences
 from .costs import COSTS_FILE, Costs
 from .distill import METRICS_FILE, Distilled, begin, distill, resumable
-from .evaluate import evaluate, forget_progress, settings_hash
+from .evaluate import evaluate, forget_progress, needs_teacher, settings_hash
 from .initial import check_packing
 from .label import label, teacher
 from .origin import is_foreign, real_images, recipe_of, teacher_pool
@@ -164,7 +164,8 @@ def _recorded(plan: Plan, artifact: Artifact) -> list[dict[str, Any]] | None:
     settings = settings_hash(config, plan.recipe.network, plan.recipe.seed)
     wanted = (artifact.content_hash, settings, config.repeats, config.full_repeats)
     names = ("content_hash", "settings", "n", "full_n")
-    found = {row["labels"]: row for row in rows if tuple(row[name] for name in names) == wanted}
+    same = [row for row in rows if tuple(row[name] for name in names) == wanted]
+    found = {row["labels"]: row for row in same if _count(row, "random_") == config.repeats}
     whole = _same(stored, artifact) and set(config.labels) <= set(found)
     return [found[labels] for labels in config.labels] if whole else None
 
@@ -273,6 +274,7 @@ def evaluate_set(
     device: str,
     dataset: str | None = None,
     reading: dict[str, Any] | None = None,
+    random: bool = True,
     resume: bool = False,
     stop: StopRequest | None = None,
     report: Report = silent,
@@ -288,10 +290,10 @@ def evaluate_set(
     distilled from, and `Stopped` after saving progress in `run_folder`, from which `resume` goes on; it stays
     until `forget_progress`.
     """
-    own, recipe = _recipes(chosen, dataset, changes)
+    own, recipe = _recipes(chosen, dataset, changes, random)
     _, source = real_images(chosen, dataset, reading, stop=stop, report=report)
     pool = None
-    if set(recipe.evaluate.labels) != {"hard"}:  # random images have the artifact's teacher too
+    if needs_teacher(recipe.evaluate, random):  # random images have the artifact's teacher too
         options: dict[str, Any] = {"cache": cache, "device": device, "stop": stop, "report": report}
         pool = teacher_pool(chosen, source, dataset=dataset, config=recipe.pretrain, **options)
     rows = evaluate(
@@ -302,6 +304,7 @@ def evaluate_set(
         seed=recipe.seed,
         device=device,
         pool=pool,
+        random=random,
         folder=run_folder,
         resume=resume,
         stop=stop,
@@ -314,7 +317,7 @@ def evaluate_set(
     said = {name: asked[name] for name in ("seed", "network", "evaluate")}
     labelling = said | {"teacher": {name: usual[name] for name in ("seed", "network")}}
     labelling["teacher"] |= {"pretrain": asked["pretrain"]}
-    return [row | {"recipe": said if row["labels"] == "hard" else labelling} for row in rows]
+    return [row | {"recipe": labelling if "teacher" in row else said} for row in rows]
 
 
 def describe_set(
@@ -325,21 +328,25 @@ def describe_set(
     device: str,
     dataset: str | None = None,
     reading: dict[str, Any] | None = None,
+    random: bool = True,
     **options: Any,
 ) -> str:
     """What `evaluate_set` would train with these arguments, as text; `options` are stop and report."""
-    own, recipe = _recipes(chosen, dataset, changes)
+    own, recipe = _recipes(chosen, dataset, changes, random)
     _, source = real_images(chosen, dataset, reading, **options)
     teacher = dataclasses.replace(own, pretrain=recipe.pretrain)
-    return describe_evaluation(dataclasses.replace(recipe, ipc=chosen.ipc), source, teacher, device, cache)
+    recipe = dataclasses.replace(recipe, ipc=chosen.ipc)
+    return describe_evaluation(recipe, source, teacher, device, cache, random)
 
 
-def _recipes(chosen: DistilledDataset, dataset: str | None, changes: dict[str, Any]) -> tuple[Recipe, Recipe]:
+def _recipes(
+    chosen: DistilledDataset, dataset: str | None, changes: dict[str, Any], random: bool
+) -> tuple[Recipe, Recipe]:
     """That of a set, and the one that it is evaluated by. Raises `UsageError` for changes of another kind."""
     own = recipe_of(chosen, dataset)
     recipe = own.replace(changes)
     sections = ["evaluate", "network"]
-    if is_foreign(chosen) and set(recipe.evaluate.labels) != {"hard"}:
+    if is_foreign(chosen) and needs_teacher(recipe.evaluate, random):
         sections.append("pretrain")  # of the networks that take its teacher's place
     for name in changes:
         if name.partition(".")[0] not in sections and name != "seed":
@@ -394,14 +401,25 @@ def write_results(
 
 
 def _merged(known: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """The later row of a setting, unless it is of fewer networks; likewise what they say of all images."""
+    """The later row of a setting, unless it is of fewer networks; likewise what they say of random and of all
+    images.
+    """
     setting = ("content_hash", "ipc", "network", "protocol", "labels", "split", "settings", "changes")
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in [*known, *new]:
         key = tuple(row.get(name) for name in setting)
         old = rows.get(key, {})
-        kept = old if old.get("n", 0) > row.get("n", 0) else row
-        full = old if old.get("full_n", 0) > row.get("full_n", 0) else row
-        own = {name: value for name, value in kept.items() if not name.startswith("full_")}
-        rows[key] = own | {name: value for name, value in full.items() if name.startswith("full_")}
+        merged = old if old.get("n", 0) > row.get("n", 0) else row
+        for part in ("random_", "full_"):
+            best = old if _count(old, part) > _count(row, part) else row
+            merged = {name: value for name, value in merged.items() if not name.startswith(part)}
+            merged |= {name: value for name, value in best.items() if name.startswith(part)}
+        if "teacher" in old:  # of the random images, if they are not the new row's
+            merged.setdefault("teacher", old["teacher"])
+        rows[key] = merged
     return tuple(rows.values())
+
+
+def _count(row: Mapping[str, Any], part: str) -> int:
+    """How many networks were trained on random or on all images; older rows do not say it of random ones."""
+    return row.get(f"{part}n", row.get("n", 0))

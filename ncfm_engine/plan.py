@@ -25,7 +25,7 @@ from .checkpoint import identity_of, previous_of
 from .config import PretrainConfig, Recipe, differences, flatten
 from .costs import COSTS_FILE
 from .distill import CHECKPOINT_FILE, METRICS_FILE
-from .evaluate import PROGRESS_PREFIX
+from .evaluate import PROGRESS_PREFIX, needs_teacher
 from .initial import check_packing
 from .memory import Footprint, Layout, layout_for
 from .operations import operations, passes
@@ -300,22 +300,24 @@ def describe(plan: Plan, source: Source) -> str:
     return "\n".join(lines)
 
 
-def describe_evaluation(recipe: Recipe, source: Source, teacher: Recipe, device: str, cache: Path) -> str:
-    """What an evaluation would train, as text; `teacher` is the recipe of the networks that label, which are
-    needed for all but hard labels.
+def describe_evaluation(
+    recipe: Recipe, source: Source, teacher: Recipe, device: str, cache: Path, random: bool = True
+) -> str:
+    """What an evaluation would train, as text; `teacher` is the recipe of the networks that label, where they
+    are needed.
     """
     config, classes = recipe.evaluate, source.num_classes
     views, packed = recipe.ipc * recipe.distill.factor**2 * classes, recipe.ipc * classes
-    times = {"evaluating": estimate_seconds(recipe, source, device)["evaluating"]}
+    times = {"evaluating": estimate_seconds(recipe, source, device, random)["evaluating"]}
     lines = [
         f"dataset      {source.name}: tested on {len(source.test)} images",
         f"network      {recipe.network.name}",
         f"distilled    {len(config.labels) * config.repeats} networks, {' and '.join(config.labels)} labels, "
         f"{config.epochs} epochs of {views} images",
-        f"random       as many, in as many steps, of {packed} images",
+        f"random       {f'as many, in as many steps, of {packed} images' if random else 'left out'}",
         f"all images   {config.full_repeats} networks, {config.full_epochs} epochs of {len(source.train)}",
     ]
-    if set(config.labels) != {"hard"}:
+    if needs_teacher(config, random):
         ready = cached_networks(teacher, source, device, cache)
         every = estimate_seconds(teacher, source, device)["pretraining"]
         times = {"pretraining": every * (1 - ready / teacher.pretrain.networks)} | times
@@ -332,13 +334,13 @@ def _pool(config: PretrainConfig, ready: int) -> str:
     return f"{config.networks} networks, {config.epochs} epochs; {ready} are in the cache"
 
 
-def estimate_seconds(recipe: Recipe, source: Source, device: str) -> dict[str, float]:
+def estimate_seconds(recipe: Recipe, source: Source, device: str, random: bool = True) -> dict[str, float]:
     """Seconds per stage, from the measured cost of one forward and backward pass of this network here.
 
     The products with the frequencies are left out.
     """
     forward, both = _probe(recipe, source, device)
-    stages = passes(recipe, source).items()
+    stages = passes(recipe, source, random).items()
     return {name: stage.forward * forward + (stage.returned + stage.trained) * both for name, stage in stages}
 
 

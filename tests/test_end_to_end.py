@@ -540,6 +540,14 @@ def test_the_teacher_beside_a_foreign_set_may_be_made_in_less_time_which_rows_of
     assert rows[1]["teacher"] != rows[2]["teacher"]
     with pytest.raises(UsageError, match=r"pretrain\.networks does not change an evaluation"):
         rows_of(evaluate_labels=["hard"])
+    alone = {"changes": {name: few[name] for name in few if "pretrain" not in name}, "random": False}
+    rows = evaluate_set(foreign, tmp_path / "run", **options | alone)  # and no warning of a teacher
+    assert [(row["labels"], row["random_n"], "teacher" in row["recipe"]) for row in rows] == [
+        ("hard", 0, False),
+        ("soft", 0, False),
+    ]
+    with pytest.raises(UsageError, match=r"pretrain\.networks does not change an evaluation"):
+        evaluate_set(foreign, tmp_path / "run", **options | {"random": False})
 
 
 def test_by_the_results_of_a_foreign_set_its_evaluation_can_be_repeated(finished, digits, tmp_path):
@@ -613,6 +621,10 @@ def test_a_dry_run_of_an_evaluation_says_what_it_would_train_and_writes_nothing(
     other = here("evaluate.py", "set", "--network", "vgg11", "--dry-run", settings=["seed=5"])[1]
     assert "; 2 are in the cache\n" in other  # of the set's own network and seed
     assert "about pretraining 0s" in other
+    alone = here("evaluate.py", "set", "--no-random", "--dry-run")[1]
+    assert "\nrandom       left out\n" in alone
+    assert "teacher" not in alone
+    assert "pretraining" not in alone
     hard = here("evaluate.py", "set", "--network", "vgg11", "--dry-run", settings=["evaluate.labels=hard"])[1]
     assert "\nnetwork      vgg11\n" in hard
     assert "teacher" not in hard

@@ -147,12 +147,28 @@ def test_a_teacher_labels_what_each_network_sees(digits, pool, dataset, monkeypa
         evaluate(warm, digits, config, NETWORK, seed=0, device="cpu")
 
 
+def test_without_random_images_only_batches_as_they_come_need_a_teacher(digits, pool, dataset):
+    config = dataclasses.replace(EVALUATE, full_repeats=0)
+    options = {"seed": 0, "device": "cpu"}
+    rows = evaluate(dataset, digits, config, NETWORK, **options, random=False)
+    beside = evaluate(dataset, digits, config, NETWORK, **options, pool=pool)
+    assert [row["last_accuracies"] for row in rows] == [row["last_accuracies"] for row in beside]
+    assert [(row["random_n"], row["random_mean"], row["random_accuracies"]) for row in rows] == [
+        (0, None, [])
+    ] * 2
+    assert [row["random_n"] for row in beside] == [2, 2]
+    assert not any("teacher" in row for row in rows)
+    taught = dataclasses.replace(config, labels=("teacher",))
+    with pytest.raises(UsageError, match="need the pool"):
+        evaluate(dataset, digits, taught, NETWORK, **options, random=False)
+
+
 def test_a_result_row_has_every_field_and_names_the_set_it_measured(digits, pool, dataset):
     rows = evaluate(dataset, digits, EVALUATE, NETWORK, seed=0, device="cpu", pool=pool)
     assert [row["labels"] for row in rows] == ["hard", "soft"]
     expected = (
         "dataset ipc network protocol labels epochs split test_images settings n "
-        "last_mean last_std best_mean best_std random_mean random_std full_mean full_std full_n "
+        "last_mean last_std best_mean best_std random_mean random_std random_n full_mean full_std full_n "
         "seconds seed content_hash last_accuracies best_accuracies random_accuracies full_accuracies"
     )
     assert set(rows[0]) == set(expected.split())
@@ -179,6 +195,21 @@ def test_a_quick_look_takes_no_place_of_a_long_evaluation(tmp_path):
     assert written(row | less | {"last_mean": 81.0}) == [5, 81.0, 3, 97.0]
     more = {"full_n": 4, "full_mean": 98.0, "full_accuracies": [98.0] * 4}
     assert written(row | {"n": 1, "last_mean": 70.0} | more) == [5, 81.0, 4, 98.0]
+
+
+def test_results_without_random_images_leave_those_there_are(tmp_path):
+    path = tmp_path / "results.json"
+    row = {"labels": "soft", "n": 5, "last_mean": 80.0, "random_mean": 60.0, "random_accuracies": [60.0] * 5}
+    row |= {"teacher": "of the random images"}
+    less = {"labels": "soft", "n": 6, "last_mean": 81.0, "random_mean": None, "random_accuracies": []}
+    for one in (row, less | {"random_n": 0}):
+        write_results(path, [one], "cpu", {})
+    [found] = json.loads(path.read_text())["rows"]
+    assert {name: found[name] for name in row} == row | {"n": 6, "last_mean": 81.0}
+    again = {"n": 6, "random_n": 6, "random_mean": 61.0, "random_accuracies": [61.0] * 6, "teacher": "other"}
+    write_results(path, [row | again], "cpu", {})
+    [found] = json.loads(path.read_text())["rows"]
+    assert {name: found[name] for name in again} == again
 
 
 def test_rows_of_other_sets_and_settings_stand_beside_each_other(tmp_path):
@@ -392,6 +423,20 @@ def test_without_resume_an_evaluation_begins_anew(digits, dataset, tmp_path):
     stop = StopAfter(100)
     evaluate(dataset, digits, config, NETWORK, **options, stop=stop)
     assert stop.asked == 4 * 6
+
+
+def test_evaluations_with_and_without_random_images_keep_their_progress_apart(
+    digits, pool, dataset, tmp_path
+):
+    config = dataclasses.replace(BATCHED, labels=("soft",), full_repeats=0)
+    options = {"seed": 0, "device": "cpu", "folder": tmp_path, "resume": True}
+    ways = [{"pool": pool}, {"random": False}]
+    for way in ways:
+        with pytest.raises(Stopped):
+            evaluate(dataset, digits, config, NETWORK, **options, **way, stop=StopAfter(5))
+    for way in ways:
+        forget_progress(tmp_path, evaluate(dataset, digits, config, NETWORK, **options, **way))
+    assert not list(tmp_path.iterdir())
 
 
 def test_more_repeats_go_on_from_the_progress_of_fewer(digits, dataset, tmp_path):

@@ -45,8 +45,9 @@ def test_a_finished_run_resumed_has_nothing_left_to_do(finished, here, tmp_path)
     for name in ("out", "out.run", "cache"):
         shutil.copytree(finished[0] / name, tmp_path / name, dirs_exist_ok=True)
     before = (tmp_path / "out" / ARTIFACT_FILE).stat().st_mtime_ns
-    row = json.loads((tmp_path / "out.run" / "results.json").read_text())["rows"][0]
-    progress = tmp_path / "out.run" / f"evaluation-{row['settings']}-{row['content_hash'][:12]}.safetensors"
+    soft = json.loads((tmp_path / "out.run" / "results.json").read_text())["rows"][1]
+    hashes = [soft["settings"], soft["content_hash"][:12], soft["teacher"][:12]]
+    progress = tmp_path / "out.run" / f"evaluation-{'-'.join(hashes)}.safetensors"
     progress.write_bytes(b"of a run that was killed before it removed it")
     arguments = ("--dataset", "digits", "--ipc", "3", "--output", "out", "--resume")
     status, output, error = here("distill_and_push.py", *arguments, settings=TINY)

@@ -98,3 +98,6 @@ def test_evaluating_counts_distilled_random_and_all_images(digits):
     labelled = recipe.replace({"evaluate.labels": ("hard", "teacher")})  # by every network of the pool
     views = 2 * 2 * 7 * 20 * labelled.pretrain.networks
     assert passes(labelled, digits)["evaluating"].forward == stage.forward + views
+    alone = passes(recipe, digits, random=False)["evaluating"]
+    assert alone.trained == 2 * 2 * 7 * 20 + 3 * len(digits.train)
+    assert alone.forward == (2 * 2 * 10 + 1) * len(digits.test)

@@ -52,6 +52,12 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="networks trained on the set, and on random images (default: as its recipe says)",
     )
+    add(
+        "--no-random",
+        action="store_true",
+        help="leave out the random images; beside soft labels they need a teacher, which may take hours to "
+        "train",
+    )
     add("--protocol", choices=["ncfm"], default="ncfm", help="how networks are trained (default: ncfm)")
     add("--resume", action="store_true", help="go on from the last checkpoint of the same evaluation")
     add(
@@ -81,6 +87,7 @@ def main(arguments: argparse.Namespace) -> None:
         "device": device,
         "dataset": arguments.dataset,
         "reading": reading(arguments),
+        "random": not arguments.no_random,
     }
     costs = Costs(None, device, resume=False)
     with Bars() as bars, StopRequest(arguments.time_budget) as stop, costs.stage("evaluating"):
