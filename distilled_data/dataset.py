@@ -453,8 +453,9 @@ class DistilledDataset(Dataset[Any]):
         come out, on the CPU, where a `teacher` has to be too: every worker has a copy of it, and one thread,
         so that its labels may differ in rounding. `options` are those of `DataLoader`, such as `num_workers`
         and `pin_memory`; workers persist unless it is said otherwise, as it may take seconds to start them.
-        Its sampler tells the epoch; `sampler.set_epoch` is that of `Loader`. `loader_class` may be
-        torchdata's `StatefulDataLoader`.
+        Its sampler tells the epoch; `sampler.set_epoch` is that of `Loader`, to be called where a framework
+        makes a new one for each epoch, as each begins at 0. `loader_class` may be torchdata's
+        `StatefulDataLoader`.
         """
         for option in ("sampler", "batch_sampler", "collate_fn"):
             if option in options:

@@ -312,10 +312,11 @@ def describe_evaluation(
     lines = [
         f"dataset      {source.name}: tested on {len(source.test)} images",
         f"network      {recipe.network.name}",
-        f"distilled    {len(config.labels) * config.repeats} networks, {' and '.join(config.labels)} labels, "
-        f"{config.epochs} epochs of {views} images",
+        f"distilled    {many(len(config.labels) * config.repeats, 'network')}, "
+        f"{' and '.join(config.labels)} labels, {many(config.epochs, 'epoch')} of {views} images",
         f"random       {f'as many, in as many steps, of {packed} images' if random else 'left out'}",
-        f"all images   {config.full_repeats} networks, {config.full_epochs} epochs of {len(source.train)}",
+        f"all images   {many(config.full_repeats, 'network')}, {many(config.full_epochs, 'epoch')} of "
+        f"{len(source.train)}",
     ]
     if needs_teacher(config, random):
         ready = cached_networks(teacher, source, device, cache)
@@ -331,7 +332,8 @@ def cached_networks(recipe: Recipe, source: Source, device: str, cache: Path) ->
 
 
 def _pool(config: PretrainConfig, ready: int) -> str:
-    return f"{config.networks} networks, {config.epochs} epochs; {ready} are in the cache"
+    trained = f"{many(config.networks, 'network')}, {many(config.epochs, 'epoch')}"
+    return f"{trained}; {ready} in the cache"
 
 
 def estimate_seconds(recipe: Recipe, source: Source, device: str, random: bool = True) -> dict[str, float]:
@@ -378,6 +380,10 @@ def seconds_of_some(
         with contextlib.suppress(Exception, SystemExit):  # a search records it as failed
             seconds.append(seconds_of(space.network(candidate, **shape, seed=0), images, device)[1])
     return statistics.fmean(seconds) if seconds else 0.0
+
+
+def many(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def in_words(seconds: float) -> str:

@@ -530,7 +530,7 @@ def test_the_teacher_beside_a_foreign_set_may_be_made_in_less_time_which_rows_of
         "device": "cpu",
         "dataset": "digits",
     }
-    assert "teacher      1 networks, 2 epochs; 1 are in the cache\n" in describe_set(foreign, **options)
+    assert "teacher      1 network, 2 epochs; 1 in the cache\n" in describe_set(foreign, **options)
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [(row["labels"], row.get("changes")) for row in rows] == [
         ("hard", None),
@@ -606,20 +606,17 @@ def test_a_dry_run_of_an_evaluation_says_what_it_would_train_and_writes_nothing(
         "dataset      digits: tested on 359 images",
         "distilled    6 networks, hard and soft labels, 3 epochs of 20 images",
         "random       as many, in as many steps, of 20 images",
-        "all images   1 networks, 1 epochs of 1438",
-        "teacher      2 networks, 2 epochs; 0 are in the cache",
+        "all images   1 network, 1 epoch of 1438",
+        "teacher      2 networks, 2 epochs; 0 in the cache",
         "writes       set/distilled.safetensors",
         "             set.run/results.json",
     ):
         assert line in planned.splitlines()
     assert re.search(r"\ntime         about pretraining \d+s, evaluating \d+s\n", planned)
     shutil.copytree(finished[0] / "cache", tmp_path / "cache", dirs_exist_ok=True)
-    assert (
-        "teacher      2 networks, 2 epochs; 2 are in the cache\n"
-        in here("evaluate.py", "set", "--dry-run")[1]
-    )
+    assert "teacher      2 networks, 2 epochs; 2 in the cache\n" in here("evaluate.py", "set", "--dry-run")[1]
     other = here("evaluate.py", "set", "--network", "vgg11", "--dry-run", settings=["seed=5"])[1]
-    assert "; 2 are in the cache\n" in other  # of the set's own network and seed
+    assert "; 2 in the cache\n" in other  # of the set's own network and seed
     assert "about pretraining 0s" in other
     alone = here("evaluate.py", "set", "--no-random", "--dry-run")[1]
     assert "\nrandom       left out\n" in alone
@@ -724,7 +721,7 @@ def test_a_dry_run_prints_the_plan_and_writes_only_the_prepared_images(here, tmp
     for words in (
         "1438 images of 1x8x8",
         "distill.iterations = 30",
-        "features     2 networks, 2 epochs; 0 are in the cache",
+        "features     2 networks, 2 epochs; 0 in the cache",
         "distill.discrepancy = mmd",
         "[3, 10, 1, 8, 8]",
         "MiB",
@@ -745,11 +742,13 @@ def test_a_dry_run_prints_the_plan_and_writes_only_the_prepared_images(here, tmp
 def test_one_of_several_processes_plans_and_tells(here, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     arguments = ("distill_and_push.py", "--dataset", "digits", "--ipc", "3")
-    assert here(*arguments, "--dry-run", settings=TINY) == (0, "", "")
-    assert here(*arguments, "--time-budget", "0s", settings=TINY)[:2] == (75, "")
-    with notes():
-        told = [warnings.formatwarning("so", kind, "x.py", 1) for kind in (UserWarning, OwnWarning)]
-    assert told == ["", "note: so\n"]
+    for count, speaks in (("2", False), ("1", True), (None, True)):  # the last two are no ranks of ours
+        monkeypatch.setenv("WORLD_SIZE", count) if count else monkeypatch.delenv("WORLD_SIZE")
+        status, output, _ = here(*arguments, "--dry-run", settings=TINY)
+        assert (status, "dataset      digits" in output) == (0, speaks)
+        with notes():
+            told = [warnings.formatwarning("so", kind, "x.py", 1) for kind in (UserWarning, OwnWarning)]
+        assert told == ["note: so\n" if speaks else "", "note: so\n"]
 
 
 @pytest.mark.parametrize(

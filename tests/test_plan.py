@@ -274,7 +274,7 @@ def test_an_evaluation_is_told_with_the_networks_that_label_unless_labels_are_ha
     for line in (
         f"distilled    8 networks, hard and soft labels, {epochs} epochs of 120 images",
         "random       as many, in as many steps, of 30 images",
-        "teacher      4 networks, 7 epochs; 1 are in the cache",
+        "teacher      4 networks, 7 epochs; 1 in the cache",
         "time         about pretraining 6m 00s, evaluating 59s",
     ):
         assert line in told

@@ -69,12 +69,12 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path, monk
     assert "teacher" not in here("search_architectures.py", set_folder, *AXES, *ONE, "--dry-run")[1]
     found = content(tmp_path / "found")
     assert len(found["candidates"]) == 8
-    assert "time         about 29s on distilled, random, early, 1m 12s in full, one after" in planned
+    assert "time         about 29s on distilled, random, early, 1m 05s in full, one after" in planned
     assert [line for line in planned.splitlines() if not line.startswith("time")] == [
         "candidates   8 of convnet, 2 networks each, on distilled, random, early",
         f"steps        {found['steps']}, 2 epochs of 30 images",
         "strategy     exhaustive",
-        "truth        of 5 at most, 1 networks each, 1 epochs",
+        "truth        of 5 at most, 1 network each, 1 epoch",
         "writes       found, trials into found/search.db",
     ]
     for row in found["candidates"]:
@@ -150,7 +150,7 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path, monk
         (
             "",
             [
-                "1 networks each, on distilled\n",
+                "1 network each, on distilled\n",
                 "truth        none\n",
                 "the other, for the passes through candidates alone\n",
             ],

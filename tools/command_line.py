@@ -81,7 +81,11 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
 
 def speaks() -> bool:
     """Whether this process is the one that speaks and publishes for all that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("RANK", "0") == "0" or not _has_others()
+
+
+def _has_others() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager
@@ -211,7 +215,7 @@ def load(place: str, ipc: int | None) -> DistilledDataset:
 
 
 def refuse_torchrun() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _has_others():
         raise UsageError("this command is for one process; torchrun shares out preparing and distilling")
 
 

@@ -42,9 +42,9 @@ from ncfm_engine.allocator import keep_freed
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.config import EvaluateConfig
 from ncfm_engine.origin import real_images, recipe_of, teacher_pool
-from ncfm_engine.plan import in_words, resolve_device, seconds_of_some
+from ncfm_engine.plan import in_words, many, resolve_device, seconds_of_some
 from ncfm_engine.provenance import command, provenance
-from ncfm_engine.proxies import PROTOCOL, PROXIES, Proxy, proxies, splits
+from ncfm_engine.proxies import PROTOCOL, PROXIES, VALIDATION, Proxy, proxies, splits
 from ncfm_engine.report import Bars, Report, silent
 from ncfm_engine.search import CHECKS, EARLY_ENDING, STRATEGIES
 from ncfm_engine.spaces import SPACES, Architecture, Space, load_space
@@ -305,7 +305,8 @@ def describe(
         truth = f"known, by {arguments.truth_of}"
     elif verify is not None:
         most = count if verify == ALL else min(count, 3 * verify + 2)  # and the picks of the other ways
-        truth = f"of {most} at most, {config.full_repeats} networks each, {config.full_epochs} epochs"
+        truth = f"of {most} at most, {many(config.full_repeats, 'network')} each, "
+        truth += many(config.full_epochs, "epoch")
     ways, loader = PROXIES if verify is not None else PROXIES[:1], dataset.loader(config.batch_size)
     steps, batch = config.epochs * len(loader), min(config.batch_size, loader.count)
     info = dataset.info
@@ -315,25 +316,26 @@ def describe(
     times = [f"{in_words(seconds)} on {', '.join(ways)}"]
     if most:
         known = info.source.get("images")  # another project's set does not say
-        seconds = most * config.full_repeats * config.full_epochs * (known or 0) * each
-        times.append(f"{in_words(seconds) if known else 'an unknown time'} in full")
+        share = 1 if recipe_of(dataset).validation else 1 - VALIDATION
+        if isinstance(known, int):
+            seconds = most * config.full_repeats * config.full_epochs * known * share * each
+        times.append(f"{in_words(seconds) if isinstance(known, int) else 'an unknown time'} in full")
     database = "--storage" if arguments.storage else database_of(arguments, output)
     soft = verify is not None and labels_of(arguments, dataset) == "soft"
     teacher = recipe_of(dataset, arguments.dataset).pretrain
+    labelling = f"{many(teacher.networks, 'network')}, {many(teacher.epochs, 'epoch')}"
     rungs = f", ending at 1/{CHECKS} or 3/{CHECKS}" if arguments.strategy in EARLY_ENDING else ""
     time = (
         f"{'at most' if rungs else 'about'} {', '.join(times)}, one after the other, for the passes through "
     )
     time += "candidates alone"
     lines = [
-        f"candidates   {count} of {arguments.space}, {config.repeats} networks each, on {', '.join(ways)}",
-        f"steps        {steps}, {config.epochs} epochs of {loader.count} images",
+        f"candidates   {count} of {arguments.space}, {many(config.repeats, 'network')} each, on "
+        f"{', '.join(ways)}",
+        f"steps        {steps}, {many(config.epochs, 'epoch')} of {loader.count} images",
         f"strategy     {arguments.strategy}{rungs}",
         f"truth        {truth}",
-        *(
-            [f"teacher      {teacher.networks} networks, {teacher.epochs} epochs, where the cache lacks them"]
-            * soft
-        ),
+        *([f"teacher      {labelling}, where the cache lacks them"] * soft),
         f"time         {time if each else 'unknown: none of the candidates tried could be trained'}",
         f"writes       {output}, trials into {database}",
     ]

@@ -269,7 +269,7 @@ def _trust_table(content: Content) -> list[str]:
         "Kendall, all": correlation("all", "kendall"),
         **(of_the_best if best < compared else {}),  # of all they would stand there twice
         "Spearman, all, of single networks": [
-            ", ".join("-" if value is None else f"{value:.2f}" for value in found[way]["single"])
+            ", ".join("-" if value is None else f"{value:z.2f}" for value in found[way]["single"])
             for way in PROXIES
         ],
     }
@@ -348,8 +348,8 @@ def _interval(found: Content, name: str) -> str:
     if found[name] is None:
         return "-"
     if found[name + "_low"] is None:
-        return f"{found[name]:.2f}"
-    return f"{found[name]:.2f} ({found[name + '_low']:.2f} to {found[name + '_high']:.2f})"
+        return f"{found[name]:z.2f}"
+    return f"{found[name]:z.2f} ({found[name + '_low']:z.2f} to {found[name + '_high']:z.2f})"
 
 
 def comparison(contents: Sequence[Content]) -> str:
@@ -369,7 +369,7 @@ def comparison(contents: Sequence[Content]) -> str:
         cells = [f"{content['set']}, {content['labels']}, {content['steps']}"]
         cells += [_interval(way["all"], "spearman") for way in found]
         best_of = [way["top"]["spearman"] for way in found]
-        cells += ["-" if value is None else f"{value:.2f}" for value in best_of]
+        cells += ["-" if value is None else f"{value:z.2f}" for value in best_of]
         cells += [_points(way["regret"]) for way in found]
         rows.append(cells)
     return "\n".join(table(head, rows)) + "\n"
