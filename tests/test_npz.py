@@ -102,6 +102,7 @@ def test_images_are_read_in_blocks_and_one_may_be_larger(tmp_path, monkeypatch, 
         ({"images": IMAGES[..., :2], "labels": LABELS}, "expected uint8"),
         ({"images": IMAGES[:, None], "labels": LABELS}, r"\[24, 1, 12, 12, 3\]; expected uint8"),
         ({"images": IMAGES[:, :0], "labels": LABELS}, r"\[24, 0, 12, 3\]; expected uint8"),
+        ({"images": np.uint8(7), "labels": LABELS}, r"uint8 \[\]; expected uint8"),
         ({"images": np.asfortranarray(IMAGES), "labels": LABELS}, "column by column"),
         (
             {"images": IMAGES, "labels": LABELS[:-1]},

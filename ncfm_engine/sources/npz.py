@@ -93,7 +93,7 @@ def _images(stream: IO[bytes]) -> tuple[int, Iterator[np.ndarray]]:
     header = npy.read_array_header_1_0 if major == (1, 0) else npy.read_array_header_2_0
     shape, fortran, dtype = header(stream)
     first = len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3)
-    channels = 1 if len(shape) == 3 else shape[1 if first else -1]
+    channels = shape[1 if first else -1] if len(shape) == 4 else 1
     if dtype != np.uint8 or len(shape) not in (3, 4) or channels not in (1, 3) or fortran or 0 in shape:
         raise ValueError(
             f"{dtype} {list(shape)}{', column by column' if fortran else ''}; expected uint8 [N, height, "
