@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import sys
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -30,8 +31,8 @@ class _Config:
             value = getattr(self, name)
             fits = isinstance(value, (int, float) if kind is float else typing.get_origin(kind) or kind)
             fits = fits and (kind is bool or not isinstance(value, bool))
-            finite = not isinstance(value, (int, float)) or math.isfinite(value)
-            self._require(fits and finite, name, f"must be {getattr(kind, '__name__', kind)}")
+            fits = fits and (kind is not float or abs(value) <= sys.float_info.max)  # which NaN is not
+            self._require(fits, name, f"must be {getattr(kind, '__name__', kind)}")
             if kind is float:
                 object.__setattr__(self, name, float(value))
 
@@ -86,7 +87,7 @@ class PretrainConfig(_Config):
     cutmix: float = 0.5  # probability per batch
     snapshots: int = 0  # weights kept per network on the way, evenly spaced in epochs
     precision: str = "float32"  # of the networks; or "bfloat16" where the device is faster so
-    at_once: int = 0  # networks trained together; 0: all on a GPU, one on a CPU
+    at_once: int = 0  # networks trained together; 0: as many as a GPU has room for, on a CPU one
 
     def __post_init__(self):
         super().__post_init__()
@@ -177,7 +178,7 @@ class EvaluateConfig(_Config):
     full_epochs: int = 60  # passes over the full training set for the upper bound
     full_repeats: int = 3
     precision: str = "float32"  # of the networks; or "bfloat16" where the device is faster so
-    at_once: int = 0  # networks trained together; 0: all on a GPU, one on a CPU
+    at_once: int = 0  # networks trained together; 0: as many as a GPU has room for, on a CPU one
 
     def __post_init__(self):
         super().__post_init__()
@@ -188,7 +189,7 @@ class EvaluateConfig(_Config):
         self._within(0, 1, "cutmix")
         for name in self.labels:
             if name not in LABELS:
-                raise UnknownNameError.of("label kind", name, LABELS)
+                raise UnknownNameError.of("label kind", str(name), LABELS)
         different = 0 < len(set(self.labels)) == len(self.labels)
         self._require(different, "labels", f"must be one or more different ones of {', '.join(LABELS)}")
 
