@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 DRAWS_PER_SCALE = 16  # frequencies that share one scale vector, each with a normal draw of its own
 LOG_RANGE = 1.0  # scales lie within a factor of exp(LOG_RANGE) around one
+NOISE, HIDDEN = 64, 128  # units of the perceptron
 
 
 class SamplingNetwork(nn.Module):
@@ -15,16 +16,16 @@ class SamplingNetwork(nn.Module):
     the features' spread sees only sampling noise, which would always look like a discrepancy.
     """
 
-    def __init__(self, dim: int, num_frequencies: int, noise: int = 64, hidden: int = 128):
+    def __init__(self, dim: int, num_frequencies: int):
         super().__init__()
-        self.dim, self.num_frequencies, self.noise = dim, num_frequencies, noise
-        self.layers = nn.Sequential(nn.Linear(noise, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, dim))
+        self.dim, self.num_frequencies = dim, num_frequencies
+        self.layers = nn.Sequential(nn.Linear(NOISE, HIDDEN), nn.LeakyReLU(0.2), nn.Linear(HIDDEN, dim))
 
     def forward(self, generator: torch.Generator) -> Tensor:
         """Frequencies [T, D], differentiable in the parameters."""
         scales = -(-self.num_frequencies // DRAWS_PER_SCALE)
         device = generator.device
-        noise = torch.randn(scales, self.noise, generator=generator, device=device)
+        noise = torch.randn(scales, NOISE, generator=generator, device=device)
         normal = torch.randn(scales, DRAWS_PER_SCALE, self.dim, generator=generator, device=device)
         scale = (LOG_RANGE * self.layers(noise).tanh()).exp()
         return (scale[:, None] * normal).flatten(0, 1)[: self.num_frequencies]

@@ -19,7 +19,8 @@ def herding(features: Tensor, count: int) -> Tensor:
     Greedy, as in iCaRL (Rebuffi et al. 2017, arXiv 1611.07725), so that `herding(x, n)[:k]` is
     `herding(x, k)`.
     """
-    features, mean = features.double(), features.double().mean(0)
+    features = features.double()
+    mean = features.mean(0)
     free = torch.ones(len(features), dtype=torch.bool)
     total, chosen = torch.zeros_like(mean), []
     for number in range(1, min(count, len(features)) + 1):
