@@ -269,7 +269,8 @@ class Training:
         `after_test` gets the M accuracies of each test; what it raises ends the training.
 
         Raises `Stopped` then, with `name` and the epoch, but never before one step: a chain of runs
-        whose time is too short even to begin still comes to its end.
+        whose time is too short even to begin still comes to its end. Raises `DeviceMemoryError` where a step
+        or a test finds no memory.
         """
         steps, saved, began = len(self.batches), time.monotonic(), self.step
         with tuned_convolutions(self.course.steps):
@@ -283,6 +284,12 @@ class Training:
                 epoch, batch = divmod(self.step, steps)
                 try:
                     self._descend(epoch, batch)
+                    self.step += 1
+                    if self.step in self.course.kept:
+                        self.snapshots.append(self.networks.weights.detach().cpu().clone())
+                    if self.test is not None and self.step in self.course.tested:
+                        self.scores.append(self.networks.accuracies(self.test))
+                        after_test(self.scores[-1])
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
@@ -292,12 +299,6 @@ class Training:
                         f"({str(error).splitlines()[0]}). Train fewer at once (--set pretrain.at_once=1 or "
                         "evaluate.at_once=1), or use smaller batches."
                     ) from error
-                self.step += 1
-                if self.step in self.course.kept:
-                    self.snapshots.append(self.networks.weights.detach().cpu().clone())
-                if self.test is not None and self.step in self.course.tested:
-                    self.scores.append(self.networks.accuracies(self.test))
-                    after_test(self.scores[-1])
                 if batch + 1 == steps:
                     after_epoch(epoch + 1)
 

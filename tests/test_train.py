@@ -14,7 +14,7 @@ from loops import plain_epochs
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.checkpoint import checkpoint
 
-from distilled_data import UsageError
+from distilled_data import DeviceMemoryError, UsageError
 from distilled_data.augment import cutmix
 from distilled_data.loader import Loader
 from distilled_data.randomness import generator_at
@@ -348,6 +348,19 @@ def test_a_stop_says_which_training_it_was_and_how_far_it_got(loader):
     training = training_of(loader, [5])
     with pytest.raises(Stopped, match=r"^toy, epoch 1 of 3$"):
         training.run("toy", stop=StopAfter(len(training.batches) + 1))
+
+
+@pytest.mark.parametrize("work", ["__call__", "accuracies"])
+def test_a_training_or_a_test_without_memory_says_which_it_was_and_what_there_is_to_do(
+    loader, monkeypatch, work
+):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(Networks, work, fail)
+    said = r"^toy: 3 networks at once do not fit into the memory of cpu \(CUDA out of memory\.\)\. Train"
+    with pytest.raises(DeviceMemoryError, match=said):
+        training_of(loader, SEEDS).run("toy")
 
 
 def test_the_state_is_saved_when_the_time_has_passed_and_not_before(loader, monkeypatch):
