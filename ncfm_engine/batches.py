@@ -25,6 +25,7 @@ from .sources import LabelledImages, Source
 
 Address = tuple[int, int]  # epoch, batch
 
+PIXELS = 2**22  # of a batch to test on: 256 of 128 x 128 take the memory that training on 128 takes
 DRAWS = 2  # raised when the same seed draws other numbers: what was trained by these is something else
 
 
@@ -44,9 +45,15 @@ def real_loader(source: Source, part: LabelledImages, batch_size: int, device: s
     )
 
 
+def images_per_pass(source: Source, most: int, views: int = 1) -> int:
+    """Images of the size of the real ones, of `views` each, that pass a network which is not trained."""
+    return max(1, min(most, PIXELS // (views * source.height * source.width)))
+
+
 def real_test_loader(source: Source, networks: int, device: str) -> Loader:
     """The test images, in batches that fill a device once for all `networks`."""
-    return real_loader(source, source.test, max(64, 512 // networks), device, shuffle=False)
+    size = max(64, images_per_pass(source, 512) // networks)
+    return real_loader(source, source.test, size, device, shuffle=False)
 
 
 def reseeded(loader: Loader, seed: int) -> Loader:

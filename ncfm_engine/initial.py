@@ -9,14 +9,13 @@ from distilled_data import UsageError
 from distilled_data.randomness import generator_at, seed_at
 from distilled_data.tensors import per_channel
 
+from .batches import images_per_pass
 from .config import DistillConfig
 from .features import FrozenNetwork
 from .pool import FeaturePool
 from .sampling import ClassSampler
 from .selection import clusters, herding
 from .sources import Source
-
-BATCH = 256  # real images that pass the network at once
 
 
 def initial_images(
@@ -56,7 +55,7 @@ def _typical(
     counts, rows, first = source.train.counts.tolist(), [], 0
     for label, size in enumerate(counts):
         with torch.no_grad():
-            parts = torch.arange(first, first + size).split(BATCH)
+            parts = torch.arange(first, first + size).split(images_per_pass(source, 256))
             batches = (source.train.images.index_select(0, part).to(device) for part in parts)
             features = torch.cat([network.features((b.float() / 255 - mean) / std).cpu() for b in batches])
         if config.initialisation == "herding":

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from distilled_data.decode import decode
 from distilled_data.tensors import per_channel
 
-from .batches import real_test_loader
+from .batches import images_per_pass, real_test_loader
 from .config import LabelConfig, NetworkConfig
 from .pool import FeaturePool, FlatNetwork
 from .sources import Source
@@ -35,7 +35,7 @@ def label(images: Tensor, pool: FeaturePool, source: Source, *, factor: int, dev
     """
     mean, std = per_channel(source.mean).to(device), per_channel(source.std).to(device)
     network, logits = Ensemble(pool, device), []
-    for part in images.flatten(0, 1).split(256):
+    for part in images.flatten(0, 1).split(images_per_pass(source, 256, factor**2)):
         views = (decode(part.to(device).float() / 255, factor) - mean) / std
         logits.append(network(views.flatten(0, 1)).unflatten(0, views.shape[:2]))
     return torch.cat(logits).unflatten(0, images.shape[:2]).half().cpu()

@@ -10,7 +10,7 @@ from interruptions import StopAfter
 
 from distilled_data import CheckpointError, DistilledDataset, UsageError
 from distilled_data.randomness import seed_at
-from ncfm_engine.batches import real_loader
+from ncfm_engine.batches import real_loader, real_test_loader
 from ncfm_engine.config import EvaluateConfig, LabelConfig, NetworkConfig, PretrainConfig
 from ncfm_engine.evaluate import evaluate, forget_progress, random_subset, settings_hash, train_and_test
 from ncfm_engine.label import Ensemble, label, teacher
@@ -68,6 +68,16 @@ def test_labels_are_the_mean_logits_of_the_trained_networks_for_every_view(digit
         torch.nn.utils.vector_to_parameters(weights, network.parameters())
         expected.append(network((view - digits.mean[0]) / digits.std[0])[0])
     assert torch.allclose(logits[2, 7, 1].float(), torch.stack(expected).mean(0), rtol=1e-3, atol=1e-4)
+
+
+def test_large_images_pass_a_network_in_smaller_batches(digits, pool, monkeypatch):
+    images, seen, ask = digits.train.images[: 3 * 10].view(3, 10, 1, 8, 8), [], Ensemble.forward
+    monkeypatch.setattr(Ensemble, "forward", lambda self, views: seen.append(len(views)) or ask(self, views))
+    whole = label(images, pool, digits, factor=2, device="cpu")
+    monkeypatch.setattr("ncfm_engine.batches.PIXELS", 100 * 8 * 8)
+    assert torch.allclose(label(images, pool, digits, factor=2, device="cpu"), whole, rtol=1e-2, atol=1e-3)
+    assert seen == [120, 100, 20]
+    assert [real_test_loader(digits, networks, "cpu").batch_size for networks in (1, 2)] == [100, 64]
 
 
 def test_the_teacher_is_recorded_with_its_accuracy_and_weights(digits, pool, logits):
