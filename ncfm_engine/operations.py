@@ -35,8 +35,8 @@ def _distilling(recipe: Recipe, source: Source) -> Passes:
     config, classes = recipe.distill, source.num_classes
     real = real_per_class(config.real_batch, source.train.counts) * classes
     looks = config.iterations
-    if config.real_features == "bank":
-        looks = config.iterations / config.bank_refresh + config.bank_size - 1
+    if config.real_features == "bank" and looks:
+        looks = -(-looks // config.bank_refresh) + config.bank_size - 1
     views = recipe.ipc * config.factor**2 * classes
     networks = 2 if config.calibration else 1
     turns = config.sampler_steps if config.discrepancy == "ncfd" else 1

@@ -76,9 +76,17 @@ def test_random_images_are_fewer_than_the_views_and_take_as_many_steps(digits, b
     assert forward[1] - forward[0] == (7 * 120 + epochs * 30) * recipe.pretrain.networks
 
 
-def test_a_run_without_steps_can_be_counted(digits):
-    recipe = BASE.replace({"distill.iterations": 0, "distill.sampler_steps": 3})
-    assert operations(recipe, digits)["distilling"] == 0
+@pytest.mark.parametrize("features", ["fresh", "bank"])
+def test_a_run_without_steps_does_nothing(digits, features):
+    changes = {"distill.iterations": 0, "distill.sampler_steps": 3, "distill.real_features": features}
+    assert operations(BASE.replace(changes), digits)["distilling"] == 0
+
+
+@pytest.mark.parametrize(("iterations", "entries"), [(1, 3), (4, 3), (5, 4), (8, 4), (9, 5)])
+def test_every_entry_of_a_bank_is_looked_at_once(digits, iterations, entries):
+    bank = {"distill.real_features": "bank", "distill.bank_size": 3, "distill.bank_refresh": 4}
+    recipe = BASE.replace(bank | {"distill.iterations": iterations})
+    assert passes(recipe, digits)["distilling"].forward == entries * 30 * 10
 
 
 def test_pretraining_passes_over_all_images_with_every_network(digits):
