@@ -237,9 +237,7 @@ def _tensors(path: Path, count: int, shape: Sequence[int], scattered: bool) -> d
                 or os.fstat(file.fileno()).st_size != len(header) + layout["images"][3]
             ):
                 raise ValueError(f"it does not hold {count} images of {list(shape)}")
-            mapped = mmap.mmap(
-                file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
-            )
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (OSError, ValueError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}. {AGAIN}") from error
     if scattered:
