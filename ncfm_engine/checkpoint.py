@@ -62,6 +62,7 @@ def save_checkpoint(
 
 
 def discard(path: Path) -> None:
+    """Remove the checkpoint at `path` and the one before it, where they are."""
     for generation in (path, previous_of(path)):
         generation.unlink(missing_ok=True)
 

@@ -75,6 +75,7 @@ class Footprint:
         device: str,
         num_classes: int | None = None,
     ) -> "Footprint":
+        """Of networks like `template` and `num_classes` of the classes, by default all."""
         shape = (1, source.channels, source.height, source.width)
         saved, outputs, laid_out, features = _count(template, shape)
         return cls(

@@ -113,6 +113,8 @@ PLANS: Mapping[str, list[Block]] = {
 
 
 class Network(nn.Module):
+    """`features` [N, channels, H, W] -> map [N, D, h, w], and its `classifier` -> logits [N, classes]."""
+
     def __init__(self, features: nn.Module, classifier: nn.Module):
         super().__init__()
         self.features = features

@@ -328,6 +328,7 @@ def describe_evaluation(
 
 
 def cached_networks(recipe: Recipe, source: Source, device: str, cache: Path) -> int:
+    """How many of the recipe's feature networks need not be trained, see `count_cached`."""
     return count_cached(recipe.pretrain, recipe.network, source, seed=recipe.seed, device=device, cache=cache)
 
 

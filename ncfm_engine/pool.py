@@ -28,6 +28,7 @@ class FeaturePool:
 
     @property
     def trained(self) -> Tensor:
+        """float32 [M, P]."""
         return self.trajectory[:, -1]
 
     def blend(self, index: int, beta: Tensor | float, out: "FlatNetwork") -> Network:

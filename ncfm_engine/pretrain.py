@@ -93,6 +93,7 @@ def count_cached(
 
 
 def check_blendable(template: nn.Module, network: NetworkConfig) -> None:
+    """Raise `UsageError` for networks with buffers, which a trajectory of weights does not hold."""
     if list(template.buffers()):
         raise UsageError(
             f"network.norm={network.norm!r} keeps running statistics, which cannot be blended between "

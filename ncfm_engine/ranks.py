@@ -25,7 +25,9 @@ WAIT = timedelta(days=7)  # for one another while networks are trained; a lost p
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `count`. Alone, every method does nothing."""
+    """This process among `count`. Alone, every method does nothing; of several, those that wait for others
+    raise `RankError` when one is lost.
+    """
 
     rank: int = 0
     count: int = 1
@@ -76,6 +78,7 @@ class Ranks:
         return any(self.all_gather(flag))
 
     def barrier(self) -> None:
+        """Wait until all processes are here."""
         self.all_gather(0)
 
 

@@ -69,7 +69,11 @@ class Reader(Protocol):
     @property
     def units(self) -> Sequence[Unit]: ...
 
-    def read(self, unit: Unit) -> Iterator[Record | Damage]: ...
+    def read(self, unit: Unit) -> Iterator[Record | Damage]:
+        """Its images. What is wrong with one is `Damage`, which is remembered; raises `SourceError` for what
+        another try may read.
+        """
+        ...
 
 
 @dataclass
