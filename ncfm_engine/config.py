@@ -147,6 +147,11 @@ class DistillConfig(_Config):
         self._require(0 <= self.sampler_momentum < 1, "sampler_momentum", "must be 0 or more and below 1")
 
     @property
+    def has_frequencies(self) -> bool:
+        """Whether the discrepancy compares characteristic functions."""
+        return self.discrepancy in ("ncfd", "cfd")
+
+    @property
     def kept_entries(self) -> int:
         """Real features that are kept: the bank's, or the step's for all turns of psi."""
         return self.bank_size if self.real_features == "bank" else int(self.sampler_steps > 1)

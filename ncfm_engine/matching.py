@@ -96,7 +96,7 @@ class MatchingStep:
             if self.config.calibration:
                 self.trained.load(entry.network, 1.0)
             frequencies = leaf = None
-            if self.config.discrepancy not in PLAIN:
+            if self.config.has_frequencies:
                 frequencies = self.sampler(generator_at(self.seed, "frequencies", step, device=self.device))
                 # psi's own graph is walked once, after all chunks
                 leaf = frequencies.detach().requires_grad_(frequencies.requires_grad)

@@ -95,7 +95,7 @@ class Footprint:
     @property
     def frequencies(self) -> int:
         """Of the discrepancy played; some have none."""
-        return self.config.frequencies if self.config.discrepancy in ("ncfd", "cfd") else 0
+        return self.config.frequencies if self.config.has_frequencies else 0
 
     @property
     def real_per_class(self) -> int:

@@ -42,7 +42,7 @@ def _distilling(recipe: Recipe, source: Source) -> Passes:
     turns = config.sampler_steps if config.discrepancy == "ncfd" else 1
     seen = looks * real + (turns - 1) * config.iterations * views
     products = 0.0
-    if config.discrepancy in ("ncfd", "cfd"):
+    if config.has_frequencies:
         # Of one image: forward for both kinds; backward into the synthetic features and, for psi, into the
         # frequencies.
         angles = 2 * _dim(recipe.network, source) * config.frequencies * config.iterations

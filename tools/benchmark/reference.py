@@ -49,7 +49,7 @@ class Reference(Contender):
     def __init__(self, setup: Setup, checkout: Path):
         super().__init__(setup)
         network, config = setup.recipe.network, setup.recipe.distill
-        if network.name != "convnet" or config.discrepancy not in ("ncfd", "cfd"):
+        if network.name != "convnet" or not config.has_frequencies:
             raise UsageError("--reference compares ConvNets under ncfd or cfd only; leave the flag out")
         source, _ = setup.open()
         if source.height != source.width:
