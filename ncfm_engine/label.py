@@ -49,11 +49,13 @@ def teacher(
     It says so where those are a part of train, see `Source.split`.
     """
     logits = logits_of(Ensemble(pool, device), real_test_loader(source, 1, device))
+    size = f" width {network.width} depth {network.depth}" if network.name == "convnet" else ""
+    norm = "" if network.name == "vit" else f" norm {network.norm}"
     return {
         "kind": "logits",
         "temperature": config.temperature,
         "teacher": {
-            "architecture": f"{network.name} width {network.width} depth {network.depth} norm {network.norm}",
+            "architecture": f"{network.name}{size}{norm}",
             "networks": len(pool),
             "accuracy": round(accuracy(logits, source.test.targets), 2),
             **({} if source.split == "test" else {"split": source.split}),

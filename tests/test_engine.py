@@ -92,6 +92,12 @@ def test_the_teacher_is_recorded_with_its_accuracy_and_weights(digits, pool, log
     assert entry["teacher"]["split"] == "validation 0.2"
 
 
+@pytest.mark.parametrize(("name", "told"), [("resnet18", "resnet18 norm instance"), ("vit", "vit")])
+def test_a_teacher_is_described_by_the_settings_that_shape_it(digits, pool, name, told):
+    entry = teacher(LabelConfig(), NetworkConfig(name), pool, digits, "cpu")
+    assert entry["teacher"]["architecture"] == told
+
+
 def test_a_random_subset_is_real_images_of_their_class_with_the_teachers_labels(digits, pool, dataset):
     for image, target in zip(dataset.images, dataset.targets, strict=True):
         of_class = digits.train.images[digits.train.targets == target]
