@@ -289,7 +289,7 @@ def describe(plan: Plan, source: Source) -> str:
         f"preset       {plan.preset}" + "".join(f"\n             {row}" for row in changed),
         f"images       uint8 {shape}, {views} views per class, {math.prod(shape)} bytes",
         f"step         {source.num_classes} classes x ({real} real + {views} synthetic images), "
-        f"{config.frequencies} frequencies, {layout.classes} classes and {layout.images} real images at once",
+        f"{counts.frequencies} frequencies, {layout.classes} classes and {layout.images} real images at once",
         f"features     {_pool(recipe.pretrain, ready)}",
         f"steps        {config.iterations}",
         f"memory       about {counts.total(layout) / 2**20:.0f} MiB on {plan.device}, besides torch itself",

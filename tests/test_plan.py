@@ -256,6 +256,8 @@ def test_a_plan_is_told_in_words_with_their_units(plan, digits, monkeypatch):
     monkeypatch.setattr("ncfm_engine.plan.count_cached", lambda *_, **__: plan.recipe.pretrain.networks - 1)
     times["pretraining"] = 60.0 * plan.recipe.pretrain.networks
     assert "about pretraining 1m 00s, two " in describe(plan, digits)
+    plain = dataclasses.replace(plan, recipe=plan.recipe.replace({"distill.discrepancy": "dm"}))
+    assert "synthetic images), 0 frequencies, " in describe(plain, digits)
 
 
 def test_an_evaluation_is_told_with_the_networks_that_label_unless_labels_are_hard(
