@@ -152,9 +152,14 @@ class DistillConfig(_Config):
         return self.discrepancy in ("ncfd", "cfd")
 
     @property
+    def turns(self) -> int:
+        """How often a step looks at the images: but for the last time, only psi learns from it."""
+        return self.sampler_steps if self.discrepancy == "ncfd" else 1
+
+    @property
     def kept_entries(self) -> int:
-        """Real features that are kept: the bank's, or the step's for all turns of psi."""
-        return self.bank_size if self.real_features == "bank" else int(self.sampler_steps > 1)
+        """Real features that are kept: the bank's, or the step's for all turns."""
+        return self.bank_size if self.real_features == "bank" else int(self.turns > 1)
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ class Match:
             )
             self.descent.param_groups[0]["lr"] = rate
         seen = self._seen()
-        for turn in range(1, self.config.sampler_steps if self.ascent else 0):
+        for turn in range(1, self.config.turns):
             self._gradients(lambda turn=turn: self.game.ascend(seen, self.step, turn))
             self._ascend()
         losses = self._gradients(lambda: self.game.backward(seen, self.step))

@@ -39,8 +39,7 @@ def _distilling(recipe: Recipe, source: Source) -> Passes:
         looks = -(-looks // config.bank_refresh) + config.bank_size - 1
     views = recipe.ipc * config.factor**2 * classes
     networks = 2 if config.calibration else 1
-    turns = config.sampler_steps if config.discrepancy == "ncfd" else 1
-    seen = looks * real + (turns - 1) * config.iterations * views
+    seen = looks * real + (config.turns - 1) * config.iterations * views
     products = 0.0
     if config.has_frequencies:
         # Of one image: forward for both kinds; backward into the synthetic features and, for psi, into the
@@ -51,7 +50,7 @@ def _distilling(recipe: Recipe, source: Source) -> Passes:
             synthetic += views * (recipe.ipc - 1) / math.log(recipe.ipc) / recipe.ipc
         products = angles * (real + 2 * synthetic)
         if config.discrepancy == "ncfd":
-            products += angles * (real + synthetic) * (2 * turns - 1)
+            products += angles * (real + synthetic) * (2 * config.turns - 1)
     return Passes(seen, config.iterations * networks * views, products=products)
 
 

@@ -23,6 +23,14 @@ NAN, INF = float("nan"), float("inf")
 SUBSETS = ("nette", "woof", "fruit", "meow", "squawk", "yellow")
 
 
+def test_a_step_keeps_its_real_features_only_for_turns_that_are_played():
+    fresh = {"real_features": "fresh", "sampler_steps": 3}
+    played = {name: DistillConfig(discrepancy=name, **fresh) for name in ("ncfd", "cfd", "dm")}
+    kept = {name: (config.turns, config.kept_entries) for name, config in played.items()}
+    assert kept == {"ncfd": (3, 1), "cfd": (1, 0), "dm": (1, 0)}
+    assert DistillConfig(real_features="fresh").kept_entries == 0
+
+
 def test_the_settings_of_every_published_artifact_can_be_read():
     paths = sorted((Path(__file__).parents[1] / "tools" / "results").rglob(ARTIFACT_FILE))
     assert len(paths) >= 3
