@@ -34,19 +34,21 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
                 with contextlib.suppress(OSError):  # mounts without modes
                     os.chmod(temporaries[path], 0o644)
                 os.fsync(file.fileno())
-        for path, temporary in temporaries.items():
-            os.replace(temporary, path)
+        for path in contents:
+            os.replace(temporaries[path], path)
+            del temporaries[path]
         for folder in {path.parent for path in contents}:
             _sync(folder)  # the renames themselves must survive a power cut
     except OSError as error:
-        for temporary in temporaries.values():
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
         hint = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the folder"
         raise OutputError(
             f"could not write {path} ({len(contents[path])} bytes): {error.strerror}. The old file, if there "
             f"was one, is untouched. {hint} and run again."
         ) from error
+    finally:  # after Ctrl-C too
+        for temporary in temporaries.values():
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
 
 
 def _sync(folder: Path) -> None:

@@ -305,6 +305,16 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, artifact, monkey
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+def test_a_write_that_is_interrupted_leaves_nothing_behind(tmp_path, monkeypatch):
+    def interrupted(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        f.write_file(tmp_path / "a", b"x")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_is_on_the_disk_before_it_takes_the_place_of_another(tmp_path, monkeypatch):
     steps, sync, replace = [], os.fsync, os.replace
 
