@@ -10,13 +10,14 @@ import pytest
 import torch
 from commands import TINY
 from filelock import FileLock, Timeout
+from interruptions import StopAfter
 
 from distilled_data.decode import decode
 from distilled_data.randomness import seed_at
 from ncfm_engine.config import Recipe
 from ncfm_engine.plan import make_plan
 from ncfm_engine.report import silent
-from ncfm_engine.stop import StopRequest
+from ncfm_engine.stop import Stopped, StopRequest
 from tools.reproduction import runs
 from tools.reproduction.studies import NAMES, Variant, study
 
@@ -313,6 +314,18 @@ def test_two_studies_do_not_distil_the_same_set_at_once(laboratory, tmp_path):
         assert not found
     other.join()
     assert found == [expected]
+
+
+def test_a_study_that_waits_for_another_hears_a_stop(laboratory, tmp_path):
+    made = laboratory()
+    made.run(Variant(), 0)
+    [folder] = (tmp_path / "work").iterdir()
+    training = laboratory.paths[0].stem.removeprefix("training-")
+    for lock in (folder / "lock", tmp_path / "cache" / "locks" / training):
+        made.stop = StopAfter(1)  # not before the run
+        with FileLock(lock), pytest.raises(Stopped, match="waiting for another study"):
+            made.run(Variant(), 0)
+    assert made.stop.asked == 2
 
 
 def test_a_nested_study_compares_prefixes_with_sets_of_their_own(here, tmp_path):
