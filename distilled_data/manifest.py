@@ -136,7 +136,9 @@ def inside(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def parse_manifest(content: bytes, where: str | Path) -> Manifest | Index:
+def parse_manifest(
+    content: bytes, where: str | Path, advice: str = "Get the folder again."
+) -> Manifest | Index:
     """Raises `FormatError` for anything else, naming `where` it was found."""
     try:
         if len(content) > MAX_BYTES:
@@ -160,7 +162,7 @@ def parse_manifest(content: bytes, where: str | Path) -> Manifest | Index:
         return Manifest(hexadecimal(manifest["content_hash"]), files)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(
-            f"{where} is not a manifest of format version {FORMAT_VERSION}: {error!r:.200}"
+            f"{where} is not a manifest of format version {FORMAT_VERSION}: {error!r:.200}. {advice}"
         ) from error
 
 
@@ -184,7 +186,7 @@ def read_manifest(
         raise FormatError(f"{path} cannot be read: {error.strerror}") from error
     for fingerprint in expected:
         fingerprint.check(path, advice, content)
-    return parse_manifest(content, path)
+    return parse_manifest(content, path, advice)
 
 
 def read_verified(
@@ -317,7 +319,8 @@ def verify_folder(folder: str | Path, files: Sequence[str] | None = None) -> Non
         found = read_artifact(folder / ARTIFACT_FILE).content_hash
         if found != manifest.content_hash:
             raise IntegrityError(
-                f"{folder}: the manifest says {manifest.content_hash}, the artifact is {found}."
+                f"{folder}: the manifest says {manifest.content_hash}, the artifact is {found}. "
+                "Get the folder again."
             )
 
 
