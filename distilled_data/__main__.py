@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> None:
     path, endpoint = arguments.lock, arguments.endpoint
     if arguments.command == "lock":
-        entries = read_lock(path) if path.exists() or not arguments.repositories else {}
+        entries = read_lock(path, missing_ok=bool(arguments.repositories))
         wanted = [Repository(name, endpoint=endpoint) for name in arguments.repositories] or [
             Repository(entry.id, entry.revision, endpoint=endpoint) for entry in entries.values()
         ]
@@ -52,7 +52,7 @@ def main(arguments: argparse.Namespace) -> None:
             f"{'unchanged' if entries.get(name) == entry else 'locked'}  {describe(entry)}"
             for name, entry in found.items()
         ]
-        entries = (read_lock(path) if path.exists() else {}) | found  # others may have locked sets meanwhile
+        entries = read_lock(path, missing_ok=True) | found  # others may have locked sets meanwhile
         write_lock(path, entries.values())
         for line in lines:
             print(line)

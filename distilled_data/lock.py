@@ -46,8 +46,8 @@ class LockedRepository:
         return self.files[path]
 
 
-def read_lock(path: str | Path) -> dict[str, LockedRepository]:
-    """The locked repositories by their names. Raises `LockError`."""
+def read_lock(path: str | Path, missing_ok: bool = False) -> dict[str, LockedRepository]:
+    """The locked repositories by their names; none of a file that may be missing. Raises `LockError`."""
     path = Path(path)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -57,6 +57,8 @@ def read_lock(path: str | Path) -> dict[str, LockedRepository]:
         if len({repository.id for repository in found}) < len(found):
             raise ValueError("a repository is there twice")
     except FileNotFoundError as error:
+        if missing_ok:
+            return {}
         raise LockError(
             f"{path} does not exist. Write it: python -m distilled_data lock org/name@v1"
         ) from error

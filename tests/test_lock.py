@@ -106,6 +106,11 @@ def test_a_folder_in_the_place_of_a_lock_file_is_named(tmp_path):
         read_lock(tmp_path)
 
 
+def test_a_lock_file_whose_name_cannot_be_is_told_in_words(run):
+    with pytest.raises(LockError, match="cannot be read: File name too long"):
+        run("lock", REPO, "--lock", "x" * 300)
+
+
 def test_a_missing_lock_file_names_the_command_that_writes_it(tmp_path):
     with pytest.raises(LockError, match="python -m distilled_data lock"):
         read_lock(tmp_path / "lock")
