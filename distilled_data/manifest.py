@@ -50,7 +50,7 @@ MAX_BYTES = 1_000_000  # of a manifest; what is larger is something else
 CHUNK = 2**19  # bytes that are read before they are hashed
 TRIES = 10  # to read a file that others replace
 
-_CONFIGURATION = re.compile(r"ipc([1-9][0-9]{0,5})")
+CONFIGURATION = re.compile("ipc[1-9][0-9]{0,5}")  # see `configuration_name`
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def parse_manifest(
             raise ValueError(f"format version {version!r}")
         if "configurations" in manifest:
             names = fingerprints(manifest["configurations"])
-            if not all(map(_CONFIGURATION.fullmatch, names)) or manifest["default"] not in names:
+            if not all(map(CONFIGURATION.fullmatch, names)) or manifest["default"] not in names:
                 raise ValueError("configurations that are not ipc1, ipc2, ...")
             index = Index(manifest["default"], names)
             if json.loads(index.to_bytes()) != manifest:

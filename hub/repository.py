@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -14,7 +13,7 @@ from huggingface_hub.hf_api import RepoFile
 from distilled_data import AccessError, ArtifactError, IntegrityError, NewerFormatError, UsageError
 from distilled_data.client import call
 from distilled_data.format import ARTIFACT_FILE, CARD_FILE, MANIFEST_FILE
-from distilled_data.manifest import Fingerprint, inside
+from distilled_data.manifest import CONFIGURATION, Fingerprint, inside
 from distilled_data.remote import RemoteSet, Repository
 
 from .card import text_of
@@ -67,9 +66,9 @@ def look(api: HfApi, repo_id: str, *, tag: str | None, force: bool) -> Contents:
     )
     files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     source = Repository(repo_id, head, api.token, api.endpoint)
-    held = [re.fullmatch(rf"(ipc[1-9]\d{{0,5}})/{MANIFEST_FILE}", path) for path in files]
-    folders = [place[1] for place in held if place and f"{place[1]}/{ARTIFACT_FILE}" in files]
-    folders.sort(key=lambda name: (len(name), name))
+    held = [path.removesuffix(f"/{ARTIFACT_FILE}") for path in files if path.endswith(f"/{ARTIFACT_FILE}")]
+    held = [name for name in held if CONFIGURATION.fullmatch(name) and inside(name, MANIFEST_FILE) in files]
+    folders = sorted(held, key=lambda name: (len(name), name))
 
     def names() -> list[str]:
         if MANIFEST_FILE not in files and folders:
