@@ -175,7 +175,7 @@ def write_set(data: "DistilledDataset", path: str | Path) -> None:
             arrays["logits"] = data.artifact.logits.transpose(0, 1).flatten(0, 1).numpy()
             arrays["temperature"] = np.array(data.info.labels.get("temperature", 1.0))
         file = io.BytesIO()
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, **arrays)
         write_file(path, file.getvalue())
     elif path.suffix == ".pt" and path.name.startswith("images"):
         order = data.targets.argsort(stable=True)

@@ -419,6 +419,9 @@ def test_npz_holds_everything(channels, logits, tmp_path):
     words = {"labels": {"temperature": 2.0}, "recipe": {"augment": "crop"}}
     artifact = make_artifact(ipc=2, channels=channels, logits=logits, **words)
     write_set(DistilledDataset(artifact), tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as file:
+        always = {"images", "labels", "classes", "mean", "std", "factor", "distilled_data"}
+        assert set(file.files) == always | ({"logits", "temperature"} if logits else set())
     again = read_set(tmp_path / "a.npz")
     assert again.content_hash == artifact.content_hash
     assert again.metadata == artifact.metadata
