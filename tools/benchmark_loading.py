@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from distilled_data import DistilledDataset
 from distilled_data.files import write_json
-from distilled_data.format import ARTIFACT_FILE
+from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE
 from distilled_data.manifest import Fingerprint
 from ncfm_engine.provenance import provenance
 from tests.hub_server import Blob, Commit, LoopbackHub, Repository
@@ -88,7 +88,7 @@ def _publish(hub: LoopbackHub, folder: Path, megabytes: float) -> Path:
     ipc, classes = 5, 100
     size = round((megabytes * 1e6 / (ipc * classes * 3)) ** 0.5)
     write_random_set(folder, ipc * classes, size, classes)
-    tree = {name: Blob((folder / name).read_bytes(), large=True) for name in (ARTIFACT_FILE, "manifest.json")}
+    tree = {name: Blob((folder / name).read_bytes(), large=True) for name in (ARTIFACT_FILE, MANIFEST_FILE)}
     hub.large = {blob.sha256: blob.content for blob in tree.values()}
     hub.repositories[REPO] = Repository(REPO, refs={"refs/heads/main": Commit.of("random", tree, None)})
     return folder / ARTIFACT_FILE

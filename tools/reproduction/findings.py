@@ -73,11 +73,11 @@ def read(path: Path, head: Mapping[str, Any]) -> dict[str, Finding]:
     if "findings" not in content:
         raise UsageError(f"{path} does not hold the findings of a study. Choose another --output.")
     there, here = (flatten(dict(part) | {"settings": _settings(part)}) for part in (content, head))
-    for name in flatten(dict(head) | {"settings": _settings(head)}):
-        if there.get(name) != here[name]:
+    for name, value in here.items():
+        if there.get(name) != value:
             raise UsageError(
                 f"{path} holds findings of another study: {name} is {there.get(name)!r} there and "
-                f"{here[name]!r} here. Choose another --output, or remove that file."
+                f"{value!r} here. Choose another --output, or remove that file."
             )
     return _findings(content)
 
