@@ -152,8 +152,10 @@ def _status(error: BaseException) -> int | None:
 
 
 def _is_transport(error: BaseException) -> bool:
-    # httpx, or httpx2 from huggingface_hub 2 on; its errors of a connection have no response.
-    return type(error).__module__.startswith("httpx") and _status(error) is None
+    # httpx, or httpx2 from huggingface_hub 2 on; its errors of a connection have no response. The client of
+    # before closes its session where a connection is refused, and tries again with the closed one.
+    httpx = type(error).__module__.startswith("httpx") and _status(error) is None
+    return httpx or "client has been closed" in str(error)
 
 
 def _may_pass(error: BaseException | None) -> bool:

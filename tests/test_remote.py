@@ -700,6 +700,23 @@ def test_an_error_without_words_is_told_by_its_name():
         client.once(REPO, fails)
 
 
+def test_a_session_that_the_client_closed_is_a_connection_that_failed(monkeypatch):
+    """As huggingface_hub 1 does it where a connection is refused."""
+    monkeypatch.setattr(client, "PAUSES", (0.0,))
+    asked = []
+
+    def request(tries: int) -> str:
+        asked.append(tries)
+        if len(asked) < tries:
+            raise RuntimeError("Cannot send a request, as the client has been closed.")
+        return "answer"
+
+    assert client.call(REPO, request, 2) == "answer"
+    asked.clear()
+    with pytest.raises(HubError, match=r"the Hub failed for org/digits: .*closed\. Try again later\.$"):
+        client.call(REPO, request, 3)
+
+
 def test_without_an_endpoint_it_is_the_one_of_the_environment(load):
     with pytest.raises(HubError, match="the Hub failed for org/digits"):  # where nobody listens
         load(endpoint=None)
