@@ -75,7 +75,7 @@ def _drawable(names: Sequence[str]) -> tuple[list[str], Font]:
         name if all(ord(letter) in letters or letter.isspace() for letter in name) else f"class {number}"
         for number, name in enumerate(names)
     ]
-    return shown, ImageFont.truetype(file, FONT_SIZE)
+    return shown, ImageFont.truetype(str(file), FONT_SIZE)
 
 
 def _shorten(name: str, font: Font) -> str:
