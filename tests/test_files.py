@@ -1,0 +1,116 @@
+"""Files and folders: whole or not at all, whatever happens meanwhile."""
+
+import errno
+import itertools
+import os
+import stat
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from children import context, received, start
+
+from distilled_data.errors import OutputError
+from distilled_data.files import new_folder, replacing, write_file
+
+
+def test_files_are_readable_by_everyone_whatever_the_umask(tmp_path):
+    old = os.umask(0o077)
+    try:
+        write_file(tmp_path / "a", b"x")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_write_that_is_interrupted_leaves_nothing_behind(tmp_path, monkeypatch):
+    def interrupted(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_file(tmp_path / "a", b"x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_on_the_disk_before_it_takes_the_place_of_another(tmp_path, monkeypatch):
+    steps, sync, replace = [], os.fsync, os.replace
+
+    def synced(file):
+        status = os.fstat(file)
+        steps.append("folder" if stat.S_ISDIR(status.st_mode) else status.st_size)
+        sync(file)
+
+    def renamed(source, target):
+        steps.append("rename")
+        assert Path(source).parent == tmp_path  # a rename to another disk would be a copy
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    write_file(tmp_path / "a", b"xyz")
+    assert steps == [3, "rename", "folder"]
+
+
+def test_a_new_folder_may_lie_in_others_that_are_not_there_yet(tmp_path):
+    with new_folder(tmp_path / "deep" / "er" / "est") as folder:
+        assert folder.parent == tmp_path / "deep" / "er"  # a rename to another disk would be a copy
+        (folder / "a").write_bytes(b"x")
+    assert (tmp_path / "deep" / "er" / "est" / "a").read_bytes() == b"x"
+
+
+def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="could not write"):
+        write_file(tmp_path / "file" / "a", b"x")
+    with pytest.raises(OutputError, match="could not write"), new_folder(tmp_path / ("a" * 300)):
+        raise AssertionError
+
+
+def test_a_mount_without_modes_and_syncs_of_folders_is_written_to(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    sync = os.fsync
+    monkeypatch.setattr(os, "chmod", refuse)
+    monkeypatch.setattr(
+        os, "fsync", lambda file: refuse() if stat.S_ISDIR(os.fstat(file).st_mode) else sync(file)
+    )
+    write_file(tmp_path / "a", b"x")
+    with new_folder(tmp_path / "folder") as folder:
+        (folder / "b").write_bytes(b"y")
+    assert (tmp_path / "a").read_bytes() + (tmp_path / "folder" / "b").read_bytes() == b"xy"
+
+
+def test_threads_that_replace_one_file_at_once_do_not_write_into_each_others(tmp_path):
+    def replace(content):
+        with replacing(tmp_path / "a") as temporary:
+            temporary.write_bytes(content)
+            both.wait()
+
+    both = threading.Barrier(2, timeout=60)
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(replace, [b"x", b"yy"])) == [None, None]
+    assert (tmp_path / "a").read_bytes() in (b"x", b"yy")
+
+
+def write_again_and_again(path, written):
+    for number in itertools.count():
+        write_file(path, bytes([number % 256]) * 3_000_000)
+        written.put(number)
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
+    path = tmp_path / "a"
+    for delay in (0.0, 0.003, 0.007, 0.011, 0.02):
+        written = context.SimpleQueue()
+        process = start(write_again_and_again, path, written)
+        received(written, process)
+        time.sleep(delay)
+        process.kill()
+        process.join()
+        content = path.read_bytes()
+        assert len(content) == 3_000_000
+        assert len(set(content)) == 1
