@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import MissingExtraError, OutputError, UsageError
-from .files import new_folder, replacing
+from .files import advice, new_folder, replacing
 from .format import ARTIFACT_FILE, Metadata, write_artifact
 from .manifest import write_manifest
 
@@ -91,7 +91,7 @@ def to_webdataset(data: "DistilledDataset", path: str | Path) -> None:
                 sample = {"__key__": f"{number:08d}", "png": content, "cls": label}
                 shard.write(sample if soft is None else sample | {"soft.npy": soft[number]})
     except OSError as error:
-        raise OutputError(f"could not write {path}: {error.strerror}") from error
+        raise OutputError(f"could not write {path}: {error.strerror or error}. {advice(error)}") from error
 
 
 def to_imagefolder(data: "DistilledDataset", path: str | Path) -> None:

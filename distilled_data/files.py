@@ -40,15 +40,20 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
         for folder in {path.parent for path in contents}:
             _sync(folder)  # the renames themselves must survive a power cut
     except OSError as error:
-        hint = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the folder"
         raise OutputError(
             f"could not write {path} ({len(contents[path])} bytes): {error.strerror}. The old file, if there "
-            f"was one, is untouched. {hint} and run again."
+            f"was one, is untouched. {advice(error)}"
         ) from error
     finally:  # after Ctrl-C too
         for temporary in temporaries.values():
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def advice(error: OSError) -> str:
+    """What there is to do about an output that cannot be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{'Free some space' if full else 'Check the folder'} and run again."
 
 
 def _sync(folder: Path) -> None:
@@ -110,7 +115,7 @@ def check_new(path: Path) -> None:
     try:
         taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
     except OSError as error:
-        raise OutputError(f"could not write {path}: {error.strerror or error}") from error
+        raise OutputError(f"could not write {path}: {error.strerror or error}. {advice(error)}") from error
     if taken:
         raise UsageError(f"{path} is not an empty folder; choose another one")
 
@@ -130,8 +135,10 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # mounts without modes
             temporary.chmod(0o755)
         os.replace(temporary, path)
+    except OutputError:
+        raise
     except OSError as error:
-        raise OutputError(f"could not write {path}: {error.strerror or error}") from error
+        raise OutputError(f"could not write {path}: {error.strerror or error}. {advice(error)}") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

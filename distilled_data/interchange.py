@@ -28,7 +28,7 @@ from torch import Tensor
 
 from .errors import FormatError, MissingExtraError, OutputError, UsageError
 from .export import own_metadata
-from .files import replacing, write_file
+from .files import advice, replacing, write_file
 from .format import ARTIFACT_FILE, METADATA_KEY, Artifact, Metadata, parse_metadata
 from .manifest import Fingerprint
 from .pictures import check_depth, check_opaque
@@ -192,7 +192,7 @@ def write_set(data: "DistilledDataset", path: str | Path) -> None:
         except OutputError:
             raise
         except OSError as error:
-            raise OutputError(f"{path} cannot be replaced: {error.strerror}") from error
+            raise OutputError(f"{path} cannot be replaced: {error.strerror}. {advice(error)}") from error
     elif path.suffix == ".pt":
         _write_pt(path, [packed / 255, numbers])
     elif path.suffix == "":

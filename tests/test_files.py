@@ -65,8 +65,20 @@ def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="could not write"):
         write_file(tmp_path / "file" / "a", b"x")
-    with pytest.raises(OutputError, match="could not write"), new_folder(tmp_path / ("a" * 300)):
+    with pytest.raises(OutputError, match=r"too long\. Check the folder"), new_folder(tmp_path / ("a" * 300)):
         raise AssertionError
+
+
+def test_a_disk_that_is_full_while_a_folder_is_filled_is_told_once(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with (
+        pytest.raises(OutputError, match=r"/out: No space .*\. Free some space"),
+        new_folder(tmp_path / "out"),
+    ):
+        raise full
+    told = OutputError("told by what writes a file")
+    with pytest.raises(OutputError, match=r"^told by what writes a file$"), new_folder(tmp_path / "out"):
+        raise told
 
 
 def test_a_mount_without_modes_and_syncs_of_folders_is_written_to(tmp_path, monkeypatch):
