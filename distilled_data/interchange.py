@@ -102,10 +102,14 @@ def read_set(
     `name` and `license` changed if they are given; with more than those, or with other arrays in it, it is
     read as anybody's.
 
-    Raises `FormatError` for a file in no such form, `UsageError` for what makes no artifact or needs a word.
+    Raises `FormatError` for a file in no such form or that cannot be read, `UsageError` for what makes no
+    artifact or needs a word.
     """
     path = Path(path)
-    found = _read(path, experiment)
+    try:
+        found = _read(path, experiment)
+    except OSError as error:
+        raise FormatError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
     ours = found.metadata if all(word is None for word in (classes, factor, mean, std, values)) else None
     if factor is None:
         factor = found.factor or _guess_factor(found.images)

@@ -657,6 +657,14 @@ def test_the_command_overwrites_nothing(pixels, tmp_path, here):
         assert f"{there} is there already" in errors
 
 
+def test_names_that_cannot_be_are_told_in_words(tmp_path, here):
+    make_folder(tmp_path / "set", make_artifact(ipc=2))
+    for words in (("set", "x" * 300), ("set", "x" * 300 + ".npz"), ("x" * 300, "out")):
+        status, _, errors = here("convert.py", *words)
+        assert status == 2
+        assert "File name too long" in " ".join(errors.split())
+
+
 def test_the_command_ignores_no_word(tmp_path, here):
     make_folder(tmp_path / "set", make_artifact(ipc=2))
     status, _, errors = here("convert.py", "set", "set.npz", "--license", "mit")

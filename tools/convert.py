@@ -14,6 +14,7 @@ note.
 """
 
 import argparse
+import os
 import warnings
 from pathlib import Path
 
@@ -52,9 +53,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> None:
     pair = [labels_beside(arguments.output)] if arguments.output.suffix == ".pt" else []
     for path in (arguments.output, *pair):
-        if path.exists():
+        if os.path.exists(path):  # what cannot be looked up is told by what writes it
             raise UsageError(f"{path} is there already; choose another name, or remove it")
-    if any((arguments.source / name).exists() for name in (ARTIFACT_FILE, MANIFEST_FILE)):
+    if any(os.path.exists(arguments.source / name) for name in (ARTIFACT_FILE, MANIFEST_FILE)):
         said = [f"--{name}" for name in WORDS if getattr(arguments, name) != parser().get_default(name)]
         if said:
             raise UsageError(f"{arguments.source} is an artifact, which says itself what {said[0]} would")
