@@ -191,7 +191,7 @@ class Artifact:
         for name, tensor in sorted(self.tensors.items()):
             head = f"{name}:{str(tensor.dtype).removeprefix('torch.')}:{list(tensor.shape)}:"
             digest.update(head.encode())
-            digest.update(tensor.cpu().numpy().tobytes())
+            digest.update(tensor.cpu().numpy().data)
         return digest.hexdigest()
 
 
