@@ -54,10 +54,10 @@ class MissingExtraError(DistilledDataError, ImportError):
     exit_code = 2
 
     @classmethod
-    def of(cls, package: str, extra: str, purpose: str) -> Self:
+    def of(cls, package: str, extra: str, purpose: str, reason: str = "is not installed") -> Self:
         """`package` could not be imported, which `purpose` needs; installing `extra` brings it."""
         return cls(
-            f"{purpose} needs the package {package!r}, which is not installed. "
+            f"{purpose} needs the package {package!r}, which {reason}. "
             f"Install it with: pip install 'distilled-data[{extra}]', in a checkout with: pip install -e "
             f"'.[{extra}]'"
         )
@@ -68,8 +68,10 @@ class MissingExtraError(DistilledDataError, ImportError):
         """An import that fails within it raises this error instead."""
         try:
             yield
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise cls.of(package, extra, purpose) from error
+        except ImportError as error:  # it is there, and does not fit another package
+            raise cls.of(package, extra, purpose, f"cannot be imported ({error})") from error
 
 
 class SourceError(DistilledDataError):

@@ -177,6 +177,16 @@ def test_a_missing_package_is_named_with_what_brings_it(data, tmp_path, monkeypa
         getattr(data, method)(*([tmp_path / "x"] if method == "to_webdataset" else []))
 
 
+def test_a_package_that_is_there_and_broken_is_not_said_to_be_missing(data, tmp_path, monkeypatch):
+    (tmp_path / "datasets.py").write_text("raise ImportError('it takes another numpy')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "datasets", raising=False)
+    with pytest.raises(
+        MissingExtraError, match=r"which cannot be imported \(it takes another numpy\)\. Install"
+    ):
+        data.to_hf()
+
+
 def test_without_teacher_labels_there_are_no_soft_ones(tmp_path):
     data = DistilledDataset(dataclasses.replace(make_artifact(1), logits=None))
     assert data.to_hf().column_names == ["image", "label"]
