@@ -1,6 +1,7 @@
 """Making a store: the same from every source, after every kill, by any number of processes."""
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import pickle
@@ -714,3 +715,14 @@ def test_a_store_serves_the_main_job_and_its_reading_is_recorded(tmp_path, here,
     )
     assert status == 0, error
     assert torch.tensor(info.mean).shape == (3,)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of webdataset
+def test_the_benchmark_of_preparing_measures_something_of_a_few_small_images_too(here, tmp_path):
+    small = "--classes 2 --per-class 8 --pixels 16 --shards 2 --workers 0 --rounds 2 --output rows.json"
+    status, _, errors = here("benchmark_preparing.py", *small.split())
+    assert status == 0, errors
+    found = json.loads((tmp_path / "rows.json").read_text())
+    assert len(found["rows"]) == 2 * 3
+    assert all(row["seconds"] > 0 and row["peak_mib"] > 0 for row in found["rows"])
+    assert min(found["bytes_per_second"].values()) > 0

@@ -27,6 +27,8 @@ from ncfm_engine.sources.shards import ShardReader
 from ncfm_engine.sources.spread import default_workers, spread
 from ncfm_engine.sources.store import open_store
 
+ROUNDS, BATCH = 4, 1024  # of draws from a store
+
 
 def make_source(folder: Path, arguments: argparse.Namespace) -> None:
     """Shards of photographs in `folder`, unless they are there: of as many, as large images."""
@@ -101,8 +103,10 @@ def peak_memory() -> Iterator[list[int]]:
     peak, stop = [0], threading.Event()
 
     def watch() -> None:
-        while not stop.wait(0.1):
+        while True:
             peak[0] = max(peak[0], sum(map(held, family(os.getpid()))))
+            if stop.wait(0.1):
+                return
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -129,7 +133,7 @@ def held(pid: int) -> int:
         return 0
 
 
-def sampling_rates(store: Path, rounds: int = 4, batch: int = 1024) -> dict[str, float]:
+def sampling_rates(store: Path) -> dict[str, float]:
     """Bytes per second of draws from every class, batch by batch as the engine reads them; medians over
     rounds.
 
@@ -138,12 +142,12 @@ def sampling_rates(store: Path, rounds: int = 4, batch: int = 1024) -> dict[str,
     source = open_store(store)
     images, sampler = source.train.images, ClassSampler(source.train)
     per_class = min(64, int(source.train.counts.min()))
-    count = source.num_classes * per_class // batch * batch
-    pieces = torch.ones(count, images[0].numel(), dtype=torch.uint8).split(batch)
+    count = source.num_classes * per_class
+    pieces = torch.ones(count, images[0].numel(), dtype=torch.uint8).split(BATCH)
     contenders = "copying memory", "draws, new rows", "draws, the same again"
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds):
-        rows = sampler.draw(per_class, generator_at(0, "draw", number)).flatten()[:count].split(batch)
+    for number in range(ROUNDS):
+        rows = sampler.draw(per_class, generator_at(0, "draw", number)).flatten().split(BATCH)
         draw = partial(images.index_select, 0)
         for name, run, parts in zip(contenders, (torch.clone, draw, draw), (pieces, rows, rows), strict=True):
             start = time.perf_counter()
