@@ -42,6 +42,13 @@ def test_every_contender_feeds_every_image_once_with_its_class(feeds, tmp_path):
             assert all(value // 6 % 10 == number for value, number in zip(values, numbers, strict=True)), name
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of webdataset
+def test_images_that_fill_no_class_are_left_out_of_an_epoch(benchmark, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "fresh", lambda code, *arguments: lambda: (1.0, 1))
+    benchmark.main(benchmark.parser().parse_args(["--images", "25", "--workers", "0", "--rounds", "1"]))
+    assert "1.00  DataLoader" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("what", "most"), [("from_folder alone", 1.1), ("from_folder and first batch", 1.2)], ids=["set", "batch"]
 )

@@ -77,7 +77,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.device == "cpu":
         with tempfile.TemporaryDirectory() as folder:
             contenders = feeds(data, arguments.batch_size, Path(folder), arguments.workers)
-            epochs = {name: epoch_of(feed, arguments.images) for name, feed in contenders.items()}
+            epochs = {name: epoch_of(feed, len(data)) for name, feed in contenders.items()}
             rows += report("an epoch", turns(epochs, rounds))
         for factor in (1, 2):
             with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +94,7 @@ def main(arguments: argparse.Namespace) -> None:
             "loader, dsa": data.loader(arguments.batch_size, augment="dsa", device=arguments.device),
             "airbench-style": WholeEpoch(data, arguments.batch_size, arguments.device),
         }
-        epochs = {name: epoch_of(feed, arguments.images) for name, feed in on_device.items()}
+        epochs = {name: epoch_of(feed, len(data)) for name, feed in on_device.items()}
         rows += report("an epoch", turns(epochs, rounds))
         rows += report(
             "100 steps of ConvNet-3", turns(training(data, arguments.batch_size, arguments.device), rounds)
