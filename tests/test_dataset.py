@@ -532,6 +532,18 @@ def test_a_set_whose_results_are_recorded_while_it_is_loaded_is_loaded_with_them
     assert DistilledDataset.from_folder(folder).info == measured
 
 
+def test_a_set_is_loaded_whose_artifact_is_new_already_and_whose_manifest_is_not(
+    folder, artifact, monkeypatch
+):
+    old = (folder / f.MANIFEST_FILE).read_bytes()
+    measured = dataclasses.replace(artifact.metadata, results=({"ipc": 1},))
+    replace_artifact(folder, dataclasses.replace(artifact, metadata=measured))
+    new = (folder / f.MANIFEST_FILE).read_bytes()
+    (folder / f.MANIFEST_FILE).write_bytes(old)
+    monkeypatch.setattr(dataset.time, "sleep", lambda seconds: (folder / f.MANIFEST_FILE).write_bytes(new))
+    assert DistilledDataset.from_folder(folder).info == measured
+
+
 # folders that cannot be trusted
 
 
