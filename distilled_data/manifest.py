@@ -203,17 +203,20 @@ def read_verified(
     replaced meanwhile, as by processes that repair one cache at once, is read again.
     """
     for _ in range(TRIES):
-        size, inode, modified = _identity(path, advice)
+        before = size, inode, _ = _identity(path, advice)
         for fingerprint in expected:
             if path.is_file() and size != fingerprint.size:  # told before so many bytes are read
                 raise IntegrityError(
                     f"{path} is not the file that was published: expected sha256 {fingerprint.sha256} "
                     f"({fingerprint.size} bytes), got {size} bytes. {advice}"
                 )
-        artifact = _read_compared(path, expected, ipc, classes, advice)
-        after = _identity(path, advice)
-        if after == (size, inode, modified):
-            return artifact
+        try:
+            artifact = _read_compared(path, expected, ipc, classes, advice)
+            if (after := _identity(path, advice)) == before:
+                return artifact
+        except Exception:  # of two files, as the reader opens it more than once
+            if (after := _identity(path, advice)) == before:
+                raise
         if after[1] == inode:  # the same file, altered
             break
     raise IntegrityError(f"{path} changed while it was read. Load it again.")

@@ -169,6 +169,24 @@ def test_a_file_that_is_replaced_by_its_like_while_it_is_read_is_read_again(load
     assert len(replaced) == 3
 
 
+@pytest.mark.parametrize("replaced", [True, False])
+def test_what_the_reader_makes_of_two_files_is_read_again_and_an_error_of_one_is_told(
+    load, monkeypatch, replaced
+):
+    data, read = load(), manifest.read_artifact
+
+    def torn(path, **arguments):
+        monkeypatch.setattr(manifest, "read_artifact", read)
+        if replaced:
+            shutil.copyfile(path, path.with_name("fresh"))
+            os.replace(path.with_name("fresh"), path.resolve())
+        raise RuntimeError("the file is smaller than the required mapping size")
+
+    monkeypatch.setattr(manifest, "read_artifact", torn)
+    with contextlib.nullcontext() if replaced else pytest.raises(RuntimeError, match="mapping size"):
+        assert equal(load(revision=data.revision, local_files_only=True), data)
+
+
 @pytest.mark.parametrize("arguments", [{"local_files_only": True}, {}])
 def test_a_set_in_the_cache_loads_without_the_hub(hub, load, monkeypatch, arguments):
     data = load(revision="v1")
