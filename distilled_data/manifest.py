@@ -183,7 +183,7 @@ def read_manifest(
             "distill_and_push.py or downloaded whole; what other projects publish is read by convert.py."
         ) from error
     except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror}") from error
+        raise FormatError(f"{path} cannot be read: {error.strerror}. {advice}") from error
     for fingerprint in expected:
         fingerprint.check(path, advice, content)
     return parse_manifest(content, path, advice)

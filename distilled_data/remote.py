@@ -124,10 +124,11 @@ class Repository:
             folder = self.file(inside(name, MANIFEST_FILE)).parent
             manifest = read_manifest(folder)
             if isinstance(manifest, Index):
-                raise FormatError(f"{folder / MANIFEST_FILE} is an index; expected the manifest of a set")
+                raise FormatError(f"{folder / MANIFEST_FILE} is an index; expected the manifest of a set.")
             found = self._checked(self._set(manifest, name))
             if configuration_name(found.artifact.metadata.ipc) != name:
-                raise FormatError(f"{folder} holds {found.artifact.metadata.ipc} images per class")
+                ipc = found.artifact.metadata.ipc
+                raise FormatError(f"{folder} holds {ipc} images per class; expected those of its name.")
             return found
 
         return self._repaired(fetch)
@@ -192,7 +193,7 @@ class Repository:
             manifest = read_manifest(self.file(path).parent, expected, self._advice(path))
         if isinstance(manifest, Index):
             raise FormatError(
-                f"{self.repo_id}: {path} is an index inside an index; expected the manifest of a set"
+                f"{self.repo_id}: {path} is an index inside an index; expected the manifest of a set."
             )
         path = inside(name, ARTIFACT_FILE)
         local = self.file(path)

@@ -99,7 +99,7 @@ def test_a_missing_manifest_and_a_folder_in_its_place_are_refused(tmp_path):
     with pytest.raises(FormatError, match="missing"):
         read_manifest(tmp_path)
     (tmp_path / f.MANIFEST_FILE).mkdir()
-    with pytest.raises(FormatError, match="cannot be read"):
+    with pytest.raises(FormatError, match=r"cannot be read: Is a directory\. Get the folder again\.$"):
         read_manifest(tmp_path)
 
 
