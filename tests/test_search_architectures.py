@@ -69,22 +69,22 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path, monk
     assert "teacher" not in here("search_architectures.py", set_folder, *AXES, *ONE, "--dry-run")[1]
     found = content(tmp_path / "found")
     assert len(found["candidates"]) == 8
-    assert "time         about 29s on distilled, random, early, 1m 05s in full, one after" in planned
+    assert "time         about 29s on distilled, random, early, 1m 18s in full, one after" in planned
     assert [line for line in planned.splitlines() if not line.startswith("time")] == [
         "candidates   8 of convnet, 2 networks each, on distilled, random, early",
         f"steps        {found['steps']}, 2 epochs of 30 images",
         "strategy     exhaustive",
-        "truth        of 5 at most, 1 network each, 1 epoch",
+        "truth        of 6 at most, 1 network each, 1 epoch",
         "writes       found, trials into found/search.db",
     ]
     for row in found["candidates"]:
         for way in ("distilled", "random", "early"):
             assert row[way]["state"] == "complete"
             assert len(row[way]["accuracies"]) == 2
-    groups = {"best", "middle", "random", "best by random", "best by early"}
+    groups = {"best", "middle", "random", "best by loss", "best by random", "best by early"}
     assert set(found["verified"]) == groups
     verified = {index for group in found["verified"].values() for index in group}
-    assert 3 <= len(verified) <= 5  # and the picks of random images and of early stopping
+    assert 3 <= len(verified) <= 6  # and the picks of the loss, of random images and of early stopping
     assert {k for k, row in enumerate(found["candidates"]) if row["full"]} == verified
     assert set(found["trust"]) == {"distilled", "random", "early"}
     for way, of_way in found["trust"].items():
@@ -121,6 +121,7 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path, monk
     ]
     assert "They are the best, some in the middle and some at random by the ranking" in output
     assert "other searches" not in output
+    assert "the picks of the others and of the ranking by accuracy: correlations are usually" in output
     of_others = markdown(found | {"verified": {"best": sorted(verified)[:1]}})
     assert "and what other searches in the same storage chose" in of_others
     everything = [
@@ -853,14 +854,16 @@ def test_what_is_verified_is_what_each_way_would_pick_of_those_that_it_could_tra
     groups = campaign.verified()
     drawn = groups.pop("random")
     # 3, 0, 5, 6, 2, 4 by the distilled images: one of the two in the middle is 5.
-    assert groups == {"best": [3], "middle": [5], "best by random": [2], "best by early": [1]}
+    # Losses are the distances from 44: 5, 0, 6, 3, 2, 4.
+    picks = {"best by loss": [5], "best by random": [2], "best by early": [1]}
+    assert groups == {"best": [3], "middle": [5]} | picks
     assert len(drawn) == 1
     assert not {1, 3, 5} & set(drawn)
-    # Losses are the distances from 44: 5, 0, 6, 3, 2, 4.
     groups = search_of_few(tmp_path, verify=1, ranked_by="loss").verified()
     assert {name: groups[name] for name in groups if name != "random"} == {
         "best": [5],
         "middle": [6],
+        "best by accuracy": [3],
         "best by random": [2],
         "best by early": [1],
     }

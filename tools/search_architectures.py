@@ -90,9 +90,9 @@ def parser() -> argparse.ArgumentParser:
         "--rank-by",
         choices=RANKINGS,
         default=ACCURACY,
-        help="which are the best, for --verify and in the report, which compares both: accuracy on held-out "
-        "images, or training loss late in the training; halving and hyperband go by accuracy all the same "
-        "(default: accuracy)",
+        help="which are the best, for --verify and in the report, which compares both (the pick of the other "
+        "is verified too): accuracy on held-out images, or training loss late in the training; halving and "
+        "hyperband go by accuracy all the same (default: accuracy)",
     )
     add("--seed", type=int, default=0, help="of the draw and of the trainings (default: 0)")
     add("--output", type=Path, help="folder of the results (default: searches/SET-HASH-SPACE...)")
@@ -304,7 +304,7 @@ def describe(
     if arguments.truth_of:
         truth = f"known, by {arguments.truth_of}"
     elif verify is not None:
-        most = count if verify == ALL else min(count, 3 * verify + 2)  # and the picks of the other ways
+        most = count if verify == ALL else min(count, 3 * verify + 3)  # and the picks of other ways
         truth = f"of {most} at most, {many(config.full_repeats, 'network')} each, "
         truth += many(config.full_epochs, "epoch")
     ways, loader = PROXIES if verify is not None else PROXIES[:1], dataset.loader(config.batch_size)

@@ -91,21 +91,17 @@ class Campaign:
             return {OTHERS: [index for index, result in enumerate(known) if result]}
         groups: dict[str, list[int]] = {}
         for way in PROXIES:
-            results = results_of(self._studies[way], self.candidates)
-            scored = {
-                index: self._rank(result)
-                for index, result in enumerate(results)
-                if result and result.state == "complete"
-            }
+            found = enumerate(results_of(self._studies[way], self.candidates))
+            complete = {index: result for index, result in found if result and result.state == "complete"}
             if way == "distilled":
+                scored = {index: _rank(result, self.ranked_by) for index, result in complete.items()}
                 places = select(list(scored.values()), self.verify, self.seed)
                 groups = {name: [list(scored)[place] for place in group] for name, group in places.items()}
-            elif scored:
-                groups[f"best by {way}"] = [max(scored, key=lambda index: scored[index])]
+                [other] = set(RANKINGS) - {self.ranked_by}
+                groups |= _best(complete, other, other)
+            else:
+                groups |= _best(complete, way, self.ranked_by)
         return groups
-
-    def _rank(self, result: Result) -> float:
-        return result.value or 0.0 if self.ranked_by == ACCURACY else -statistics.fmean(result.losses)
 
     def _score(self, way: str, candidates: Sequence[Architecture], stop: StopRequest, report: Report) -> None:
         score = partial(self.ways[way].score, self.space, stop=stop)
@@ -127,3 +123,14 @@ class Campaign:
         if self.space.build not in [space.build for space in SPACES.values()]:
             identity["code"] = self.space.code
         return f"{way} {sha256_of(identity)[:12]}"
+
+
+def _best(complete: Mapping[int, Result], name: str, by: str) -> dict[str, list[int]]:
+    """The pick of a ranking, as the group of that `name`; none of candidates that it cannot rank."""
+    if not complete or (by != ACCURACY and not all(result.losses for result in complete.values())):
+        return {}
+    return {f"best by {name}": [max(complete, key=lambda index: _rank(complete[index], by))]}
+
+
+def _rank(result: Result, by: str) -> float:
+    return result.value or 0.0 if by == ACCURACY else -statistics.fmean(result.losses)

@@ -17,7 +17,7 @@ from ncfm_engine.trust import trust, trust_by_loss
 from tools.listing import write_rows
 from tools.markdown import score, table
 
-from .campaign import ACCURACY, OTHERS, Campaign
+from .campaign import ACCURACY, OTHERS, RANKINGS, Campaign
 
 RESULTS_FILE, REPORT_FILE = "search.json", "report.md"
 SCATTER_FILE, REGRET_FILE = "scatter.png", "regret.png"
@@ -31,7 +31,7 @@ SHOWN = 10  # candidates in the report
 MACHINES = "; "  # between those that a truth is of, which was taken from another search
 CHOSEN = (
     " They are the best, some in the middle and some at random by the ranking of the distilled images, and "
-    "the picks of the others: correlations are usually higher among such than among all candidates."
+    "the picks of the others{}: correlations are usually higher among such than among all candidates."
 )
 CHOSEN_BY_OTHERS = (
     " Other searches in the same storage chose them and trained them: correlations may not be those among "
@@ -39,7 +39,7 @@ CHOSEN_BY_OTHERS = (
 )
 CHOSEN_BY_BOTH = (
     " They are the best, some in the middle and some at random by the ranking of the distilled images, the "
-    "picks of the others, and what other searches in the same storage chose: correlations may not be those "
+    "picks of the others{}, and what other searches in the same storage chose: correlations may not be those "
     "among all candidates."
 )
 CHOSEN_BEFORE = " They are those that the search `{}` trained in full; its report says how they were chosen."
@@ -328,7 +328,9 @@ def _chosen(verified: Content, known: Sequence[bool]) -> str:
     if OTHERS in verified:
         return CHOSEN_BY_OTHERS
     chosen = {index for group in verified.values() for index in group}
-    return CHOSEN if chosen >= {index for index, is_known in enumerate(known) if is_known} else CHOSEN_BY_BOTH
+    all_of_them = chosen >= {index for index, is_known in enumerate(known) if is_known}
+    other = next((f" and of the ranking by {by}" for by in RANKINGS if f"best by {by}" in verified), "")
+    return (CHOSEN if all_of_them else CHOSEN_BY_BOTH).format(other)
 
 
 def _seconds(rows: Sequence[Content], way: str) -> float:
