@@ -5,6 +5,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
@@ -59,3 +61,27 @@ class StopRequest:
         if os.getpid() == self._process and "RANK" not in os.environ:
             with contextlib.suppress(OSError):  # `| tee log` may have ended by it
                 os.write(2, STOPPING)  # whatever the main program was writing
+
+
+@contextlib.contextmanager
+def in_turn(
+    file: Path, stop: StopRequest | None, place: str, look: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Holds the lock `file`; another process may hold it for hours, and a stop is heard meanwhile.
+
+    Raises `Stopped` then, which says `place` first. While it waits it calls `look`.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(file)
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=0.5)
+        except Timeout:
+            if stop and stop.requested:
+                raise Stopped(f"{place}, waiting for another process that does the same") from None
+            look()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -323,7 +323,7 @@ def test_a_study_that_waits_for_another_hears_a_stop(laboratory, tmp_path):
     training = laboratory.paths[0].stem.removeprefix("training-")
     for lock in (folder / "lock", tmp_path / "cache" / "locks" / training):
         made.stop = StopAfter(1)  # not before the run
-        with FileLock(lock), pytest.raises(Stopped, match="waiting for another study"):
+        with FileLock(lock), pytest.raises(Stopped, match="waiting for another process"):
             made.run(Variant(), 0)
     assert made.stop.asked == 2
 

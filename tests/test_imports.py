@@ -26,7 +26,8 @@ class Row:
 TABLE = {
     "distilled_data": Row(BASE, {"PIL", "datasets", "huggingface_hub", "webdataset"}),
     "ncfm_engine": Row(
-        BASE | {"distilled_data", "torchvision"}, {"matplotlib", "optuna", "sklearn", "sqlalchemy", "tqdm"}
+        BASE | {"distilled_data", "torchvision"},
+        {"filelock", "matplotlib", "optuna", "sklearn", "sqlalchemy", "tqdm"},
     ),
     "ncfm_engine/sources": Row(
         BASE | {"distilled_data", "torchvision", "PIL", "filelock"},

@@ -19,6 +19,7 @@ import torch
 from artifacts import make_artifact
 from children import is_alive, run_tool, start
 from commands import ROOT, called, flags
+from filelock import FileLock
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
@@ -447,6 +448,14 @@ def test_a_search_stops_when_its_time_is_up_and_goes_on(here, set_folder, tmp_pa
     assert "(3 complete)" in output
     assert "trusted" not in output  # nothing was verified
     assert (tmp_path / "a?%20b" / "search.db").exists()
+
+
+def test_a_search_that_waits_for_the_teacher_of_another_hears_a_stop(here, set_folder, tmp_path):
+    (tmp_path / "found").mkdir()
+    arguments = (set_folder, *AXES, "--verify", "1", "--output", "found", "--jobs", "1")
+    with FileLock(tmp_path / "found" / ".teacher.lock"):
+        status, output, _ = here("search_architectures.py", *arguments, "--time-budget", "1s", settings=QUICK)
+    assert (status, "(pretrain, waiting for another process that does the same)" in output) == (75, True)
 
 
 def test_the_strategies_that_end_early_say_what_they_ended(here, set_folder, tmp_path):

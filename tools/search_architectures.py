@@ -34,7 +34,6 @@ from command_line import (
     run_command,
     settings,
 )
-from filelock import FileLock
 
 from distilled_data import CheckpointError, DistilledDataError, DistilledDataset, UsageError
 from distilled_data.files import make_folder, read_json
@@ -48,7 +47,7 @@ from ncfm_engine.proxies import PROTOCOL, PROXIES, VALIDATION, Proxy, proxies, s
 from ncfm_engine.report import Bars, Report, silent
 from ncfm_engine.search import CHECKS, EARLY_ENDING, STRATEGIES
 from ncfm_engine.spaces import SPACES, Architecture, Space, load_space
-from ncfm_engine.stop import StopRequest
+from ncfm_engine.stop import StopRequest, in_turn
 from tools.architectures.campaign import ACCURACY, ALL, RANKINGS, Campaign
 from tools.architectures.crew import Crew, Leash, default_jobs, is_hand
 from tools.architectures.report import REPORT_FILE, RESULTS_FILE, full_trainings, read, summary, write
@@ -245,7 +244,7 @@ def ways_to_score(
     make_folder(output)
     pool = None
     if labels == "soft" and arguments.verify is not None:
-        with FileLock(output / ".teacher.lock"):  # one process trains it, if it has to be trained
+        with in_turn(output / ".teacher.lock", stop, "pretrain"):  # one trains it, if it has to be trained
             options = {"cache": cache_folder(), "device": device, "stop": stop, "report": show}
             pool = teacher_pool(dataset, seen, dataset=arguments.dataset, **options)
     checks = CHECKS if arguments.strategy in EARLY_ENDING else 1

@@ -18,14 +18,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from distilled_data.errors import DistilledDataError, IntegrityError, OutputError, SourceError, UsageError
 
 from ..cache import sha256_of
 from ..ranks import Ranks
 from ..report import Report, silent
-from ..stop import Stopped, StopRequest
+from ..stop import Stopped, StopRequest, in_turn
 from .decode import Decoder
 from .reader import PARTS, Reader
 from .sorting import Sorted, check_damaged, damage_list
@@ -261,21 +259,14 @@ def _writable(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _lock(folder: Path, stop: StopRequest) -> Iterator[None]:
     """Two processes that make one store take turns, and the second finds it made."""
-    lock = FileLock(folder / LOCK_FILE)
-    while True:
-        try:
-            lock.acquire(timeout=0.5)
-            break
-        except Timeout:
-            if stop.requested:
-                raise Stopped(f"prepare, waiting for another process that makes {folder}") from None
-            if getattr(multiprocessing.current_process(), "_inheriting", False):  # that is its own parent
-                raise UsageError(
-                    "data are prepared while a new process imports the script that started it. Where "
-                    "processes do not fork, what a script does must stand under "
-                    '`if __name__ == "__main__":`.'
-                ) from None
-    try:
+
+    def look() -> None:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):  # that is its own parent
+            raise UsageError(
+                "data are prepared while a new process imports the script that started it. Where "
+                "processes do not fork, what a script does must stand under "
+                '`if __name__ == "__main__":`.'
+            )
+
+    with in_turn(folder / LOCK_FILE, stop, f"prepare {folder}", look):
         yield
-    finally:
-        lock.release()

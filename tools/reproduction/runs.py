@@ -3,13 +3,9 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from distilled_data import DistilledDataset
 from distilled_data.loader import Loader
@@ -24,7 +20,7 @@ from ncfm_engine.pool import FeaturePool
 from ncfm_engine.pretrain import pool_key, pretrain
 from ncfm_engine.report import Report
 from ncfm_engine.sources import Source
-from ncfm_engine.stop import Stopped, StopRequest
+from ncfm_engine.stop import Stopped, StopRequest, in_turn
 
 from .findings import curve
 from .studies import Variant
@@ -65,7 +61,8 @@ class Laboratory:
         key = identity(plan, self.source) | {"distill.iterations": recipe.distill.iterations}
         key["pool"] = self._pool_key(recipe)
         folder = self.folder / sha256_of(key)[:16]
-        with self._lock(folder / "lock"):  # another study may want the same set at the same time
+        folder.mkdir(parents=True, exist_ok=True)
+        with in_turn(folder / "lock", self.stop, "distil"):  # another study may want the same set
             distilled = distill(
                 recipe.distill,
                 self.source,
@@ -154,8 +151,9 @@ class Laboratory:
             "epochs": epochs,
         }
         name = sha256_of(key)[:16]
-        # another study may have the same training to do at the same time
-        with self._lock(self.plan.cache / "locks" / name):
+        lock = self.plan.cache / "locks" / name
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with in_turn(lock, self.stop, "evaluate"):  # another study may have the same training to do
             accuracy, _ = train_and_test(
                 loader,
                 epochs,
@@ -169,19 +167,3 @@ class Laboratory:
                 stop=self.stop,
             )
         return round(accuracy, 2)
-
-    @contextmanager
-    def _lock(self, file: Path) -> Iterator[None]:
-        """Holds the lock `file`; another process may hold it for hours, and a stop is heard meanwhile."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(file)
-        while not lock.is_locked:
-            try:
-                lock.acquire(timeout=0.5)
-            except Timeout:
-                if self.stop.requested:
-                    raise Stopped("waiting for another study that does the same") from None
-        try:
-            yield
-        finally:
-            lock.release()
