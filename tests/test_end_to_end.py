@@ -45,6 +45,7 @@ from tools.command_line import (
     add_push_flags,
     add_source_flags,
     duration,
+    is_repository,
     json_file,
     lock_of,
     notes,
@@ -141,6 +142,10 @@ def test_results_are_written_to_a_json_file(tmp_path):
     for text in (".", "rows.png", "rows", str(tmp_path / "folder.json")):
         with pytest.raises(ArgumentTypeError, match=re.escape(f"{text!r} is not the name of a JSON")):
             json_file(text)
+    with pytest.raises(ArgumentTypeError, match="' cannot be written: File name too long"):
+        json_file("a" * 300 + ".json")
+    assert not is_repository("a" * 300)
+    assert is_repository("org/" + "a" * 300)
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def push_command(folder: Path, arguments: argparse.Namespace) -> str:
 
 def is_repository(place: str) -> bool:
     """Whether a set of this name is looked for on the Hub: it is not a folder, and might be org/name."""
-    return place.partition("@")[0].count("/") == 1 and not Path(place).is_dir()
+    return place.partition("@")[0].count("/") == 1 and not os.path.isdir(place)
 
 
 def load(place: str, ipc: int | None) -> DistilledDataset:
@@ -269,7 +269,11 @@ def duration(text: str) -> float:
 def json_file(text: str) -> Path:
     """Where results are written; a slip is told before they are measured, which may take hours."""
     path = Path(text)
-    if path.suffix != ".json" or path.is_dir():
+    try:
+        fits = path.suffix == ".json" and not path.is_dir()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: {error.strerror}") from error
+    if not fits:
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a JSON file, such as results.json")
     return path
 
