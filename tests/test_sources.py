@@ -331,6 +331,15 @@ def test_a_truncated_file_is_refused(tmp_path):
         load_source("mnist", data=tmp_path)
 
 
+def test_files_are_not_called_damaged_where_memory_was_too_small(tmp_path, monkeypatch):
+    def lacking(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("torchvision.datasets.MNIST._load_data", lacking)
+    with pytest.raises(MemoryError):
+        load_source("mnist", data=write_mnist(tmp_path))
+
+
 def test_labels_that_do_not_fit_the_images_are_refused(tmp_path):
     file = write_mnist(tmp_path) / "MNIST" / "raw" / "train-labels-idx1-ubyte"
     file.write_bytes(struct.pack(">II", 0x801, 10) + bytes(range(10)))

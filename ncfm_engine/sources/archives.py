@@ -144,6 +144,8 @@ class ArchiveReader:
             return self._read(part)
         except ImportError as error:
             raise MissingExtraError.of(error.name or "scipy", "data", f"the dataset {self.name!r}") from error
+        except MemoryError:  # says nothing about the files
+            raise
         except Exception as error:  # damaged bytes raise nearly anything in the readers below torchvision
             raise SourceError(self._diagnosis(error)) from error
 
