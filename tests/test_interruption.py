@@ -45,7 +45,9 @@ def test_a_finished_run_resumed_has_nothing_left_to_do(finished, here, tmp_path)
     for name in ("out", "out.run", "cache"):
         shutil.copytree(finished[0] / name, tmp_path / name, dirs_exist_ok=True)
     before = (tmp_path / "out" / ARTIFACT_FILE).stat().st_mtime_ns
-    soft = json.loads((tmp_path / "out.run" / "results.json").read_text())["rows"][1]
+    results = tmp_path / "out.run" / "results.json"
+    rows = json.loads(results.read_text())["rows"]
+    soft = rows[1]
     hashes = [soft["settings"], soft["content_hash"][:12], soft["teacher"][:12]]
     progress = tmp_path / "out.run" / f"evaluation-{'-'.join(hashes)}.safetensors"
     progress.write_bytes(b"of a run that was killed before it removed it")
@@ -56,6 +58,10 @@ def test_a_finished_run_resumed_has_nothing_left_to_do(finished, here, tmp_path)
     assert "evaluate" not in error  # no bar of that stage
     assert not progress.exists()
     assert (tmp_path / "out" / ARTIFACT_FILE).stat().st_mtime_ns == before
+    results.write_text(json.dumps({"rows": [row | {"random_n": 0} for row in rows]}))  # left out since
+    status, output, error = here("distill_and_push.py", *arguments, settings=TINY)
+    assert status == 0, error
+    assert "evaluate (hard labels, random)" in error
     longer = [*TINY, "evaluate.epochs=4"]
     status, output, error = here("distill_and_push.py", *arguments, settings=longer)
     assert status == 0, error
