@@ -15,6 +15,9 @@ from .indexing import as_int
 from .labels import as_temperature, soften
 
 VALUES = ("bytes", "unit", "normalised")  # 0..255, 0..1, (x - mean) / std of the latter
+SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # with which torch can do little more than convert them
 
 
 def artifact_of(
@@ -109,7 +112,8 @@ def arrange(
     Without logits the one soft target of a packed image becomes those of each of its `factor` ** 2 views.
     """
     targets = targets[:, 0] if targets.ndim == 2 and targets.shape[1] == 1 else targets  # as Keras has them
-    if images.ndim != 4 or targets.ndim not in (1, 2) or len(images) != len(targets) or len(images) == 0:
+    shapes = images.ndim == 4 and targets.ndim in (1, 2) and len(images) == len(targets)
+    if not shapes or images.numel() == 0 or targets.numel() == 0:
         raise UsageError(
             "expected images [N, channels, height, width] with targets [N] or [N, classes], got "
             f"{list(images.shape)} and {list(targets.shape)}"
@@ -207,14 +211,26 @@ def _warn_of_rounding(logits: Tensor, stored: Tensor, temperature: float) -> Non
 
 
 def own(name: str, values: Any) -> Tensor:
-    """A copy on the CPU: what becomes of the values later does not change the set."""
-    if isinstance(values, Tensor):
-        return values.detach().to("cpu", copy=True)
-    try:
-        array = np.asarray(values)
-        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{name} must be a tensor or an array of numbers, got {values!r:.80}") from error
+    """A copy on the CPU: what becomes of the values later does not change the set.
+
+    Raises `UsageError` for anything but real numbers that are all there.
+    """
+    tensor = values
+    if not isinstance(values, Tensor):
+        try:
+            array = np.asarray(values)
+            tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UsageError(f"{name} must be a tensor or an array of numbers, got {values!r:.80}") from error
+    dense = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_nested
+    if not dense or tensor.dtype not in (torch.bool, torch.uint8, *SIGNED, *FLOATS, *UNSIGNED):
+        kind = "nested" if tensor.is_nested else "meta" if tensor.is_meta else f"{tensor.layout}"
+        raise UsageError(
+            f"{name} must be a dense tensor of whole numbers or of floats of 16 bits or more, got one of "
+            f"{tensor.dtype}, {kind}"
+        )
+    dtype = torch.int64 if tensor.dtype in UNSIGNED else tensor.dtype
+    return tensor.detach().to("cpu", dtype, copy=tensor is values)
 
 
 def per_channel(values: Sequence[float]) -> Tensor:

@@ -654,8 +654,11 @@ def test_no_images_are_refused_without_a_warning_from_torch():
         DistilledDataset.from_tensors(torch.zeros(0, 2, 1, 2, 4, dtype=torch.uint8), ["a", "b"])
     with pytest.raises(UsageError, match="images without targets"):
         DistilledDataset.from_tensors(torch.zeros(0, 2, 1, 2, 4), ["a", "b"])
-    with pytest.raises(UsageError, match="with targets"):
-        DistilledDataset.from_tensors(torch.zeros(0, 1, 2, 4), targets=[])
+    for images, targets in ((torch.zeros(0, 1, 2, 4), []), (torch.zeros(2, 1, 0, 4), [0, 1])):
+        with pytest.raises(UsageError, match="with targets"):
+            DistilledDataset.from_tensors(images, targets=targets)
+    with pytest.raises(UsageError, match=r"with targets .* and \[2, 0\]"):
+        DistilledDataset.from_tensors(torch.zeros(2, 1, 2, 4), targets=torch.zeros(2, 0))
 
 
 def test_soft_targets_that_are_not_finite_are_refused():
@@ -939,6 +942,38 @@ def test_arrays_of_any_layout_are_taken(change):
     array = np.arange(2 * 2 * 16, dtype=np.float32).reshape(2, 2, 1, 4, 4)
     data = DistilledDataset.from_tensors(change(array), values="bytes")
     assert np.array_equal(data.artifact.images.numpy(), change(array).astype(np.uint8))
+
+
+@pytest.mark.parametrize("name", ["images", "targets", "logits"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch.Tensor.to_sparse, "torch.float32, torch.sparse_coo"),
+        (lambda values: values.to("meta"), "torch.float32, meta"),
+        (lambda values: torch.quantize_per_tensor(values, 1.0, 0, torch.quint8), "torch.quint8"),
+        (lambda values: values + 1j, "torch.complex64"),
+        (lambda values: values.numpy() + 1j, "torch.complex64"),
+        (lambda values: values.to(torch.float8_e5m2), "torch.float8_e5m2"),
+        (lambda values: torch.nested.nested_tensor([values[0].view(-1)] * 2), "torch.float32, nested"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:(torch.quantize_per_tensor|The PyTorch API of nested):UserWarning")
+def test_numbers_that_are_not_real_or_not_all_there_are_refused(name, change, message):
+    given = {"images": torch.ones(2, 1, 4, 4), "targets": torch.arange(2.0), "logits": 3 * torch.eye(2)}
+    with pytest.raises(UsageError, match=f"{name} must be a dense tensor of .* got one of {message}"):
+        DistilledDataset.from_tensors(**given | {name: change(given[name])}, values="unit")
+
+
+@pytest.mark.filterwarnings("ignore:targets are positive:UserWarning")
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_unsigned_numbers_are_as_good_as_others(dtype):
+    images, logits = torch.arange(32).view(2, 1, 4, 4), torch.tensor([[1, 5], [7, 0]])
+    targets = torch.tensor([[0, 3], [4, 1]])
+    for labels in ({"targets": targets}, {"targets": targets.argmax(1), "logits": logits}):
+        expected = DistilledDataset.from_tensors(images, **labels, values="bytes")
+        unsigned = {name: values.to(dtype) for name, values in labels.items()}
+        data = DistilledDataset.from_tensors(images.to(dtype), **unsigned, values="bytes")
+        assert data.content_hash == expected.content_hash
 
 
 def test_artifacts_are_compared_by_their_hashes(artifact):
