@@ -2,7 +2,6 @@
 
 import dataclasses
 import numbers
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,12 +20,11 @@ from .format import ARTIFACT_FILE, Artifact, Metadata
 from .indexing import as_int, rows_of, stacked
 from .labels import as_float, as_temperature, as_they_are, one_hot, refuse_training, relabelled, soften
 from .loader import Batches, Indices, Loader, Mix
-from .manifest import Index, read_manifest, read_verified, verify_folder
+from .manifest import Index, read_manifest, read_verified, replaced, verify_folder
 from .randomness import generator_at
 from .tensors import artifact_of, per_channel
 
 LABELS = ("soft", "logits", "hard")
-BETWEEN = 0.1  # seconds from a new artifact to its manifest, more than enough where nobody was killed
 
 
 class DistilledDataset(Dataset[Any]):
@@ -140,11 +138,9 @@ class DistilledDataset(Dataset[Any]):
         try:
             artifact = read_verified(folder / ARTIFACT_FILE, expected, ipc=ipc, classes=classes)
         except IntegrityError:
-            if read_manifest(folder) == root:
-                time.sleep(BETWEEN)
-            if read_manifest(folder) == root:
+            if not replaced(folder, root):
                 raise
-            return cls.from_folder(path, ipc=ipc, classes=classes, labels=labels)  # results were recorded
+            return cls.from_folder(path, ipc=ipc, classes=classes, labels=labels)
         return cls(artifact, labels, folder)
 
     @classmethod

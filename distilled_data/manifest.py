@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ from .indexing import as_int
 MAX_BYTES = 1_000_000  # of a manifest; what is larger is something else
 CHUNK = 2**19  # bytes that are read before they are hashed
 TRIES = 10  # to read a file that others replace
+BETWEEN = 0.1  # seconds from a new artifact to its manifest, more than enough where nobody was killed
 
 CONFIGURATION = re.compile("ipc[1-9][0-9]{0,5}")  # see `configuration_name`
 
@@ -313,18 +315,31 @@ def verify_folder(folder: str | Path, files: Sequence[str] | None = None) -> Non
         raise FormatError(
             f"{folder} holds several sets; expected the folder of one: {', '.join(manifest.configurations)}"
         )
-    for name in manifest.files if files is None else files:
-        path = folder / name
-        if not path.is_file():
-            raise IntegrityError(f"{path} is missing; the manifest names it. Get the folder again.")
-        manifest.files[name].check(path, "Get the folder again.")
-    if files is None:
-        found = read_artifact(folder / ARTIFACT_FILE).content_hash
+    try:
+        for name in manifest.files if files is None else files:
+            path = folder / name
+            if not path.is_file():
+                raise IntegrityError(f"{path} is missing; the manifest names it. Get the folder again.")
+            manifest.files[name].check(path, "Get the folder again.")
+        if files is not None:
+            return
+        found = read_verified(folder / ARTIFACT_FILE, [manifest.files[ARTIFACT_FILE]]).content_hash
         if found != manifest.content_hash:
             raise IntegrityError(
                 f"{folder}: the manifest says {manifest.content_hash}, the artifact is {found}. "
                 "Get the folder again."
             )
+    except IntegrityError:
+        if not replaced(folder, manifest):
+            raise
+        verify_folder(folder, files)
+
+
+def replaced(folder: Path, manifest: Manifest) -> bool:
+    """Whether others wrote another manifest, or do so in a moment, as where results are recorded."""
+    if read_manifest(folder) == manifest:
+        time.sleep(BETWEEN)
+    return read_manifest(folder) != manifest
 
 
 def fingerprints(rows: Mapping[str, Any]) -> dict[str, Fingerprint]:

@@ -26,6 +26,7 @@ from distilled_data import (
     UnknownNameError,
     UsageError,
     dataset,
+    manifest,
 )
 from distilled_data import format as f
 from distilled_data.augment import DSA
@@ -540,7 +541,7 @@ def test_a_set_is_loaded_whose_artifact_is_new_already_and_whose_manifest_is_not
     replace_artifact(folder, dataclasses.replace(artifact, metadata=measured))
     new = (folder / f.MANIFEST_FILE).read_bytes()
     (folder / f.MANIFEST_FILE).write_bytes(old)
-    monkeypatch.setattr(dataset.time, "sleep", lambda seconds: (folder / f.MANIFEST_FILE).write_bytes(new))
+    monkeypatch.setattr(manifest.time, "sleep", lambda seconds: (folder / f.MANIFEST_FILE).write_bytes(new))
     assert DistilledDataset.from_folder(folder).info == measured
 
 

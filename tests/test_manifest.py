@@ -1,5 +1,6 @@
 """Manifests: what is altered, missing or not a manifest is refused; the index chooses a set by its size."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,12 +8,14 @@ import pytest
 
 from distilled_data import FormatError, IntegrityError, NewerFormatError, UsageError
 from distilled_data import format as f
+from distilled_data import manifest as m
 from distilled_data.manifest import (
     MAX_BYTES,
     Fingerprint,
     Index,
     parse_manifest,
     read_manifest,
+    replace_artifact,
     verify_folder,
     write_manifest,
 )
@@ -35,6 +38,23 @@ def test_a_content_hash_that_is_not_the_artifacts_fails_verification(folder):
     (folder / f.MANIFEST_FILE).write_text(json.dumps(manifest | {"content_hash": SHA}))
     with pytest.raises(IntegrityError, match=r"the artifact is \w+\. Get the folder again\.$"):
         verify_folder(folder)
+
+
+def test_a_set_verifies_whose_artifact_is_new_already_and_whose_manifest_is_not(
+    folder, artifact, monkeypatch
+):
+    old = write_manifest(folder).to_bytes()
+    measured = dataclasses.replace(artifact.metadata, results=({"ipc": 1},))
+    replace_artifact(folder, dataclasses.replace(artifact, metadata=measured))
+    new = (folder / f.MANIFEST_FILE).read_bytes()
+    for files in (None, [f.ARTIFACT_FILE]):
+        (folder / f.MANIFEST_FILE).write_bytes(old)
+        monkeypatch.setattr(m.time, "sleep", lambda seconds: (folder / f.MANIFEST_FILE).write_bytes(new))
+        verify_folder(folder, files)
+        (folder / f.MANIFEST_FILE).write_bytes(old)
+        monkeypatch.setattr(m.time, "sleep", lambda seconds: None)
+        with pytest.raises(IntegrityError, match="not the file that was published"):
+            verify_folder(folder, files)
 
 
 @pytest.mark.parametrize(
