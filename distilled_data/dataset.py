@@ -318,8 +318,11 @@ class DistilledDataset(Dataset[Any]):
         """The same set with samples as "tuple", or as "dict" with these keys, those of transformers."""
         if format not in ("tuple", "dict"):
             raise UsageError(f"format must be tuple or dict, got {format!r}")
-        if image_key == label_key:
-            raise UsageError(f"image_key and label_key must differ, both are {image_key!r}")
+        names = isinstance(image_key, str) and isinstance(label_key, str)
+        if not names or image_key == label_key:
+            raise UsageError(
+                f"image_key and label_key must be two names that differ, got {image_key!r} and {label_key!r}"
+            )
         derived = self._derived(self.artifact, self.labels)
         derived.keys = (image_key, label_key) if format == "dict" else None
         return derived
@@ -480,7 +483,7 @@ class DistilledDataset(Dataset[Any]):
             Batches(loader),
             batch_size=loader.batch_size,
             sampler=Indices(loader),
-            drop_last=drop_last,
+            drop_last=loader.drop_last,
             collate_fn=as_they_are,
             **options,
         )

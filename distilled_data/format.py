@@ -13,7 +13,7 @@ Axis 0 is the rank, so `images[:k]` is the IPC-k set; axis 1 is the class, so la
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .errors import FormatError, NewerFormatError, UnknownNameError, UsageError
 from .files import write_file
-from .indexing import as_int
+from .indexing import as_int, ordered
 
 FORMAT_VERSION = 1
 METADATA_KEY = "distilled_data"
@@ -279,10 +279,7 @@ def resolve_ipc(ipc: int | None, stored: int) -> int:
 def select_classes(artifact: Artifact, classes: Sequence[str | int]) -> Artifact:
     """The artifact restricted to `classes` (names or indices), renumbered in that order."""
     names = artifact.metadata.classes
-    classes = getattr(classes, "tolist", lambda: classes)()  # of arrays and tensors
-    if not isinstance(classes, Iterable) or isinstance(classes, str | set | frozenset):
-        raise UsageError(f"classes must be several names or indices, in an order, got {classes!r}")
-    classes = list(classes)
+    classes = ordered("names or indices", classes)
     for wanted in classes:
         if isinstance(wanted, str) and wanted not in names:
             raise UnknownNameError.of("class", wanted, names)

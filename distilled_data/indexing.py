@@ -1,7 +1,7 @@
 """What an index names, and how the samples it names become a batch."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,20 @@ def as_int(name: str, value: Any, least: int | None = 0) -> int:
     return number
 
 
+def ordered(kind: str, classes: Any) -> list[Any]:
+    """Classes, of an array too, as a list. Raises `UsageError` for one text, and for what has no order."""
+    classes = getattr(classes, "tolist", lambda: classes)()
+    if not isinstance(classes, Iterable) or isinstance(classes, str | set | frozenset):
+        raise UsageError(f"classes must be several {kind}, in an order, got {classes!r}")
+    return list(classes)
+
+
 def rows_of(index: Any, length: int, *, masks: bool = True) -> list[int]:
     """Row numbers of a list, array or tensor of numbers, or of a mask, if `masks`. Raises `IndexError`."""
     expected = f"expected whole numbers or a mask of {length}" if masks else "expected whole numbers"
     try:
         rows = np.asarray([plain(part) for part in index] if isinstance(index, Sequence) else plain(index))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise IndexError(f"{expected}, got {index!r:.80}") from error
     if rows.ndim == 1 and len(rows) == 0:
         return []

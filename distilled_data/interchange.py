@@ -113,7 +113,7 @@ def read_set(
     ours = found.metadata if all(word is None for word in (classes, factor, mean, std, values)) else None
     if factor is None:
         factor = found.factor or _guess_factor(found.images)
-    chosen = tuple(classes) if classes is not None else found.classes
+    chosen = found.classes if classes is None else classes
     artifact = artifact_of(
         found.images,
         chosen,

@@ -72,8 +72,10 @@ class Loader:
         if rank >= world_size:
             raise UsageError(f"rank must be 0 to {world_size - 1} of world_size {world_size}, got {rank}")
         for option, value in {"augment": augment, "mix": mix}.items():
-            if not (value is None or isinstance(value, str) or callable(value)):
-                raise UsageError(f"{option} must be None, a strategy's name or a callable, got {value!r}")
+            if isinstance(value, type) or not (value is None or isinstance(value, str) or callable(value)):
+                raise UsageError(
+                    f"{option} must be None, a strategy's name or a callable on batches, got {value!r}"
+                )
         if isinstance(augment, str):
             parse(augment)  # an unknown name fails here, not at the first batch
         if isinstance(mix, str):

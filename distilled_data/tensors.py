@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import UsageError
 from .format import Artifact, Metadata
-from .indexing import as_int
+from .indexing import as_int, ordered
 from .labels import as_temperature, soften
 
 VALUES = ("bytes", "unit", "normalised")  # 0..255, 0..1, (x - mean) / std of the latter
@@ -46,10 +46,8 @@ def artifact_of(
     Raises `UsageError` for unequal classes, wrong shapes and values that are not finite, and `FormatError`
     for what no artifact may have, such as logits of other shapes, or a size that is no multiple of `factor`.
     """
-    if isinstance(classes, str):
-        raise UsageError(f"classes must be several names, in an order, got {classes!r}")
-    images = own("images", images)
-    classes, temperature = None if classes is None else tuple(classes), as_temperature(temperature)
+    classes = None if classes is None else tuple(ordered("names", classes))
+    images, temperature = own("images", images), as_temperature(temperature)
     factor = as_int("factor", factor, None)
     logits = None if logits is None else own("logits", logits)
     if logits is not None and _probable(logits):
@@ -118,7 +116,7 @@ def arrange(
             "expected images [N, channels, height, width] with targets [N] or [N, classes], got "
             f"{list(images.shape)} and {list(targets.shape)}"
         )
-    if logits is not None and len(logits) != len(images):
+    if logits is not None and logits.shape[:1] != images.shape[:1]:
         raise UsageError(f"expected logits for each of {len(images)} images, got {list(logits.shape)}")
     if targets.ndim == 1 and targets.is_floating_point() and not torch.equal(targets, targets.round()):
         raise UsageError("targets [N] must be class numbers, got fractions")

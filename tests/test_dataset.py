@@ -715,6 +715,7 @@ def test_slices_lists_tensors_and_masks_give_stacked_batches(data):
         *(1.5, "1", [1.5], [[1]], [[1], [1, 2]], [999], None),
         *(torch.ones(3, dtype=torch.bool), torch.tensor([[1]]), torch.ones(48, 1, dtype=torch.bool)),
         *(torch.tensor([1.0]).bfloat16(), torch.ones(2, requires_grad=True)),
+        torch.ones(2, dtype=torch.int64, device="meta"),
     ],
 )
 def test_an_index_that_names_no_samples_is_refused(data, index):
@@ -854,6 +855,25 @@ def test_numbers_may_be_those_of_numpy(whole):
             lambda data: DistilledDataset.from_tensors(data.artifact.images, "abcd"),
             "classes must be several names, in an order, got 'abcd'",
         ),
+        (
+            lambda data: DistilledDataset.from_tensors(data.artifact.images, {"a", "b", "c", "d"}),
+            "classes must be several names, in an order, got {'",
+        ),
+        (
+            lambda data: DistilledDataset.from_tensors(data.artifact.images, 4),
+            "several names, in an order, got 4",
+        ),
+        (
+            lambda data: DistilledDataset.from_tensors(data.images, targets=data.targets, logits=2.0),
+            r"expected logits for each of 48 images, got \[\]",
+        ),
+        (
+            lambda data: data.with_format("dict", image_key=["x"]),
+            r"two names that differ, got \['x'\] and 'la",
+        ),
+        (lambda data: data.with_format("dict", "x", "x"), "two names that differ, got 'x' and 'x'"),
+        (lambda data: data.loader(mix=torch.nn.Module), "mix must be None, a strategy's .* <class 'torch.nn"),
+        (lambda data: data.loader(augment=torch.nn.Module), "augment must be None, .* <class 'torch.nn"),
         (lambda data: resumed_at(data.loader(8), 99), "the state's batch must be 0 to 5, got 99"),
         (lambda data: resumed_at(data.loader(8), -1), "the state's batch must be a whole number"),
         (lambda data: data.select(classes=3), "classes must be several names or indices, in an order, got 3"),
@@ -904,6 +924,12 @@ def test_labels_of_a_teacher_in_inference_mode_can_be_learned_from(whole):
 def test_a_batch_size_of_numpy_is_a_number(whole):
     sizes = [len(images) for images, _ in whole.dataloader(np.int64(20))]
     assert sizes == [20, 20, 8]
+
+
+@pytest.mark.parametrize("yes", [1, np.True_])
+def test_dropping_the_last_batch_may_be_any_word_for_it(whole, yes):
+    for make in (whole.loader, whole.dataloader):
+        assert [len(images) for images, _ in make(20, drop_last=yes)] == [20, 20]
 
 
 def test_a_sampler_goes_on_at_a_position_that_is_there(whole):

@@ -55,6 +55,12 @@ def test_the_list_of_ncfm_is_packed_pixels_in_one(pixels, tmp_path):
     assert torch.equal(data.images[1], tile[0].round().byte())  # the second view is top right
 
 
+def test_one_text_is_not_taken_for_the_names_of_as_many_classes(pixels, tmp_path):
+    torch.save([pixels / 255, NUMBERS], tmp_path / "a.pt")
+    with pytest.raises(UsageError, match="classes must be several names, in an order, got '0123456789'"):
+        read_set(tmp_path / "a.pt", classes="0123456789", factor=1, values="unit")
+
+
 def test_the_file_of_dc_holds_experiments_and_accuracies_as_numpy_numbers(pixels, tmp_path):
     pairs = [[normalised(part).requires_grad_(), NUMBERS] for part in (pixels, pixels.flip(3))]
     accuracies = {"ConvNet": [np.float64(0.5), np.float32(0.25)]}
