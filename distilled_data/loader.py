@@ -187,7 +187,7 @@ class Loader:
         elif self.mix is not None:
             with seeded(self.seed, "mix", *place, device=self.device):
                 made = self.mix(images, targets)
-            images, targets = self.pair(made) if self.relabel is None else made
+            images, targets = self.pair(made)
         if self.relabel is not None:
             targets = self.relabel(images)
         return (
@@ -207,10 +207,13 @@ class Loader:
         return images
 
     def pair(self, made: Any) -> tuple[Tensor, Tensor]:
-        """What `mix` made. Raises `UsageError` for anything but images and as many targets."""
+        """What `mix` made. Raises `UsageError` for anything but images and as many targets, which a teacher
+        makes anew.
+        """
         parts = list(made) if isinstance(made, tuple | list) else [made]
-        tensors = [part for part in parts if isinstance(part, Tensor) and part.ndim]
-        if len(tensors) != len(parts) or len(parts) != 2 or len({len(part) for part in parts}) > 1:
+        looked_at = parts if self.relabel is None else parts[:1]
+        tensors = all(isinstance(part, Tensor) and part.ndim for part in looked_at)
+        if not tensors or len(parts) != 2 or len({len(part) for part in looked_at}) > 1:
             got = [list(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
             raise UsageError(f"mix must return images and as many targets, got {', '.join(map(str, got))}")
         return parts[0], parts[1]

@@ -907,6 +907,15 @@ def test_more_images_than_targets_are_mixed_too_where_a_teacher_labels_them(whol
     assert torch.equal(targets, soften(images.flatten(1)[:, :4], whole.info.labels["temperature"]))
 
 
+@pytest.mark.parametrize(
+    "mix", [lambda x, y: None, lambda x, y: x, lambda x, y: (x, y, y), lambda x, y: (None, y)]
+)
+def test_a_mixing_that_gives_no_images_and_targets_is_named_beside_a_teacher_too(whole, mix):
+    for teacher in (None, lambda x: torch.zeros(len(x), 4)):
+        with pytest.raises(UsageError, match="mix must return images and as many targets, got"):
+            next(iter(whole.loader(8, mix=mix, teacher=teacher)))
+
+
 def test_an_augmentation_that_loses_channels_is_named():
     coloured = DistilledDataset(make_artifact(channels=3))
     with pytest.raises(UsageError, match=r"floats \[8, 3, height, width\], got torch.float32 \[8, 1, 8, 8\]"):
