@@ -118,6 +118,8 @@ def arrange(
         )
     if logits is not None and logits.shape[:1] != images.shape[:1]:
         raise UsageError(f"expected logits for each of {len(images)} images, got {list(logits.shape)}")
+    if not torch.isfinite(targets).all():
+        raise UsageError("targets hold values that are not finite")
     if targets.ndim == 1 and targets.is_floating_point() and not torch.equal(targets, targets.round()):
         raise UsageError("targets [N] must be class numbers, got fractions")
     numbers = targets.float().argmax(1) if targets.ndim == 2 else targets.long()
@@ -177,8 +179,6 @@ def _usual_order(targets: Tensor, favoured: Tensor) -> Tensor | None:
 def as_logits(targets: Tensor, temperature: float) -> Tensor:
     """Logits [N, classes] that give these probabilities at `temperature`; others are taken for logits."""
     targets = targets.float()
-    if not torch.isfinite(targets).all():
-        raise UsageError("targets hold values that are not finite")
     sums = targets.sum(1, keepdim=True)
     if _probable(targets):
         return (targets / sums).clamp(min=1e-7).log() * temperature

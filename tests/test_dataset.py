@@ -664,8 +664,10 @@ def test_no_images_are_refused_without_a_warning_from_torch():
 
 def test_soft_targets_that_are_not_finite_are_refused():
     images, targets = torch.zeros(2, 1, 2, 4, dtype=torch.uint8), torch.tensor([[1.0, 0.0], [0.0, torch.nan]])
-    with pytest.raises(UsageError, match="targets hold values that are not finite"):
-        DistilledDataset.from_tensors(images, targets=targets)
+    for labels in ({}, {"logits": -torch.eye(2)}):
+        for wrong in (targets, targets[1]):
+            with pytest.raises(UsageError, match="targets hold values that are not finite"):
+                DistilledDataset.from_tensors(images, targets=wrong, **labels)
 
 
 def test_small_positive_values_beyond_one_are_no_bytes():
