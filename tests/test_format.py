@@ -151,6 +151,7 @@ def test_a_newer_format_says_to_upgrade(tmp_path, artifact):
         {"classes": "abcd"},
         {"mean": [0.5, 0.5]},
         {"std": [0]},
+        {"std": [1e-31]},
         {"std": ["0.5"]},
         {"ipc": 0},
         {"ipc": 2.0},
@@ -294,6 +295,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, artifact, monkey
     [
         {"labels": {"temperature": 0}},
         {"labels": {"temperature": -1.0}},
+        {"labels": {"temperature": 1e-40}},
         {"labels": {"temperature": 1e30}},
         {"labels": {"temperature": "1"}},
         {"source": []},
