@@ -164,8 +164,8 @@ class Artifact:
                     f"artifact tensor {name!r}: expected {dtype} {list(shape)} by the metadata, "
                     f"got {tensor.dtype} {list(tensor.shape)}"
                 )
-            if not tensor.is_contiguous():  # or every access would copy all of it
-                object.__setattr__(self, name, tensor.contiguous())
+            if not tensor.is_contiguous() or tensor.requires_grad:  # or every access would copy all of it
+                object.__setattr__(self, name, tensor.detach().contiguous())
         if self.logits is not None and not torch.isfinite(self.logits).all():
             raise FormatError("artifact tensor 'logits' holds values that are not finite")
 

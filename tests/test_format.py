@@ -104,6 +104,14 @@ def test_tensors_that_lie_otherwise_in_memory_are_written(artifact, tmp_path):
     assert torch.equal(f.read_artifact(tmp_path / "turned").images, artifact.images.transpose(3, 4))
 
 
+def test_logits_as_a_teacher_gives_them_are_numbers_alone(artifact, tmp_path):
+    graph = artifact.logits.clone().requires_grad_() * 1
+    made = dataclasses.replace(artifact, logits=graph)
+    f.write_artifact(tmp_path / "made", made)
+    assert made.content_hash == artifact.content_hash
+    assert not made.logits.requires_grad
+
+
 @pytest.mark.parametrize("keep", [0, 7, 300, -1])
 def test_a_truncated_file_is_refused(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
