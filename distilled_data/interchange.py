@@ -32,7 +32,7 @@ from .files import advice, replacing, write_file
 from .format import ARTIFACT_FILE, METADATA_KEY, Artifact, Metadata, parse_metadata
 from .manifest import Fingerprint
 from .pictures import check_depth, check_opaque
-from .tensors import artifact_of, own, per_channel
+from .tensors import artifact_of, check_numbers, own, per_channel
 
 if TYPE_CHECKING:
     from .dataset import DistilledDataset
@@ -112,6 +112,7 @@ def read_set(
         raise FormatError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
     ours = found.metadata if all(word is None for word in (classes, factor, mean, std, values)) else None
     if factor is None:
+        check_numbers("images", found.images)
         factor = found.factor or _guess_factor(found.images)
     chosen = found.classes if classes is None else classes
     artifact = artifact_of(

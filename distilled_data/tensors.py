@@ -209,10 +209,7 @@ def _warn_of_rounding(logits: Tensor, stored: Tensor, temperature: float) -> Non
 
 
 def own(name: str, values: Any) -> Tensor:
-    """A copy on the CPU: what becomes of the values later does not change the set.
-
-    Raises `UsageError` for anything but real numbers that are all there.
-    """
+    """A copy on the CPU: what becomes of the values later does not change the set. Raises `UsageError`."""
     tensor = values
     if not isinstance(values, Tensor):
         try:
@@ -220,6 +217,13 @@ def own(name: str, values: Any) -> Tensor:
             tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
         except (TypeError, ValueError, RuntimeError) as error:
             raise UsageError(f"{name} must be a tensor or an array of numbers, got {values!r:.80}") from error
+    check_numbers(name, tensor)
+    dtype = torch.int64 if tensor.dtype in UNSIGNED else tensor.dtype
+    return tensor.detach().to("cpu", dtype, copy=tensor is values)
+
+
+def check_numbers(name: str, tensor: Tensor) -> None:
+    """Raises `UsageError` for anything but real numbers that are all there."""
     dense = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_nested
     if not dense or tensor.dtype not in (torch.bool, torch.uint8, *SIGNED, *FLOATS, *UNSIGNED):
         kind = "nested" if tensor.is_nested else "meta" if tensor.is_meta else f"{tensor.layout}"
@@ -227,8 +231,6 @@ def own(name: str, values: Any) -> Tensor:
             f"{name} must be a dense tensor of whole numbers or of floats of 16 bits or more, got one of "
             f"{tensor.dtype}, {kind}"
         )
-    dtype = torch.int64 if tensor.dtype in UNSIGNED else tensor.dtype
-    return tensor.detach().to("cpu", dtype, copy=tensor is values)
 
 
 def per_channel(values: Sequence[float]) -> Tensor:

@@ -61,6 +61,15 @@ def test_one_text_is_not_taken_for_the_names_of_as_many_classes(pixels, tmp_path
         read_set(tmp_path / "a.pt", classes="0123456789", factor=1, values="unit")
 
 
+@pytest.mark.parametrize("change", [lambda images: images.to("meta"), lambda images: images + 1j])
+def test_images_without_numbers_to_look_at_are_refused_before_their_factor_is_guessed(
+    pixels, tmp_path, change
+):
+    torch.save([change(pixels / 255), NUMBERS], tmp_path / "a.pt")
+    with pytest.raises(UsageError, match="images must be a dense tensor"):
+        read_set(tmp_path / "a.pt", classes=DIGITS, values="unit")
+
+
 def test_the_file_of_dc_holds_experiments_and_accuracies_as_numpy_numbers(pixels, tmp_path):
     pairs = [[normalised(part).requires_grad_(), NUMBERS] for part in (pixels, pixels.flip(3))]
     accuracies = {"ConvNet": [np.float64(0.5), np.float32(0.25)]}
