@@ -85,6 +85,13 @@ class Result:
     machine: str = ""  # that scored it
 
 
+def sqlite_url(path: Path) -> str:
+    """The storage in a file, in SQLAlchemy's own words: what it takes as quoted depends on its version."""
+    with MissingExtraError.unless("optuna", "search", "architecture search"):
+        from sqlalchemy import URL
+    return URL.create("sqlite", database=str(path)).render_as_string()
+
+
 def open_studies(storage: str, strategies: Mapping[str, str], *, make: bool = True) -> dict[str, Study]:
     """Studies of one database, and their strategies, by name; made, as the database is, if they do not exist,
     or with `make=False` left out, as all are where SQLite would make the database.

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+import sqlalchemy
 import torch
 from artifacts import make_artifact
 from children import is_alive, run_tool, start
@@ -438,7 +439,8 @@ def test_results_that_another_search_put_there_meanwhile_are_not_replaced(
 
 
 def test_a_search_stops_when_its_time_is_up_and_goes_on(here, set_folder, tmp_path):
-    arguments = (set_folder, "--axis", "width=4", "--labels", "hard", "--output", "a?%20b", "--jobs", "1")
+    name = "a?%20b" if sqlalchemy.__version__ >= "2.1" else "a %20b"  # before, no URL can have a ? in a name
+    arguments = (set_folder, "--axis", "width=4", "--labels", "hard", "--output", name, "--jobs", "1")
     status, output, _ = here("search_architectures.py", *arguments, "--time-budget", "2s", settings=QUICK)
     assert status == 75  # 180 of them take longer, wherever it was stopped
     assert "go on with the same command" in output
@@ -447,7 +449,7 @@ def test_a_search_stops_when_its_time_is_up_and_goes_on(here, set_folder, tmp_pa
     assert status == 0, error
     assert "(3 complete)" in output
     assert "trusted" not in output  # nothing was verified
-    assert (tmp_path / "a?%20b" / "search.db").exists()
+    assert (tmp_path / name / "search.db").exists()
 
 
 def test_a_search_that_waits_for_the_teacher_of_another_hears_a_stop(here, set_folder, tmp_path):

@@ -21,7 +21,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import torch
 from command_line import (
@@ -45,7 +44,7 @@ from ncfm_engine.plan import in_words, many, resolve_device, seconds_of_some
 from ncfm_engine.provenance import command, provenance
 from ncfm_engine.proxies import PROTOCOL, PROXIES, VALIDATION, Proxy, proxies, splits
 from ncfm_engine.report import Bars, Report, silent
-from ncfm_engine.search import CHECKS, EARLY_ENDING, STRATEGIES
+from ncfm_engine.search import CHECKS, EARLY_ENDING, STRATEGIES, sqlite_url
 from ncfm_engine.spaces import SPACES, Architecture, Space, load_space
 from ncfm_engine.stop import StopRequest, in_turn
 from tools.architectures.campaign import ACCURACY, ALL, RANKINGS, Campaign
@@ -133,7 +132,7 @@ def main(arguments: argparse.Namespace) -> None:
             space,
             candidates,
             ways_to_score(arguments, dataset, config, device, output, stop, show),
-            arguments.storage or f"sqlite:///{quote(str(database_of(arguments, output)))}",
+            arguments.storage or sqlite_url(database_of(arguments, output)),
             arguments.strategy,
             arguments.verify,
             arguments.seed,
