@@ -316,7 +316,8 @@ def verify_folder(folder: str | Path, files: Sequence[str] | None = None) -> Non
             f"{folder} holds several sets; expected the folder of one: {', '.join(manifest.configurations)}"
         )
     try:
-        for name in manifest.files if files is None else files:
+        others = [name for name in manifest.files if name != ARTIFACT_FILE]  # which is hashed as it is read
+        for name in others if files is None else files:
             path = folder / name
             if not path.is_file():
                 raise IntegrityError(f"{path} is missing; the manifest names it. Get the folder again.")

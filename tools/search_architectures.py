@@ -323,10 +323,8 @@ def describe(
     teacher = recipe_of(dataset, arguments.dataset).pretrain
     labelling = f"{many(teacher.networks, 'network')}, {many(teacher.epochs, 'epoch')}"
     rungs = f", ending at 1/{CHECKS} or 3/{CHECKS}" if arguments.strategy in EARLY_ENDING else ""
-    time = (
-        f"{'at most' if rungs else 'about'} {', '.join(times)}, one after the other, for the passes through "
-    )
-    time += "candidates alone"
+    time = f"{'at most' if rungs else 'about'} {', '.join(times)}, one after the other, "
+    time += "for the passes through candidates alone"
     lines = [
         f"candidates   {count} of {arguments.space}, {many(config.repeats, 'network')} each, on "
         f"{', '.join(ways)}",
