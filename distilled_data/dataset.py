@@ -496,7 +496,7 @@ class DistilledDataset(Dataset[Any]):
         """
         if self.folder is None:
             raise UsageError("this set was made in memory; there is no folder to verify")
-        verify_folder(self.folder, None if self.revision is None else [ARTIFACT_FILE])
+        verify_folder(self.folder, None if self.revision is None else [])
 
     def _derived(self, artifact: Artifact, labels: str) -> Self:
         derived = type(self)(artifact, labels, self.folder, self.revision)

@@ -19,6 +19,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -285,7 +286,7 @@ def _read_npz(path: Path) -> Found:
         optional: dict[str, Any] = {
             "classes": tuple(map(_text, arrays["classes"].flatten())) if "classes" in arrays else None,
             "logits": own("logits", arrays["logits"]) if "logits" in arrays else None,
-            "factor": int(arrays.get("factor", 1)),
+            "factor": index(arrays["factor"].item()) if "factor" in arrays else 1,
             "temperature": float(arrays.get("temperature", 1.0)),
             "metadata": parse_metadata(path, str(arrays[METADATA_KEY])) if METADATA_KEY in arrays else None,
         } | {name: arrays[name].tolist() for name in ("mean", "std") if name in arrays}

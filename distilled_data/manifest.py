@@ -304,10 +304,11 @@ def replace_artifact(folder: Path, artifact: Artifact) -> None:
     write_files({folder / ARTIFACT_FILE: content, folder / MANIFEST_FILE: changed.to_bytes()})
 
 
-def verify_folder(folder: str | Path, files: Sequence[str] | None = None) -> None:
-    """Compare the bytes of `files` (default: all in the manifest, and the content hash) with `manifest.json`.
+def verify_folder(folder: str | Path, others: Sequence[str] | None = None) -> Artifact:
+    """Compare the artifact, and the files `others` (default: all in the manifest), with `manifest.json`.
 
-    Raises `IntegrityError` for a file that is missing or differs, `FormatError` for no folder of one set.
+    Returns the artifact of those bytes. Raises `IntegrityError` for a file that is missing or differs,
+    `FormatError` for no folder of one set.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -316,24 +317,24 @@ def verify_folder(folder: str | Path, files: Sequence[str] | None = None) -> Non
             f"{folder} holds several sets; expected the folder of one: {', '.join(manifest.configurations)}"
         )
     try:
-        others = [name for name in manifest.files if name != ARTIFACT_FILE]  # which is hashed as it is read
-        for name in others if files is None else files:
+        for name in manifest.files if others is None else others:
+            if name == ARTIFACT_FILE:  # hashed as it is read
+                continue
             path = folder / name
             if not path.is_file():
                 raise IntegrityError(f"{path} is missing; the manifest names it. Get the folder again.")
             manifest.files[name].check(path, "Get the folder again.")
-        if files is not None:
-            return
-        found = read_verified(folder / ARTIFACT_FILE, [manifest.files[ARTIFACT_FILE]]).content_hash
-        if found != manifest.content_hash:
+        artifact = read_verified(folder / ARTIFACT_FILE, [manifest.files[ARTIFACT_FILE]])
+        if artifact.content_hash != manifest.content_hash:
             raise IntegrityError(
-                f"{folder}: the manifest says {manifest.content_hash}, the artifact is {found}. "
-                "Get the folder again."
+                f"{folder}: the manifest says {manifest.content_hash}, the artifact is "
+                f"{artifact.content_hash}. Get the folder again."
             )
+        return artifact
     except IntegrityError:
         if not replaced(folder, manifest):
             raise
-        verify_folder(folder, files)
+        return verify_folder(folder, others)
 
 
 def replaced(folder: Path, manifest: Manifest) -> bool:

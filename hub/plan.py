@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 
 from distilled_data import AccessError, Artifact, FormatError, IntegrityError, UsageError
 from distilled_data.client import LIBRARY, call, check_arguments
-from distilled_data.format import ARTIFACT_FILE, CARD_FILE, FOLDER_FILES, MANIFEST_FILE, read_artifact
+from distilled_data.format import CARD_FILE, FOLDER_FILES, MANIFEST_FILE
 from distilled_data.manifest import (
     Fingerprint,
     Index,
@@ -120,8 +120,7 @@ def plan_push(folder: str | Path, repo_id: str, options: PushOptions | None = No
     """
     folder, options = Path(folder), options or PushOptions()
     check_arguments(repo_id, options.token, options.endpoint)
-    verify_folder(folder)
-    artifact = read_artifact(folder / ARTIFACT_FILE)
+    artifact = verify_folder(folder)
     api = hub_api(options)
     if "/" not in repo_id:
         repo_id = f"{call(repo_id, api.whoami)['name']}/{repo_id}"

@@ -155,8 +155,7 @@ def _stages(
 def _recorded(plan: Plan, artifact: Artifact) -> list[dict[str, Any]] | None:
     """The rows of a run that was finished already, if its folder holds this very artifact and is whole."""
     try:
-        verify_folder(plan.output)
-        stored = read_artifact(plan.output / ARTIFACT_FILE)
+        stored = verify_folder(plan.output)
         rows = read_json(plan.run_folder / RESULTS_FILE)["rows"]
     except (OSError, ArtifactError):
         return None

@@ -393,6 +393,7 @@ def test_a_damaged_file_is_named(name, pixels, tmp_path):
         ({"labels": torch.zeros(30, 4)}, "targets have 4 classes, the names given are 10"),
         ({"logits": torch.zeros(20, 1, 10)}, "logits for each of 30 images, got \\[20, 1, 10\\]"),
         ({"factor": np.array([2, 2])}, "holds arrays of no use here"),
+        ({"factor": np.array(1.5)}, "holds arrays of no use here"),
         ({"logits": np.array(["a"] * 30)}, "holds arrays of no use here"),
         ({"mean": torch.tensor(0.5)}, "mean must be numbers, one per channel, got 0.5"),
     ],

@@ -47,14 +47,14 @@ def test_a_set_verifies_whose_artifact_is_new_already_and_whose_manifest_is_not(
     measured = dataclasses.replace(artifact.metadata, results=({"ipc": 1},))
     replace_artifact(folder, dataclasses.replace(artifact, metadata=measured))
     new = (folder / f.MANIFEST_FILE).read_bytes()
-    for files in (None, [f.ARTIFACT_FILE]):
+    for others in (None, []):
         (folder / f.MANIFEST_FILE).write_bytes(old)
         monkeypatch.setattr(m.time, "sleep", lambda seconds: (folder / f.MANIFEST_FILE).write_bytes(new))
-        verify_folder(folder, files)
+        verify_folder(folder, others)
         (folder / f.MANIFEST_FILE).write_bytes(old)
         monkeypatch.setattr(m.time, "sleep", lambda seconds: None)
         with pytest.raises(IntegrityError, match="not the file that was published"):
-            verify_folder(folder, files)
+            verify_folder(folder, others)
 
 
 @pytest.mark.parametrize(

@@ -162,12 +162,11 @@ class Campaign:
     def _is_done(self, row: Row, stage: str, plan: Plan) -> bool:
         """Whether this very evaluation was made of the artifact of this very recipe, which is whole."""
         try:
-            verify_folder(plan.output)
-            there = DistilledDataset.from_folder(plan.output)
+            there = verify_folder(plan.output)
             results, _ = (read_json(plan.run_folder / name) for name in (RESULTS_FILE, COSTS_FILE))
         except (OSError, ArtifactError):
             return False
-        if _of_results(Recipe.from_dict(there.info.recipe["settings"])) != _of_results(plan.recipe):
+        if _of_results(Recipe.from_dict(there.metadata.recipe["settings"])) != _of_results(plan.recipe):
             return False
         config = self._recipe(row, stage, plan).evaluate
         wanted = [self._settings(row, stage, plan), there.content_hash, config.repeats]
