@@ -8,8 +8,8 @@ full       on all real images, to the end: the truth that the others try to tell
 
 All real images are those of the training set that were not held out; the first three, which take as many
 optimiser steps, are tested on the others. That is equal time, but for early stopping, whose batches are
-always full: where the last batch of an epoch of the set is not, it sees more images in as many steps (of 400
-in batches of 128, 28 % more). The truth alone is measured on the test set.
+nearly always full: where the last batch of an epoch of the set is not, it sees more images in as many steps
+(of 400 in batches of 128, 28 % more). The truth alone is measured on the test set.
 """
 
 import copy

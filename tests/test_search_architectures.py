@@ -121,7 +121,7 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path, monk
     assert [row["distilled"] for row in again["candidates"]] == [
         row["distilled"] for row in found["candidates"]
     ]
-    assert "They are the best, some in the middle and some at random by the ranking" in output
+    assert "These candidates are the best, some in the middle and some at random by the ranking" in output
     assert "other searches" not in output
     assert "the picks of the others and of the ranking by accuracy: correlations are usually" in output
     of_others = markdown(found | {"verified": {"best": sorted(verified)[:1]}})
@@ -129,7 +129,7 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path, monk
     everything = [
         row | {"full": row["full"] or {"state": "failed", "reason": "?"}} for row in found["candidates"]
     ]
-    assert "They are" not in markdown(found | {"candidates": everything}).split("## Failed")[0]
+    assert "These candidates are" not in markdown(found | {"candidates": everything}).split("## Failed")[0]
 
     unread = ("--dataset", "npz:missing.npz")  # the folder is looked at before the images are
     status, _, error = here("search_architectures.py", *arguments, "--seed", "3", *unread, settings=QUICK)
@@ -213,7 +213,7 @@ def test_searches_in_one_storage_share_what_they_have_in_common(here, set_folder
     assert len(known["candidates"]) == 8
     assert [row["full"] for row in known["candidates"] if row["full"]] == [row["full"] for row in found[0]]
     assert known["trust"]["distilled"]["all"]["n"] == 2
-    assert "Other searches in the same storage chose them" in output
+    assert "Other searches in the same storage chose these candidates" in output
 
 
 def test_a_report_names_the_machines_that_trained_not_the_one_that_wrote_it(
@@ -247,7 +247,7 @@ def test_another_proxy_is_compared_with_the_truth_of_a_search(here, set_folder, 
     assert {str(row["architecture"]): row["full"] for row in found["candidates"]} == truth
     assert found["trust"]["distilled"]["all"]["n"] == len(truth) < 8
     assert found["steps"] == 2 * content(tmp_path / "first")["steps"]
-    assert "They are those that the search `first` trained in full; its report says how" in output
+    assert "These candidates are those that the search `first` trained in full; its report says how" in output
     assert not (second / "search.db").exists()
 
     (tmp_path / "first" / "search.db").rename(tmp_path / "elsewhere.db")  # search.json is enough

@@ -30,19 +30,22 @@ TITLES = {
 SHOWN = 10  # candidates in the report
 MACHINES = "; "  # between those that a truth is of, which was taken from another search
 CHOSEN = (
-    " They are the best, some in the middle and some at random by the ranking of the distilled images, and "
-    "the picks of the others{}: correlations are usually higher among such than among all candidates."
+    " These candidates are the best, some in the middle and some at random by the ranking of the distilled "
+    "images, and the picks of the others{}: correlations are usually higher among such than among all "
+    "candidates."
 )
 CHOSEN_BY_OTHERS = (
-    " Other searches in the same storage chose them and trained them: correlations may not be those among "
-    "all candidates."
+    " Other searches in the same storage chose these candidates and trained them: correlations may not be "
+    "those among all candidates."
 )
 CHOSEN_BY_BOTH = (
-    " They are the best, some in the middle and some at random by the ranking of the distilled images, the "
-    "picks of the others{}, and what other searches in the same storage chose: correlations may not be those "
-    "among all candidates."
+    " These candidates are the best, some in the middle and some at random by the ranking of the distilled "
+    "images, the picks of the others{}, and what other searches in the same storage chose: correlations may "
+    "not be those among all candidates."
 )
-CHOSEN_BEFORE = " They are those that the search `{}` trained in full; its report says how they were chosen."
+CHOSEN_BEFORE = (
+    " These candidates are those that the search `{}` trained in full; its report says how they were chosen."
+)
 
 TITLE = "## Can the ranking be trusted?"
 UNKNOWN = (
@@ -67,7 +70,7 @@ AGAIN = "They are tried again when the code of their space has changed, or with 
 
 
 def summary(head: Content, campaign: Campaign) -> dict[str, Any]:
-    """All that is known by now, as JSON has it. `trust` has the ways with candidates whose truth is known."""
+    """All that is known by now, for JSON. `trust` is {} until there are a truth and scores of each way."""
     results = campaign.results()
     found = _trust(results) if FULL in results else ({}, {})
     scored = [result for found in results.values() for result in found if result]
