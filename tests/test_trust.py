@@ -1,6 +1,8 @@
 """What a proxy is worth, against figures worked out by hand and by scipy's documentation."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from ncfm_engine import trust as module
 from ncfm_engine.trust import agreement, lead, regret_over_time, select, top, trust, trust_by_loss
 
 TRUTH = [10.0, 20.0, 30.0, 40.0, 50.0]
+RESULTS = Path(__file__).parents[1] / "tools" / "results"
 
 
 def test_correlations_are_those_of_ranks():
@@ -230,3 +233,26 @@ def test_of_too_few_candidates_to_correlate_the_regret_is_told():
 def test_nothing_is_said_without_a_truth_or_a_score():
     assert alone([[1], [2]], [None, None]) is None
     assert alone([None, None], [10.0, 20.0]) is None
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/*/search.json")), ids=lambda path: path.parent.name)
+def test_what_is_published_of_trust_is_what_its_candidates_give(path):
+    content = json.loads(path.read_text())
+
+    def of(way: str, name: str, otherwise: object) -> list:
+        results = [row.get(way) or {} for row in content["candidates"]]
+        return [result[name] if result.get("state") == "complete" else otherwise for result in results]
+
+    ways = content["trust"]
+    found = trust(
+        {way: of(way, "accuracies", None) for way in ways},
+        {way: of(way, "seconds", 0.0) for way in ways},
+        of("full", "value", None),
+    )
+    for way, published in ways.items():
+        for group in ("all", "top", "behind"):
+            assert published[group] == pytest.approx(found[way][group])
+        for name, column in published["regret_over_time"].items():
+            assert column == pytest.approx(found[way]["regret_over_time"][name])
+        for name in ("pick", "tied", "pick_accuracy", "regret"):
+            assert published[name] == found[way][name]
