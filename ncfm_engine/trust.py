@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-TOP = 0.2  # share of the candidates, the best by the truth, that is compared by itself
+BEST = {"half": 0.5, "top": 0.2}  # shares of the candidates, the best by the truth, each compared by itself
 RESAMPLES = 1000  # of the bootstrap
 ORDERS = 200  # in which the candidates might have been tried
 DECIMALS = 9  # of a mean: who has as many right answers is equal, however they fall on its networks
@@ -85,9 +85,9 @@ def _kendall(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
         return products[1] / np.sqrt(products[0] * products[3])
 
 
-def top(truth: Sequence[float]) -> list[int]:
-    """The best share `TOP` by the truth, five at least, so that every proxy is asked about the same ones."""
-    count = max(5, round(TOP * len(truth)))
+def best(truth: Sequence[float], share: float) -> list[int]:
+    """The best `share` by the truth, five at least, so that every proxy is asked about the same ones."""
+    count = max(5, round(share * len(truth)))
     return np.argsort(-np.asarray(truth), kind="stable")[:count].tolist()
 
 
@@ -145,9 +145,10 @@ def trust(
 
     `accuracies` are those of the networks of each candidate (percent), None where it was not scored to the
     end; the proxy is their mean, and "single" the Spearman correlation of one network of each. Correlations
-    are over the candidates that are known in all ways. The pick is the best of all, whether its truth is
-    known or not, the first of those that are "tied"; its "regret" is what its truth falls short of the best
-    one there is, in points; "behind" is how much less its correlation is than that of the first way.
+    are over the candidates that are known in all ways, "all" of them and those of `BEST`. The pick is the
+    best of all, whether its truth is known or not, the first of those that are "tied"; its "regret" is what
+    its truth falls short of the best one there is, in points; "behind" is how much less its correlation is
+    than that of the first way.
     """
     known = [index for index, value in enumerate(truth) if value is not None]
     common = [index for index in known if all(column[index] for column in accuracies.values())]
@@ -155,7 +156,8 @@ def trust(
         return {}
     right = [value for index in common if (value := truth[index]) is not None]
     highest = max(value for value in truth if value is not None)
-    best, found, first = top(right), {}, []
+    groups = {group: best(right, share) for group, share in BEST.items()}
+    found, first = {}, []
     for way, column in accuracies.items():
         means = {i: round(statistics.fmean(row), DECIMALS) for i, row in enumerate(column) if row}
         proxy, spent = [means[index] for index in common], [seconds[way][index] for index in common]
@@ -166,7 +168,10 @@ def trust(
         networks = zip(*(row for index in common if (row := column[index])), strict=True)
         found[way] = {
             "all": agreement(proxy, right),
-            "top": agreement([proxy[place] for place in best], [right[place] for place in best]),
+            **{
+                group: agreement([proxy[place] for place in places], [right[place] for place in places])
+                for group, places in groups.items()
+            },
             "single": [agreement(values, right)["spearman"] for values in networks],
             "behind": lead(first, proxy, right),
             "pick": pick,

@@ -674,7 +674,8 @@ def test_a_report_tells_all_that_was_found_of_every_way():
     def of(base):
         return {
             "all": correlation(6, base, base + 0.01),
-            "top": correlation(5, base + 0.02, base + 0.03),
+            "half": correlation(5, base + 0.02, base + 0.03),
+            "top": correlation(4, base + 0.06, base + 0.07),
             "single": [base + 0.04, None],
             "behind": correlation(6, base + 0.05, 0.0),
             "pick": 0,
@@ -704,13 +705,20 @@ def test_a_report_tells_all_that_was_found_of_every_way():
         "| below distilled images by |  | 0.35 (0.25 to 0.45) | 0.45 (0.35 to 0.55) |",
         "| Kendall, all | 0.51 (0.41 to 0.61) | 0.31 (0.21 to 0.41) | 0.41 (0.31 to 0.51) |",
         "| Spearman, the 5 best | 0.52 (0.42 to 0.62) | 0.32 (0.22 to 0.42) | 0.42 (0.32 to 0.52) |",
-        "| Kendall, the best | 0.53 (0.43 to 0.63) | 0.33 (0.23 to 0.43) | 0.43 (0.33 to 0.53) |",
+        "| Kendall, the 5 best | 0.53 (0.43 to 0.63) | 0.33 (0.23 to 0.43) | 0.43 (0.33 to 0.53) |",
+        "| Spearman, the 4 best | 0.56 (0.46 to 0.66) | 0.36 (0.26 to 0.46) | 0.46 (0.36 to 0.56) |",
+        "| Kendall, the 4 best | 0.57 (0.47 to 0.67) | 0.37 (0.27 to 0.47) | 0.47 (0.37 to 0.57) |",
         "| Spearman, all, of single networks | 0.54, - | 0.34, - | 0.44, - |",
         "| accuracy of the pick (best of those trained in full 95.0) | 50.0 | 30.0 | 40.0 |",
         "| regret, points | 25.0 | 15.0 | 20.0 |",
         "| seconds for one trained to the end | 1.00 | 2.00 | 3.00 |",
     ]
     assert "![score against full accuracy](scatter.png)\n![regret over time](regret.png)" in table
+    for count, shown in ((4, "0.52"), (6, None)):  # of equally many candidates once
+        for way in found.values():
+            way["half"]["n"], way["top"]["n"] = count, count
+        lines = [line for line in markdown(content).splitlines() if line.startswith("| Spearman, the ")]
+        assert [line.split(" (")[0] for line in lines] == [f"| Spearman, the 4 best | {shown}"] * bool(shown)
 
 
 def test_plots_show_scores_with_their_truth_the_picks_and_the_regret_over_time(tmp_path, monkeypatch):
@@ -784,7 +792,7 @@ def test_searches_are_compared_in_one_table():
                     "spearman_low": value - 0.1,
                     "spearman_high": value + 0.1,
                 },
-                "top": {"n": 14, "spearman": None, "spearman_low": None, "spearman_high": None},
+                "half": {"n": 36, "spearman": None, "spearman_low": None, "spearman_high": None},
                 "regret": 2 * value,
             }
             for way, value in values.items()

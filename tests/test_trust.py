@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from ncfm_engine import trust as module
-from ncfm_engine.trust import agreement, lead, regret_over_time, select, top, trust, trust_by_loss
+from ncfm_engine.trust import BEST, agreement, best, lead, regret_over_time, select, trust, trust_by_loss
 
 TRUTH = [10.0, 20.0, 30.0, 40.0, 50.0]
 RESULTS = Path(__file__).parents[1] / "tools" / "results"
@@ -131,10 +131,10 @@ def test_of_few_candidates_none_is_verified_twice(count):
     assert len(chosen) == min(6, count)
 
 
-def test_the_top_group_is_the_best_fifth_by_the_truth():
-    assert sorted(top([float(k) for k in range(50)])) == list(range(40, 50))
-    assert len(top([1.0, 2.0, 3.0])) == 3
-    assert len(top([float(k) for k in range(10)])) == 5
+def test_the_best_are_a_share_by_the_truth_and_five_at_least():
+    assert sorted(best([float(k) for k in range(50)], 0.2)) == list(range(40, 50))
+    assert len(best([1.0, 2.0, 3.0], 0.2)) == 3
+    assert len(best([float(k) for k in range(10)], 0.2)) == 5
 
 
 def alone(accuracies, truth):
@@ -189,7 +189,10 @@ def test_the_best_that_are_compared_by_themselves_are_so_by_the_truth():
     for name in ("spearman", "kendall"):
         assert found["top"][name] == pytest.approx(1)
         assert found["all"][name] < 0.9
-    assert found["top"]["n"] == 5
+    # of 6 to 11 the lowest is taken for the highest: rank differences 5, -1, -1, ...; 10 pairs against 5
+    assert found["half"]["spearman"] == pytest.approx(1 - 6 * (25 + 5) / (6 * 35))
+    assert found["half"]["kendall"] == pytest.approx((10 - 5) / 15)
+    assert (found["half"]["n"], found["top"]["n"]) == (6, 5)
 
 
 def test_candidates_that_tie_for_the_best_are_counted():
@@ -250,7 +253,7 @@ def test_what_is_published_of_trust_is_what_its_candidates_give(path):
         of("full", "value", None),
     )
     for way, published in ways.items():
-        for group in ("all", "top", "behind"):
+        for group in ("all", *BEST, "behind"):
             assert published[group] == pytest.approx(found[way][group])
         for name, column in published["regret_over_time"].items():
             assert column == pytest.approx(found[way]["regret_over_time"][name])

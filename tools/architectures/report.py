@@ -13,7 +13,7 @@ from ncfm_engine.proxies import FULL, PROXIES
 from ncfm_engine.report import plot_agreement, plot_regret
 from ncfm_engine.search import EARLY_ENDING, Result
 from ncfm_engine.spaces import Architecture
-from ncfm_engine.trust import trust, trust_by_loss
+from ncfm_engine.trust import BEST, trust, trust_by_loss
 from tools.listing import write_rows
 from tools.markdown import score, table
 
@@ -261,16 +261,11 @@ def _trust_table(content: Content) -> list[str]:
     def correlation(group: str, name: str) -> list[str]:
         return [_interval(found[way][group], name) for way in PROXIES]
 
-    best = found[PROXIES[0]]["top"]["n"]
-    of_the_best = {
-        f"Spearman, the {best} best": correlation("top", "spearman"),
-        "Kendall, the best": correlation("top", "kendall"),
-    }
     correlations = {
         f"Spearman, all {compared}": correlation("all", "spearman"),
         "below distilled images by": ["", *correlation("behind", "spearman")[1:]],
         "Kendall, all": correlation("all", "kendall"),
-        **(of_the_best if best < compared else {}),  # of all they would stand there twice
+        **_of_the_best(found, "spearman", "kendall"),
         "Spearman, all, of single networks": [
             ", ".join("-" if value is None else f"{value:z.2f}" for value in found[way]["single"])
             for way in PROXIES
@@ -307,12 +302,12 @@ def _by_loss(content: Content) -> list[str]:
     found = content.get("trust_by_loss")
     if not found or found[PROXIES[0]]["all"]["n"] < 3:
         return []
-    all_, best = (found[PROXIES[0]][group]["n"] for group in ("all", "top"))
-    of_the_best = [_interval(found[way]["top"], "spearman") for way in PROXIES]
     lines = {
-        f"Spearman, all {all_}": [_interval(found[way]["all"], "spearman") for way in PROXIES],
+        f"Spearman, all {found[PROXIES[0]]['all']['n']}": [
+            _interval(found[way]["all"], "spearman") for way in PROXIES
+        ],
         "above that by accuracy by": [_interval(found[way]["gain"], "spearman") for way in PROXIES],
-        **({f"Spearman, the {best} best": of_the_best} if best < all_ else {}),
+        **_of_the_best(found, "spearman"),
         "accuracy of the pick": [_points(found[way]["pick_accuracy"]) for way in PROXIES],
         "regret, points": [_points(found[way]["regret"]) for way in PROXIES],
     }
@@ -322,6 +317,18 @@ def _by_loss(content: Content) -> list[str]:
         "",
         *table(["", *(TITLES[way] for way in PROXIES)], [[name, *cells] for name, cells in lines.items()]),
     ]
+
+
+def _of_the_best(found: Content, *names: str) -> dict[str, list[str]]:
+    """Correlations of the better half and of the best fifth, but for what would stand there twice."""
+    counts = {group: found[PROXIES[0]][group]["n"] for group in ("all", *BEST)}
+    groups = {count: group for group, count in reversed(counts.items())}  # of equal ones the larger share
+    return {
+        f"{name.capitalize()}, the {count} best": [_interval(found[way][group], name) for way in PROXIES]
+        for count, group in reversed(groups.items())
+        if group != "all"
+        for name in names
+    }
 
 
 def _chosen(verified: Content, known: Sequence[bool]) -> str:
@@ -362,9 +369,9 @@ def comparison(contents: Sequence[Content]) -> str:
     contents = [content for content in contents if content["trust"]]
     names = [TITLES[way].removesuffix(" images") for way in PROXIES]
     counts = {found["trust"]["distilled"]["all"]["n"] for found in contents}
-    best = {found["trust"]["distilled"]["top"]["n"] for found in contents}
+    half = {found["trust"]["distilled"]["half"]["n"] for found in contents}
     head = ["set, labels, steps"]
-    for title in (f"Spearman of {_numbers(counts)}", f"of the {_numbers(best)} best", "regret, points"):
+    for title in (f"Spearman of {_numbers(counts)}", f"of the {_numbers(half)} best", "regret, points"):
         head += [f"{title}: {names[0]}", *names[1:]]
     rows = []
     for content in sorted(
@@ -373,7 +380,7 @@ def comparison(contents: Sequence[Content]) -> str:
         found = [content["trust"][way] for way in PROXIES]
         cells = [f"{content['set']}, {content['labels']}, {content['steps']}"]
         cells += [_interval(way["all"], "spearman") for way in found]
-        best_of = [way["top"]["spearman"] for way in found]
+        best_of = [way["half"]["spearman"] for way in found]
         cells += ["-" if value is None else f"{value:z.2f}" for value in best_of]
         cells += [_points(way["regret"]) for way in found]
         rows.append(cells)
