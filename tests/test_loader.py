@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distilled_data import DistilledDataset, UnknownNameError, UsageError
 from distilled_data.loader import Loader
@@ -51,6 +52,27 @@ def test_no_batch_waits_for_the_device(data, labels, mix):
     # tensors on "meta" have no values: reading one on the host raises
     loader = data.with_labels(labels).loader(20, device="meta", augment="dsa", mix=mix)
     assert [len(images) for images, _ in loader] == [20, 20, 8]
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies that nobody waits for, and tensors of float64, which "mps" has not."""
+
+    def __init__(self):
+        super().__init__()
+        self.unawaited, self.doubles = 0, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        made = function(*arguments, **(options or {}))
+        self.unawaited += bool((options or {}).get("non_blocking"))
+        self.doubles += isinstance(made, torch.Tensor) and made.dtype == torch.float64
+        return made
+
+
+@pytest.mark.parametrize(("labels", "mix"), [("soft", "cutmix"), ("hard", "mixup"), ("logits", None)])
+def test_a_device_other_than_cudas_is_waited_for_and_given_no_float64(data, labels, mix):
+    with Copies() as copies:
+        list(data.with_labels(labels).loader(20, device="meta", augment="dsa", mix=mix))
+    assert (copies.unawaited, copies.doubles) == (0, 0)
 
 
 def test_every_sample_comes_once_per_epoch_with_its_own_target():
