@@ -38,13 +38,15 @@ def seeded_with(seed: int, device: torch.device | str = "cpu") -> Iterator[None]
     `seed`. Afterwards they are as they were before.
     """
     device, before, theirs = torch.device(device), random.getstate(), np.random.get_state()
-    gpus = [device] if device.type == "cuda" else []
+    kind = device.type if device.type in ("cuda", "mps") else None  # that has a generator of its own
     try:
-        with torch.random.fork_rng(gpus):
+        with torch.random.fork_rng([device] if kind else [], device_type=kind):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach all GPUs
-            for gpu in gpus:
-                with torch.cuda.device(gpu):
+            if kind == "cuda":
+                with torch.cuda.device(device):
                     torch.cuda.manual_seed(seed)
+            elif kind == "mps":
+                torch.mps.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed % 2**32)
             yield

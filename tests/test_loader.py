@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distilled_data import DistilledDataset, UnknownNameError, UsageError
 from distilled_data.loader import Loader
+from distilled_data.randomness import seeded
 
 
 def counting(samples: int = 10, **options) -> Loader:
@@ -500,6 +501,21 @@ def test_callables_draw_the_same_when_an_epoch_is_resumed(data, augment):
     resumed.load_state_dict(data.loader(5, **options).state_dict() | {"batch": 2})
     assert same(list(resumed), expected[2:])
     assert same(list(data.dataloader(5, **options)), expected)
+
+
+def test_on_a_mac_the_generator_of_its_gpu_is_seeded_too_and_left_as_it_was(monkeypatch):
+    gpu = torch.Generator().manual_seed(5)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda device: gpu.get_state())
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state, device: gpu.set_state(state))
+    monkeypatch.setattr(torch.mps, "manual_seed", gpu.manual_seed)
+    before, drawn = gpu.get_state(), []
+    for _ in range(2):
+        with seeded(0, "augment", device="mps"):
+            drawn.append(torch.rand(3, generator=gpu))
+        assert torch.equal(gpu.get_state(), before)
+        torch.rand(1, generator=gpu)
+        before = gpu.get_state()
+    assert torch.equal(*drawn)
 
 
 @pytest.mark.parametrize(
