@@ -134,6 +134,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         with contextlib.suppress(OSError):  # mounts without modes
             temporary.chmod(0o755)
+        with contextlib.suppress(FileNotFoundError):
+            path.rmdir()  # Windows puts no folder in the place of another, be it empty
         os.replace(temporary, path)
     except OutputError:
         raise

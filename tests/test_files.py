@@ -61,6 +61,21 @@ def test_a_new_folder_may_lie_in_others_that_are_not_there_yet(tmp_path):
     assert (tmp_path / "deep" / "er" / "est" / "a").read_bytes() == b"x"
 
 
+def test_a_new_folder_takes_the_place_of_an_empty_one_where_that_has_to_be_removed(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def as_on_windows(source, target):
+        if os.path.isdir(target):
+            raise PermissionError(errno.EACCES, "Access is denied", str(source), None, str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", as_on_windows)
+    (tmp_path / "out").mkdir()
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "a").touch()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "out", tmp_path / "out" / "a"]
+
+
 def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="could not write"):
