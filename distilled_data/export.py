@@ -7,7 +7,6 @@ class probabilities.
 
 import dataclasses
 import io
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,8 +84,8 @@ def to_webdataset(data: "DistilledDataset", path: str | Path) -> None:
         if path.exists():
             raise UsageError(f"{path} is there already; choose another name, or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
-        # equal sets give equal bytes
-        with replacing(path) as temporary, TarWriter(os.path.abspath(temporary), mtime=0.0) as shard:
+        # as a file, since a name may look like a URL; equal sets give equal bytes
+        with replacing(path) as new, new.open("wb") as file, TarWriter(file, mtime=0.0) as shard:
             for number, (content, label) in enumerate(zip(_pngs(data), data.targets.tolist(), strict=True)):
                 sample = {"__key__": f"{number:08d}", "png": content, "cls": label}
                 shard.write(sample if soft is None else sample | {"soft.npy": soft[number]})

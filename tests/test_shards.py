@@ -9,6 +9,7 @@ import shutil
 import sys
 import tarfile
 import threading
+from pathlib import PureWindowsPath
 
 import numpy as np
 import pytest
@@ -172,6 +173,16 @@ def test_shards_are_opened_by_url(tmp_path):
         read("pipe:cat /nowhere.tar")
     with pytest.raises(SourceError, match=r"the shard is cut or damaged|cannot be read"):
         load_source("wds:gopher://host/a.tar")
+
+
+@pytest.mark.parametrize("drive", ["c", "C"])
+def test_a_path_of_windows_is_no_url_and_its_folders_are_not_its_name(drive, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ncfm_engine.sources.shards.PurePath", PureWindowsPath)
+    write_tar(tmp_path / f"{drive}:\\test\\a.tar", sample("0"))
+    reader = ShardReader(f"{drive}:\\test\\a.tar")
+    assert [unit.part for unit in reader.units] == ["train"]
+    assert [record.label for record in reader.read(reader.units[0])] == [0]
 
 
 def test_missing_shards_are_named(tmp_path):

@@ -357,6 +357,7 @@ def test_shards_that_are_written_are_read_as_the_same_source(folder, tmp_path, m
     from ncfm_engine.sources import export
 
     monkeypatch.setattr(export, "SHARD_BYTES", 10 * IMAGES[0].size)
+    monkeypatch.setattr("webdataset.writer.gopen", None)  # which takes a path with a drive for a URL
     source = open_store(folder)
     shards = to_webdataset(source, tmp_path / "shards")
     assert [path.name for path in shards] == [*(f"train-{n:05d}.tar" for n in range(4)), "test-00000.tar"]

@@ -36,7 +36,8 @@ def to_webdataset(source: Source, folder: str | Path) -> list[Path]:
             pixels, labels = Images.of(images.images), images.targets.tolist()
             for number, first in enumerate(range(0, len(images), size)):
                 names.append(f"{part}-{number:05d}.tar")
-                with TarWriter(str(place / names[-1]), mtime=0.0) as shard:  # equal data give equal bytes
+                # as a file, since a path with a drive is taken for a URL; equal data give equal bytes
+                with (place / names[-1]).open("wb") as file, TarWriter(file, mtime=0.0) as shard:
                     for row in range(first, min(first + size, len(images))):
                         shard.write({"__key__": f"{row:08d}", "png": to_png(pixels[row]), "cls": labels[row]})
     return [Path(folder) / name for name in names]

@@ -86,7 +86,7 @@ class ShardReader:
         place, seen, key, files = Path(shard).name, set(), "", {}
         try:
             with (
-                self._open(shard) as stream,
+                self._open(shard) if is_remote(shard) else open(shard, "rb") as stream,
                 tarfile.open(fileobj=_Unzipped(stream), mode="r|*", tarinfo=_Entry) as archive,  # type: ignore[arg-type]
             ):
                 for entry in archive:
@@ -235,7 +235,7 @@ def _folder_name(shard: str) -> str:
 
 def _kinds(shards: Sequence[str]) -> dict[str, str | None]:
     """Of each shard "test", "val" or None, which is train."""
-    places = {shard: PurePosixPath(urlparse(shard).path if is_remote(shard) else shard) for shard in shards}
+    places = {s: PurePosixPath(urlparse(s).path) if is_remote(s) else PurePath(s) for s in shards}
     # Where all lie in one folder, its name says nothing about one of them.
     apart = len({place.parent for place in places.values()}) > 1
     kinds = {}
@@ -248,4 +248,4 @@ def _kinds(shards: Sequence[str]) -> dict[str, str | None]:
 
 
 def is_remote(url: str) -> bool:
-    return re.match(r"[a-z]+:", url) is not None
+    return re.match(r"[a-z]{2,}:", url) is not None  # a single letter names a drive of Windows
