@@ -313,12 +313,12 @@ def _text(name: object) -> str:
 def _read_folder(path: Path) -> Found:
     with MissingExtraError.unless("pillow", "engine", "reading images"):
         from PIL import Image
-    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and folder.name[0] != ".")
+    folders = [folder for folder in _by_name(path) if folder.is_dir()]
     if sets := [folder.name for folder in folders if (folder / ARTIFACT_FILE).exists()]:
         raise UsageError(f"{path} holds artifact folders, not classes: {', '.join(sets)}. Convert each.")
     arrays, numbers = [], []
     for number, folder in enumerate(folders):
-        for file in sorted(folder.iterdir()):
+        for file in _by_name(folder):
             if file.suffix.lower() in OTHERS or (file.is_dir() and _holds_images(file)):
                 raise FormatError(
                     f"{file} would be left out; expected images ({', '.join(SUFFIXES)}) right in the folder "
@@ -364,6 +364,13 @@ def _read_folder(path: Path) -> Found:
         factor=1,
         values="bytes",
     )
+
+
+def _by_name(folder: Path) -> list[Path]:
+    """What is in it and not hidden, as macOS hides "._1.png" beside "1.png". On Windows paths by themselves
+    would be sorted as if all letters were small, and be other classes than elsewhere.
+    """
+    return sorted((path for path in folder.iterdir() if path.name[0] != "."), key=lambda path: path.name)
 
 
 def without_labels(names: Sequence[str]) -> tuple[str, ...]:

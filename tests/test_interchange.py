@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import warnings
+from pathlib import PurePath
 
 import numpy as np
 import pytest
@@ -141,6 +142,27 @@ def test_class_folders_are_read_in_the_order_of_their_names(suffix, pixels, tmp_
     assert artifact.metadata.recipe == {"converted": {"factor": 1, "values": "bytes"}}
     error = (by_class(artifact).float() - pixels.float()).abs().mean()
     assert error == 0 if suffix != "jpg" else error < 40
+
+
+def test_class_folders_have_the_same_order_where_paths_ignore_the_case(tmp_path, monkeypatch):
+    shades = {"ant/a": 0, "ant/B": 1, "Bee/a": 2, "Bee/B": 3}
+    for name, shade in shades.items():
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (4, 4), shade).save(path)
+    monkeypatch.setattr(PurePath, "__lt__", lambda one, other: str(one).lower() < str(other).lower())
+    artifact = read_set(tmp_path)
+    assert artifact.metadata.classes == ("Bee", "ant")
+    assert artifact.images[..., 0, 0, 0].tolist() == [[3, 1], [2, 0]]
+
+
+def test_hidden_files_beside_images_as_macos_makes_them_are_left_out(tmp_path):
+    for name in "ab":
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.linear_gradient("L").save(tmp_path / "set" / name / "1.png")
+        (tmp_path / "set" / name / "._1.png").write_bytes(bytes.fromhex("0005160700020000"))
+        (tmp_path / "set" / name / ".DS_Store").touch()
+    assert read_set(tmp_path / "set").metadata.ipc == 1
 
 
 def test_class_folders_whose_numbers_are_in_another_order_than_their_names_are_told(tmp_path):
