@@ -1,6 +1,5 @@
 """What every stage of a run took, over all the pieces that it was done in."""
 
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -65,10 +64,15 @@ def forget_peak() -> None:
 def held(name: str) -> int:
     """Bytes of main memory that Linux counts under this name for this process: "VmRSS" now, "VmHWM" at most.
 
-    Other systems tell only the most it ever held. On Linux that would include the process that started it.
+    Other systems tell only the most it ever held, and Windows nothing, which is 0 here. On Linux that would
+    include the process that started it.
     """
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text(errors="replace").splitlines():
             if line.startswith(name + ":"):
                 return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

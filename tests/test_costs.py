@@ -90,3 +90,10 @@ def test_the_peak_of_a_gpu_is_that_of_the_largest_piece(monkeypatch):
 def test_a_run_that_has_no_costs_yet_can_be_resumed(tmp_path):
     assert Costs(tmp_path / "costs.json", "cpu", resume=True).stages == {}
     assert Costs(None, "cpu", resume=True).stages == {}
+
+
+def test_where_no_system_tells_what_is_held_it_is_0(monkeypatch):
+    monkeypatch.setattr("ncfm_engine.costs.Path", lambda name: Path("/nowhere"))
+    assert held("VmHWM") > 50 * 2**20
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert held("VmHWM") == 0

@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
+import mmap
 import os
 import shutil
 import subprocess
@@ -170,6 +172,22 @@ def test_distilling_from_several_files_or_a_part_of_them_gives_the_same_images(
     many = prepare(reader(), tmp_path / "many", workers=0)
     assert torch.equal(distilled(many), distilled(open_store(folder)))
     assert torch.equal(distilled(hold_out(many)), distilled(hold_out(open_store(folder))))
+
+
+def test_a_store_is_written_and_read_where_the_system_tells_no_memory_and_takes_no_advice(
+    tmp_path, monkeypatch
+):
+    def unknown(name: str) -> int:
+        raise ValueError("unrecognized configuration name")  # as Pythons built for older Macs say
+
+    monkeypatch.setattr(os, "sysconf", unknown)
+    assert store._memory() == math.inf
+    monkeypatch.delattr(os, "sysconf")  # as on Windows
+    assert store._memory() == math.inf
+    monkeypatch.delattr(mmap, "MADV_RANDOM")
+    monkeypatch.setattr(store, "MEMORY", 0)
+    prepare(reader(), tmp_path / "store", workers=0)
+    assert verify_store(tmp_path / "store") == len(IMAGES)
 
 
 def test_a_draw_reads_no_more_of_the_file_than_its_images_and_what_the_kernel_adds(tmp_path):

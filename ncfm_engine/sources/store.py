@@ -11,6 +11,7 @@ channel's pixels and of their squares: what mean, std and fingerprint of any sub
 reading an image.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -35,10 +36,19 @@ from .source import LabelledImages, Source, digest, pixel_sums
 INDEX_FILE = "index.json"
 FORMAT_VERSION = 1
 AGAIN = "Remove the folder and prepare it again."
-MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes that this machine has
 SHARD_BYTES = 2**30  # of images in a file, at most; one image at least
 
 _PAGE = 4096  # bytes; images begin at a multiple of it, so that the fewest pages hold one
+
+
+def _memory() -> float:
+    """Bytes that this machine has; infinite where Python cannot tell: on Windows, and on some Macs."""
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return math.inf
+
+
+MEMORY = _memory()
 
 
 @dataclass(frozen=True)
@@ -240,7 +250,7 @@ def _tensors(path: Path, count: int, shape: Sequence[int], scattered: bool) -> d
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (OSError, ValueError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}. {AGAIN}") from error
-    if scattered:
+    if scattered and hasattr(mmap, "MADV_RANDOM"):  # which Windows lacks
         mapped.madvise(mmap.MADV_RANDOM)  # else the kernel reads megabytes around every image
     return {
         name: torch.frombuffer(mapped, dtype=dtype, count=math.prod(size), offset=len(header) + begin).view(
