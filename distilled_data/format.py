@@ -233,9 +233,7 @@ def read_artifact(
         if names not in ({"images"}, {"images", "logits"}):
             raise FormatError(f"{path}: expected the tensors images and logits, got {sorted(names)}")
         for name in names:
-            part = file.get_slice(name)
-            expected = [_TENSORS[name][0], *metadata.shape(name)]
-            found = [part.get_dtype(), *part.get_shape()]
+            expected, found = [_TENSORS[name][0], *metadata.shape(name)], _stated(file.get_slice(name))
             if found != expected:
                 raise FormatError(
                     f"{path}: tensor {name!r}: expected {expected} by the metadata, got {found}"
@@ -248,6 +246,11 @@ def read_artifact(
     metadata = dataclasses.replace(metadata, ipc=ranks.stop)
     whole = Artifact(tensors["images"], metadata, tensors.get("logits"))
     return whole if classes is None else select_classes(whole, classes)
+
+
+def _stated(part: Any) -> list[Any]:
+    """Dtype and shape of a slice; an error would keep that, and Windows replaces no file that is mapped."""
+    return [part.get_dtype(), *part.get_shape()]
 
 
 def _views(content: Tensor) -> tuple[dict[str, Tensor], str | None]:

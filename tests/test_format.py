@@ -324,3 +324,12 @@ def test_a_field_of_the_metadata_that_is_there_twice_is_refused(artifact):
     text = artifact.metadata.to_json()
     with pytest.raises(FormatError, match="twice"):
         Metadata.from_json(text.replace('"std"', '"mean":[0.1],"std"'))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists what is mapped")
+def test_the_error_of_a_file_of_other_shapes_does_not_keep_it_mapped(path):
+    path.write_bytes(path.read_bytes().replace(b'"U8"', b'"I8"'))
+    with pytest.raises(FormatError, match=r"expected .'U8'") as caught:  # whose traceback holds what it met
+        f.read_artifact(path)
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    assert caught.value
