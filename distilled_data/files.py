@@ -7,11 +7,15 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError, OutputError, UsageError
+
+TRIES = 20 if os.name == "nt" else 1  # to replace a file that others read
+PAUSE = 0.05  # seconds between them
 
 
 def write_file(path: str | Path, content: bytes) -> None:
@@ -35,7 +39,7 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
                     os.chmod(temporaries[path], 0o644)
                 os.fsync(file.fileno())
         for path in contents:
-            os.replace(temporaries[path], path)
+            move(temporaries[path], path)
             del temporaries[path]
         for folder in {path.parent for path in contents}:
             _sync(folder)  # the renames themselves must survive a power cut
@@ -48,6 +52,17 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
         for temporary in temporaries.values():
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def move(source: str | Path, target: Path) -> None:
+    """Put a file in the place of another. Windows refuses that while anybody reads the other one, so there it
+    is tried again for a second.
+    """
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(PermissionError):
+            return os.replace(source, target)
+        time.sleep(PAUSE)
+    os.replace(source, target)
 
 
 def advice(error: OSError) -> str:
@@ -74,7 +89,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         yield temporary
-        os.replace(temporary, path)
+        move(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -5,7 +5,6 @@ every file is compared with the manifest of its commit, and with the lock file w
 differs is fetched once more, and else refused.
 """
 
-import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from .errors import (
     OutputError,
     UsageError,
 )
+from .files import move
 from .format import ARTIFACT_FILE, MANIFEST_FILE, Artifact
 from .lock import LockedRepository
 from .manifest import (
@@ -245,7 +245,7 @@ class Repository:
         # What the client fetches anew becomes a blob, and a snapshot that is no link to it stays as it is.
         repository = Path(there).parents[path.count("/") + 2]  # its folder in the cache
         with TemporaryDirectory(prefix=".fetched-", dir=repository) as fresh:
-            os.replace(hf_hub_download(self.repo_id, path, **place, **options, local_dir=fresh), there)
+            move(hf_hub_download(self.repo_id, path, **place, **options, local_dir=fresh), Path(there))
         return there
 
     def _repaired(self, fetch: Callable[[], T]) -> T:

@@ -7,6 +7,7 @@ import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,24 @@ def test_a_mount_without_modes_and_syncs_of_folders_is_written_to(tmp_path, monk
     with new_folder(tmp_path / "folder") as folder:
         (folder / "b").write_bytes(b"y")
     assert (tmp_path / "a").read_bytes() + (tmp_path / "folder" / "b").read_bytes() == b"xy"
+
+
+@pytest.mark.parametrize(("tries", "written"), [(3, b"new"), (2, b"old")])
+def test_a_file_that_others_read_is_replaced_when_they_have_read_it(tries, written, tmp_path, monkeypatch):
+    replace, refusals = os.replace, iter([PermissionError(errno.EACCES, "Access is denied")] * 2)
+
+    def as_on_windows(source, target):
+        for refusal in refusals:
+            raise refusal
+        replace(source, target)
+
+    (tmp_path / "a").write_bytes(b"old")
+    monkeypatch.setattr("distilled_data.files.TRIES", tries)
+    monkeypatch.setattr("distilled_data.files.PAUSE", 0)
+    monkeypatch.setattr(os, "replace", as_on_windows)
+    with nullcontext() if tries == 3 else pytest.raises(OutputError, match="Access is denied"):
+        write_file(tmp_path / "a", b"new")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [written]
 
 
 def test_threads_that_replace_one_file_at_once_do_not_write_into_each_others(tmp_path):
