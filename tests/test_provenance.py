@@ -30,6 +30,23 @@ def test_the_command_is_told_without_places_and_passwords(monkeypatch, word, tol
     assert command() == f"tool.py {told}"
 
 
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        (r"C:\Users\me\sets\digits", "digits"),
+        (r"--data=C:\Users\me\data", "--data=data"),
+        (r"folder:C:\Users\me\photos", "folder:photos"),
+        ("folder:C:/Users/me/photos", "folder:photos"),
+        (r"\\server\me\photos", "photos"),
+        (r"sqlite:///C:\Users\me\search.db", "sqlite:///search.db"),
+        ("distilled\\digits-ipc10", r"'distilled\digits-ipc10'"),
+    ],
+)
+def test_places_of_windows_are_not_told_either(monkeypatch, word, told):
+    monkeypatch.setattr("sys.argv", ["tool.py", word])
+    assert command() == f"tool.py {told}"
+
+
 def test_the_revision_of_the_code_is_told_where_it_can_be_known(monkeypatch, tmp_path):
     def git(*words: str) -> str:
         here = ["git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me@host"]
