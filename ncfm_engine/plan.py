@@ -132,6 +132,12 @@ def run_folder_of(output: Path) -> Path:
     return output.with_name(output.name + ".run")
 
 
+def shown_run_folder_of(output: Path) -> Path:
+    """As people are told it: seen from here, or whole if `output` is, which may lie on another drive."""
+    folder = run_folder_of(output)
+    return folder if output.is_absolute() else Path(os.path.relpath(folder))
+
+
 def resolve_device(name: str) -> str:
     """ "auto" is the GPU where there is one; under torchrun each process has its own.
 
@@ -280,8 +286,7 @@ def describe(plan: Plan, source: Source) -> str:
     shape = [recipe.ipc, source.num_classes, source.channels, source.height, source.width]
     files = [plan.output / name for name in FOLDER_FILES]
     names = (METRICS_FILE, CHECKPOINT_FILE, LOSS_PLOT_FILE, RESULTS_FILE, COSTS_FILE)
-    folder = plan.run_folder if plan.output.is_absolute() else Path(os.path.relpath(plan.run_folder))
-    files += [folder / name for name in names]
+    files += [shown_run_folder_of(plan.output) / name for name in names]
     changed = differences(Recipe(), recipe)
     lines = [
         f"dataset      {source.name}: {len(source.train)} images of {source.channels}x{source.height}x"

@@ -340,12 +340,16 @@ def test_results_json_says_where_and_how_each_row_was_measured(finished):
     assert all(cost["peak_memory_mib"] > 50 for cost in rows[0]["stages"].values())
 
 
-def test_another_seed_gives_another_file(finished, here):
-    status, _, error = here(
-        "distill_and_push.py", "--dataset", "digits", "--ipc", "3", "--seed", "1", settings=TINY
-    )
+def test_another_seed_gives_another_file_on_another_drive_too(finished, here, tmp_path, monkeypatch):
+    def refuse(path, start=None):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")  # as on Windows
+
+    monkeypatch.setattr(os.path, "relpath", refuse)
+    words = ("--dataset", "digits", "--ipc", "3", "--seed", "1", "--output", str(tmp_path / "other"))
+    status, output, error = here("distill_and_push.py", *words, settings=TINY)
     assert status == 0, error
-    other = DistilledDataset.from_folder("distilled/digits-ipc3")
+    assert f"metrics and plots in {tmp_path / 'other'}.run\n" in output
+    other = DistilledDataset.from_folder("other")
     assert other.content_hash != DistilledDataset.from_folder(finished[0] / "out").content_hash
 
 

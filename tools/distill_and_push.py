@@ -10,7 +10,6 @@ A run that was stopped or killed goes on with --resume.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from command_line import (
@@ -35,7 +34,7 @@ from hub import PushOptions, check_access, complete_folder, push_folder
 from ncfm_engine.allocator import keep_freed
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.pipeline import open_source, run
-from ncfm_engine.plan import check_output, describe, make_plan
+from ncfm_engine.plan import check_output, describe, make_plan, shown_run_folder_of
 from ncfm_engine.report import Bars
 from ncfm_engine.sources import SPECS
 
@@ -107,7 +106,7 @@ def main(arguments: argparse.Namespace) -> None:
     print(table(outcome.rows))
     print(", ".join(f"{name} {cost['seconds']:.0f} s" for name, cost in outcome.stages.items()), end="; ")
     print(f"peak memory {max(cost['peak_memory_mib'] for cost in outcome.stages.values())} MiB")
-    print(f"artifact in {plan.output}, metrics and plots in {os.path.relpath(plan.run_folder)}")
+    print(f"artifact in {plan.output}, metrics and plots in {shown_run_folder_of(plan.output)}")
     if arguments.repo:
         print(f"publishing; should it fail, go on with: {push_command(plan.output, arguments)}")
         print(push_folder(plan.output, arguments.repo, push_options(arguments)))

@@ -11,7 +11,6 @@ measured with more networks.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from command_line import (
@@ -35,7 +34,7 @@ from ncfm_engine.costs import Costs
 from ncfm_engine.evaluate import forget_progress
 from ncfm_engine.networks import NETWORKS
 from ncfm_engine.pipeline import describe_set, evaluate_set, record_results, set_in, write_results
-from ncfm_engine.plan import RESULTS_FILE, resolve_device, run_folder_of
+from ncfm_engine.plan import RESULTS_FILE, resolve_device, run_folder_of, shown_run_folder_of
 from ncfm_engine.report import Bars
 from ncfm_engine.stop import StopRequest
 
@@ -98,8 +97,8 @@ def main(arguments: argparse.Namespace) -> None:
         else:
             rows = evaluate_set(chosen, run_folder, resume=arguments.resume, **options)
     if arguments.dry_run:
-        shown = run_folder if folder.is_absolute() else Path(os.path.relpath(run_folder))
-        written = [*([] if of_hub else [folder / name for name in FOLDER_FILES]), shown / RESULTS_FILE]
+        written = [] if of_hub else [folder / name for name in FOLDER_FILES]
+        written.append(shown_run_folder_of(folder) / RESULTS_FILE)
         print(planned, "writes       " + "\n             ".join(map(str, written)), sep="\n")
         return
     with lock_of(folder, RECORDING):  # others may evaluate the same set
