@@ -58,8 +58,8 @@ class MissingExtraError(DistilledDataError, ImportError):
         """`package` could not be imported, which `purpose` needs; installing `extra` brings it."""
         return cls(
             f"{purpose} needs the package {package!r}, which {reason}. "
-            f"Install it with: pip install 'distilled-data[{extra}]', in a checkout with: pip install -e "
-            f"'.[{extra}]'"
+            f'Install it with: pip install "distilled-data[{extra}]", in a checkout with: pip install -e '
+            f'".[{extra}]"'
         )
 
     @classmethod

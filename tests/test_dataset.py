@@ -319,7 +319,7 @@ def test_a_transform_is_given_a_colour_pil_image_and_what_it_returns_is_the_samp
 def test_a_transform_without_pillow_says_what_to_install(whole, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     whole.transform = lambda image: image
-    with pytest.raises(MissingExtraError, match=r"pip install 'distilled-data\[engine\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "distilled-data\[engine\]"'):
         whole[0]
 
 

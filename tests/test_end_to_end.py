@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 from argparse import ArgumentParser, ArgumentTypeError
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 
 import pytest
@@ -197,9 +197,12 @@ def test_the_command_that_publishes_asks_for_what_was_asked_for(flags):
     parser = ArgumentParser()
     parser.add_argument("repo")
     add_push_flags(parser)
-    words = shlex.split(push_command(Path("my sets/a"), parser.parse_args(["org/a", *flags.split()])))
+    asked = parser.parse_args(["org/a", *flags.split()])
+    words = shlex.split(push_command(Path("my sets/a"), asked))
     assert words[:4] == ["python", "tools/push.py", "my sets/a", "org/a"]
     assert sorted(words[4:]) == sorted(flags.split())
+    # Backslashes would be quoted, which not every shell of Windows understands.
+    assert push_command(PureWindowsPath(r"sets\a"), asked).startswith("python tools/push.py sets/a org/a")
 
 
 def test_another_process_is_waited_for_as_long_as_is_said(tmp_path):

@@ -13,7 +13,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 # A thread of OpenMP that waits for the others looks 300,000 times before it sleeps. Where other programs use
@@ -183,9 +183,9 @@ def push_options(arguments: argparse.Namespace) -> PushOptions:
     return PushOptions(**{name: value for name, value in vars(arguments).items() if name in names})
 
 
-def push_command(folder: Path, arguments: argparse.Namespace) -> str:
+def push_command(folder: PurePath, arguments: argparse.Namespace) -> str:
     """The command that publishes `folder` as these flags ask for."""
-    words = ["python", "tools/push.py", str(folder), arguments.repo]
+    words = ["python", "tools/push.py", folder.as_posix(), arguments.repo]
     for name, value in dataclasses.asdict(push_options(arguments)).items():
         if value:
             words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [value])
