@@ -514,6 +514,15 @@ def test_hands_that_are_killed_are_replaced_and_end_with_their_leader(set_folder
     wait_for(lambda: not is_alive(second), "the end of the hand")
 
 
+@pytest.mark.parametrize(
+    ("system", "parent", "stops"), [("posix", 7, False), ("posix", 1, True), ("nt", 8, False)]
+)
+def test_a_hand_stops_without_its_leader_where_the_system_tells(system, parent, stops, monkeypatch):
+    environment = {LEADER: "7"}
+    monkeypatch.setattr(crew, "os", SimpleNamespace(name=system, environ=environment, getppid=lambda: parent))
+    assert crew.Leash().requested == stops
+
+
 def test_hands_that_end_at_once_are_not_replaced_for_ever(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["-c", "open('starts', 'a').write('x'); raise SystemExit(1)"])

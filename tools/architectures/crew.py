@@ -31,7 +31,8 @@ class Leash(StopRequest):
 
     @property
     def requested(self) -> bool:
-        orphaned = is_hand() and os.getppid() != int(os.environ[LEADER])
+        # On Windows the parent may be a launcher, and stays what it was when it is gone.
+        orphaned = is_hand() and os.name != "nt" and os.getppid() != int(os.environ[LEADER])
         return orphaned or super().requested
 
 
