@@ -35,6 +35,7 @@ from .pretrain import check_blendable, count_cached, pool_schedule
 from .ranks import Ranks
 from .sampling import real_per_class
 from .sources import Source
+from .sources.hub import divided
 from .spaces import Architecture, Space
 
 RESULTS_FILE = "results.json"
@@ -120,7 +121,7 @@ def _stem(spec: str) -> str:
     """A name for the output folder: that of the data set, or of the folder or file at its place."""
     kind, _, place = spec.partition(":")
     if kind == "hf":
-        place = place.partition(":")[0]
+        place = divided(place)[0]
     if kind == "wds":
         place = os.path.dirname(place)
     return Path(place).name.partition(".")[0] or kind

@@ -143,6 +143,19 @@ def test_splits_are_chosen_in_the_name(tmp_path):
     assert len(part.train) + len(part.test) == 8
 
 
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [
+        ("org/flowers", ["org/flowers", "", ""]),
+        ("org/flowers::test[:50%],test[50%:]", ["org/flowers", "", "test[:50%],test[50%:]"]),
+        (r"C:\data\flowers", [r"C:\data\flowers", "", ""]),
+        ("C:/data/flowers:small:train", ["C:/data/flowers", "small", "train"]),
+    ],
+)
+def test_the_colon_of_a_drive_is_not_one_before_a_configuration(spec, parts):
+    assert hub.divided(spec) == parts
+
+
 def test_one_of_several_label_columns_is_chosen_by_name(tmp_path):
     kind = datasets.ClassLabel
     columns = {"fine": (LABELS, kind(names=list(CLASSES))), "coarse": (LABELS // 2, kind(names=["a", "b"]))}

@@ -59,6 +59,7 @@ def test_a_flag_beats_set_and_set_beats_the_preset_and_the_preset_the_default(tm
     [
         ("folder:some/photos", "photos"),
         ("hf:org/flowers:small:train", "flowers"),
+        ("hf:C:/data/flowers:small", "flowers"),
         ("wds:https://host/some/shards/{0..9}.tar", "shards"),
         ("wds:train.tar", "wds"),
         ("npz:some/blood.npz", "blood"),

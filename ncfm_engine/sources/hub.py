@@ -31,7 +31,7 @@ class HubReader:
         with MissingExtraError.unless("datasets", "data", f"the dataset 'hf:{spec}'"):
             import datasets
         self.where = f"hf:{spec}"
-        repo, config, splits = [*os.path.expanduser(spec).split(":", 2), "", ""][:3]
+        repo, config, splits = divided(os.path.expanduser(spec))
         if not repo or splits.count(",") > 1:
             raise UsageError(f"hf:{spec} is not hf:REPO, hf:REPO:CONFIG or hf:REPO:CONFIG:SPLIT")
         try:
@@ -122,6 +122,11 @@ class HubReader:
                 return Record(name, label, file.read())  # type: ignore[attr-defined]
         except (FileNotFoundError, IsADirectoryError):
             return Damage(name, f"no file {path}")
+
+
+def divided(spec: str) -> list[str]:
+    """Repository or folder, configuration and splits; "" for what is not said. A drive's colon ends none."""
+    return [*re.split(r":(?![\\/])", spec, maxsplit=2), "", ""][:3]
 
 
 def _card_license(repo: str, commit: str | None) -> str | None:

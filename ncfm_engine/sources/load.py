@@ -15,7 +15,7 @@ from .archives import ARCHIVES, ArchiveReader
 from .decode import FITS, Decoder
 from .digits import read_digits
 from .folder import FolderReader
-from .hub import HubReader
+from .hub import HubReader, divided
 from .npz import NpzReader
 from .prepare import prepare
 from .reader import Reader, class_names
@@ -145,5 +145,5 @@ def _absolute(spec: str) -> str:
     """The same for the same place, wherever it is named from."""
     kind, _, place = spec.partition(":")
     place = os.path.expanduser(place)
-    local = kind in PLACES and (kind != "hf" or Path(place.partition(":")[0]).exists())
+    local = kind in PLACES and (kind != "hf" or Path(divided(place)[0]).exists())
     return f"{kind}:{os.path.abspath(place)}" if local and not is_remote(place) else spec
