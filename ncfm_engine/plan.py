@@ -6,6 +6,7 @@ import math
 import os
 import random
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -267,6 +268,8 @@ def compiles(plan: Plan) -> bool:
     found = which("g++") or which("clang++")
     if torch.device(plan.device).type == "cuda":  # Triton calls a C compiler
         found = find_spec("triton") and (os.environ.get("CC") or which("gcc") or which("clang"))
+    if sys.platform != "linux":  # Macs have a clang++ that only offers to install one, Windows another's g++
+        found = None
     begun = identity_of(plan.run_folder / CHECKPOINT_FILE) if plan.resume else None
     if begun is not None:
         return bool(found) and bool(begun.get("compiled"))

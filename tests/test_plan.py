@@ -311,6 +311,9 @@ def test_long_runs_are_compiled_and_short_ones_are_not(plan, monkeypatch):
     assert compiles(there)
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     assert not compiles(there)
+    monkeypatch.setattr(module, "find_spec", lambda name: object())
+    monkeypatch.setattr(module.sys, "platform", "darwin")
+    assert [compiles(dataclasses.replace(there, compile=how)) for how in ("auto", "on")] == [False, True]
 
 
 @pytest.mark.parametrize("compiled", [True, False])
