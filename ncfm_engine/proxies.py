@@ -35,7 +35,7 @@ from .stop import StopRequest
 from .train import grouped, trained_at_once
 
 PROXIES, FULL = ("distilled", "random", "early"), "full"
-LATE = 0.25  # share of the steps, the last ones, whose mean loss ranks candidates too
+LATE = 0.25  # share of the steps, the last ones, whose mean loss (see `Training.losses`) ranks candidates too
 VALIDATION = 0.1  # share of the training images, where a set was made without a split
 PROTOCOL = tuple(name for name in deciding(EvaluateConfig()) if name not in ("epochs", "full_epochs"))
 

@@ -34,6 +34,7 @@ from .sources import Source
 from .stop import Stopped, StopRequest
 
 CHECKPOINT_SECONDS = 30.0  # about the most work that a killed process loses
+SCALES = tuple(2.0**k for k in range(-8, 4))  # of logits, among which the one with the lowest loss is found
 
 Save = Callable[[Mapping[str, Tensor], Mapping[str, Any]], None]  # tensors, and progress in JSON
 
@@ -240,13 +241,12 @@ class Course:
     decay: float
     tested: Iterable[int] = ()  # steps after which the accuracy is measured
     kept: Iterable[int] = ()  # steps after which the weights are kept as a snapshot
-    weighed: int = 0  # last steps, of whose training losses the mean is taken
+    weighed: int = 0  # last steps, whose training losses are kept
 
 
 class Training:
     """Networks on their course. `scores` is one list of M accuracies (percent) per test, `snapshots` float32
-    [M, P] on the CPU per kept step, `step` the number of optimiser steps taken. `losses` [M] are whole if
-    nothing was restored.
+    [M, P] on the CPU per kept step, `step` the number of optimiser steps taken.
     """
 
     def __init__(self, networks: Networks, batches: Batches, course: Course, test: Loader | None = None):
@@ -254,7 +254,8 @@ class Training:
         self.optimiser = course.optimiser([networks.weights])
         self._first_rate = self.optimiser.param_groups[0]["lr"]
         self.step, self.scores, self.snapshots = 0, [], []
-        self.losses = torch.zeros(len(networks.weights), device=networks.weights.device)
+        self._scales = torch.tensor(SCALES, device=networks.weights.device)
+        self._losses = torch.zeros(len(SCALES), len(networks.weights), device=networks.weights.device)
 
     def run(
         self,
@@ -315,8 +316,22 @@ class Training:
         loss.backward()
         self.optimiser.step()
         if self.step >= self.course.steps - self.course.weighed:
-            each = F.cross_entropy(logits.detach().flatten(0, 1), targets.flatten(0, 1), reduction="none")
-            self.losses += each.view(len(logits), -1).mean(1) / self.course.weighed
+            self._weigh(logits.detach(), targets)
+
+    def _weigh(self, logits: Tensor, targets: Tensor) -> None:
+        """Add the losses of a step, [S, M], to their means."""
+        scaled = self._scales.view(-1, 1, 1, 1) * logits
+        targets = targets.expand(len(scaled), *targets.shape)
+        each = F.cross_entropy(scaled.flatten(0, 2), targets.flatten(0, 2), reduction="none")
+        self._losses += each.view(*scaled.shape[:2], -1).mean(2) / self.course.weighed
+
+    @property
+    def losses(self) -> Tensor:
+        """[M]: the mean loss of each network in the steps that are weighed, if nothing was restored, with all
+        its logits multiplied by the one of `SCALES` that makes it lowest. A network that is wide begins with
+        large logits, which says nothing about how good it is.
+        """
+        return self._losses.amin(0)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, multiplied up as by `MultiStepLR`, but without a state to resume."""

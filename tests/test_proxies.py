@@ -193,8 +193,10 @@ def test_checks_are_heard_of_the_first_network_whatever_is_trained_beside_it(way
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_the_losses_are_the_means_of_the_last_quarter_of_the_steps(ways, monkeypatch, at_once):
-    found = []
+def test_the_losses_are_means_of_the_last_quarter_of_the_steps_the_lowest_at_any_scale_of_the_logits(
+    ways, monkeypatch, at_once
+):
+    found, scales = [], [2.0**k for k in range(-8, 4)]
 
     def seen(training, epoch, batch):
         images, targets = training.batches.at(epoch, batch, training.course.steps)
@@ -206,14 +208,17 @@ def test_the_losses_are_the_means_of_the_last_quarter_of_the_steps(ways, monkeyp
             logits = training.networks(images)
             training.networks.weights.copy_(after)
         pairs = zip(logits, targets, strict=True)
-        found.append([torch.nn.functional.cross_entropy(*pair).item() for pair in pairs])
+        loss = torch.nn.functional.cross_entropy
+        found.append([[loss(scale * row, target).item() for scale in scales] for row, target in pairs])
 
     descend = module_of_training.Training._descend
     monkeypatch.setattr(module_of_training.Training, "_descend", seen)
     proxy = ways(dataclasses.replace(CONFIG, at_once=at_once))["distilled"]
     losses = proxy.score(SPACES["convnet"], ARCHITECTURE | {"norm": "none"}, quiet).losses
-    steps = torch.tensor(found).view(-1, 18, at_once)[:, -5:]  # of 18 a quarter is 4.5
-    assert losses == pytest.approx(steps.mean(1).flatten().tolist(), rel=1e-5)
+    steps = torch.tensor(found).view(-1, 18, at_once, len(scales))[:, -5:]  # of 18 a quarter is 4.5
+    means = steps.mean(1).view(2, len(scales))
+    assert losses == pytest.approx(means.amin(1).tolist(), rel=1e-5)
+    assert means.argmin(1).tolist() != [scales.index(1)] * 2
 
 
 def test_a_loss_that_is_no_number_is_the_highest(ways):

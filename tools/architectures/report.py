@@ -61,8 +61,9 @@ FEW = " There is no correlation to show: too few of them, {}, were scored to the
 
 RANKED = " Ranked by the training loss, the lowest first."
 BY_LOSS = (
-    "The same by the training loss, the mean of the last quarter of the steps, instead of the accuracy "
-    "(`--rank-by loss`). It does not see what helps on other images alone, such as dropout."
+    "The same by the training loss instead of the accuracy (`--rank-by loss`): the mean of the last quarter "
+    "of the steps, the logits of each network scaled as makes it lowest. It does not see what helps on other "
+    "images alone, such as dropout."
 )
 
 Content = Mapping[str, Any]
