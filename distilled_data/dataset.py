@@ -5,7 +5,7 @@ import numbers
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from .labels import as_float, as_temperature, as_they_are, one_hot, refuse_train
 from .loader import Batches, Indices, Loader, Mix
 from .manifest import Index, read_manifest, read_verified, replaced, verify_folder
 from .randomness import generator_at
-from .tensors import artifact_of, per_channel
+from .tensors import Array, artifact_of, per_channel
 
 LABELS = ("soft", "logits", "hard")
 
@@ -146,15 +146,15 @@ class DistilledDataset(Dataset[Any]):
     @classmethod
     def from_tensors(
         cls,
-        images: Tensor,
+        images: Array,
         classes: Sequence[str] | None = None,
-        logits: Tensor | None = None,
+        logits: Array | None = None,
         factor: int = 1,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Array | Sequence[float] | None = None,
+        std: Array | Sequence[float] | None = None,
         temperature: float = 1.0,
         labels: str = "soft",
-        targets: Tensor | None = None,
+        targets: Array | Sequence[int] | None = None,
         values: str | None = None,
         dataset: str = "tensors",
         source: dict[str, Any] | None = None,
@@ -234,7 +234,7 @@ class DistilledDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int | slice | Sequence[int] | Tensor | np.ndarray) -> Any:
+    def __getitem__(self, index: SupportsIndex | slice | Sequence[int] | Array) -> Any:
         if isinstance(index, slice):
             rows = list(range(len(self))[index])
         elif isinstance(index, Sequence) or getattr(index, "ndim", 0) > 0:

@@ -14,6 +14,8 @@ from .format import Artifact, Metadata
 from .indexing import as_int, ordered
 from .labels import as_temperature, soften
 
+Array = Tensor | np.ndarray
+
 VALUES = ("bytes", "unit", "normalised")  # 0..255, 0..1, (x - mean) / std of the latter
 SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -21,14 +23,14 @@ UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # with which torch can do
 
 
 def artifact_of(
-    images: Tensor | np.ndarray,
+    images: Array,
     classes: Sequence[str] | None = None,
     *,
-    targets: Tensor | np.ndarray | Sequence[int] | None = None,
-    logits: Tensor | np.ndarray | None = None,
+    targets: Array | Sequence[int] | None = None,
+    logits: Array | None = None,
     factor: int = 1,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Array | Sequence[float] | None = None,
+    std: Array | Sequence[float] | None = None,
     temperature: float = 1.0,
     values: str | None = None,
     dataset: str = "tensors",
@@ -238,7 +240,7 @@ def per_channel(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device="cpu").view(-1, 1, 1)
 
 
-def _numbers(name: str, values: Sequence[float] | None) -> list[float] | None:
+def _numbers(name: str, values: Array | Sequence[float] | None) -> list[float] | None:
     try:
         return None if values is None else [float(value) for value in values]
     except (TypeError, ValueError) as error:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 import distilled_data
 from distilled_data import DistilledDataset, MissingExtraError, UnknownNameError, errors, soft_cross_entropy
 from distilled_data.loader import Loader
+from distilled_data.tensors import artifact_of
 from ncfm_engine.discrepancy import characteristic_function, ncfd
 from ncfm_engine.frequencies import SamplingNetwork
 
@@ -136,6 +137,13 @@ def test_a_users_type_checker_is_told_that_there_are_types():
     packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert "py.typed" in packaged["distilled_data"]
     assert (ROOT / "distilled_data" / "py.typed").exists()
+
+
+def test_a_users_type_checker_takes_for_a_set_what_an_artifact_is_made_of():
+    public, inner = (inspect.get_annotations(made) for made in (DistilledDataset.from_tensors, artifact_of))
+    assert {name: kind for name, kind in public.items() if name in inner and name != "return"} == {
+        name: kind for name, kind in inner.items() if name != "return"
+    }
 
 
 def test_a_set_has_the_attributes_of_torchvisions_datasets_and_its_own(artifact):
