@@ -183,6 +183,7 @@ class DistilledDataset(Dataset[Any]):
 
     @property
     def info(self) -> Metadata:
+        """All that the artifact says of itself: labels, source, recipe and results too."""
         return self.artifact.metadata
 
     @property
@@ -192,22 +193,27 @@ class DistilledDataset(Dataset[Any]):
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Names, in the order of the class numbers."""
         return self.info.classes
 
     @property
     def class_to_idx(self) -> dict[str, int]:
+        """The number of each class by its name."""
         return {name: index for index, name in enumerate(self.classes)}
 
     @property
     def mean(self) -> tuple[float, ...]:
+        """Per channel, of pixels in [0, 1]; samples are normalised by it and `std`."""
         return self.info.mean
 
     @property
     def std(self) -> tuple[float, ...]:
+        """Per channel, of pixels in [0, 1]."""
         return self.info.std
 
     @property
     def content_hash(self) -> str:
+        """sha256 of the stored images and logits, computed anew each time, see `Artifact.content_hash`."""
         return self.artifact.content_hash
 
     @property
@@ -283,7 +289,7 @@ class DistilledDataset(Dataset[Any]):
     def __repr__(self) -> str:
         m = self.info
         return (
-            f"DistilledDataset({m.dataset}: {len(self)} images of {m.channels}x{m.height}x{m.width}, "
+            f"{type(self).__name__}({m.dataset}: {len(self)} images of {m.channels}x{m.height}x{m.width}, "
             f"{len(m.classes)} classes, ipc={m.ipc}, factor={m.factor}, labels={self.labels!r})"
         )
 

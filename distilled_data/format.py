@@ -114,6 +114,7 @@ class Metadata:
 
     @classmethod
     def from_json(cls, text: str) -> "Metadata":
+        """What `to_json` wrote. Raises `FormatError`."""
         try:
             content = json.loads(text, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
@@ -169,6 +170,10 @@ class Artifact:
         if self.logits is not None and not torch.isfinite(self.logits).all():
             raise FormatError("artifact tensor 'logits' holds values that are not finite")
 
+    def __repr__(self) -> str:  # without the numbers, of which even torch's shortened form fills screens
+        parts = [f"{name} {list(tensor.shape)}" for name, tensor in self.tensors.items()]
+        return f"Artifact({self.metadata.dataset}: {', '.join(parts)})"
+
     def __getstate__(self) -> dict[str, Any]:
         """Tensors get memory of their own: pickle writes all that a view lies in, which is a whole file.
 
@@ -181,6 +186,7 @@ class Artifact:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
+        """Those that there are, by name."""
         pairs = {"images": self.images, "logits": self.logits}
         return {name: tensor for name, tensor in pairs.items() if tensor is not None}
 

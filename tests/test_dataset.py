@@ -381,9 +381,13 @@ def test_the_content_hash_is_of_the_tensors_that_were_loaded(folder, whole):
 
 
 def test_repr_says_what_the_set_is(whole):
-    assert repr(whole) == (
-        "DistilledDataset(made up: 48 images of 1x6x6, 4 classes, ipc=3, factor=2, labels='soft')"
-    )
+    class Mine(DistilledDataset):
+        pass
+
+    told = "(made up: 48 images of 1x6x6, 4 classes, ipc=3, factor=2, labels='soft')"
+    assert repr(whole) == f"DistilledDataset{told}"
+    assert repr(Mine(whole.artifact).select()) == f"Mine{told}"
+    assert repr(whole.artifact) == "Artifact(made up: images [3, 4, 1, 6, 6], logits [3, 4, 4, 4])"
 
 
 # sets in memory

@@ -10,7 +10,15 @@ from commands import ROOT
 from torch.utils.data import DataLoader
 
 import distilled_data
-from distilled_data import DistilledDataset, MissingExtraError, UnknownNameError, errors, soft_cross_entropy
+from distilled_data import (
+    Artifact,
+    DistilledDataset,
+    Metadata,
+    MissingExtraError,
+    UnknownNameError,
+    errors,
+    soft_cross_entropy,
+)
 from distilled_data.loader import Loader
 from distilled_data.tensors import artifact_of
 from ncfm_engine.discrepancy import characteristic_function, ncfd
@@ -125,12 +133,14 @@ def test_a_public_function_has_the_signature_of_the_design_and_a_docstring(metho
     assert method.__doc__
 
 
-@pytest.mark.parametrize("kind", [DistilledDataset, Loader, SamplingNetwork])
-def test_public_methods_are_documented(kind):
-    methods = {
-        name: value for name, value in vars(kind).items() if callable(value) or isinstance(value, classmethod)
+@pytest.mark.parametrize("kind", [Artifact, DistilledDataset, Loader, Metadata, SamplingNetwork])
+def test_public_methods_and_properties_are_documented(kind):
+    members = {
+        name: value
+        for name, value in vars(kind).items()
+        if callable(value) or isinstance(value, classmethod | property)
     }
-    assert [name for name, value in methods.items() if not name.startswith("_") and not value.__doc__] == []
+    assert [name for name, value in members.items() if not name.startswith("_") and not value.__doc__] == []
 
 
 def test_a_users_type_checker_is_told_that_there_are_types():
