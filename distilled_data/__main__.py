@@ -1,12 +1,13 @@
 """Lock the sets that a project uses to their bytes, fetch them, check them.
 
-python -m distilled_data lock org/cifar100-ncfm@v1   # add a set, or move it to another revision
-python -m distilled_data lock                        # look again what the revisions of all are now
-python -m distilled_data sync                        # fetch what the lock file says; verified
-python -m distilled_data verify                      # compare the cache with the lock file; no network
+python -m distilled_data lock org/cifar100-ncfm@v1   # add or move a set
+python -m distilled_data lock      # look again what all revisions are now
+python -m distilled_data sync      # fetch what the lock file says; verified
+python -m distilled_data verify    # compare the cache with that; no network
 
-Exit codes: 0 done, 2 wrong usage or input (a set that is not there, not in the cache or damaged too), or an
-output that cannot be written, 1 anything else, such as a Hub that cannot be reached.
+Exit codes: 0 done, 2 wrong usage or input (a set that is not there, not in the
+cache or damaged too), or an output that cannot be written, 1 anything else,
+such as a Hub that cannot be reached.
 """
 
 import argparse

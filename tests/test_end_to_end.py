@@ -44,6 +44,7 @@ from ncfm_engine.stop import Stopped
 from tools.command_line import (
     add_push_flags,
     add_source_flags,
+    command_parser,
     duration,
     is_repository,
     json_file,
@@ -169,6 +170,14 @@ def test_a_command_ends_with_the_status_of_its_error(monkeypatch, capsys, error,
             assert end.value is error
         else:
             assert (end.value.code, capsys.readouterr().err) == (status, words)
+
+
+def test_help_is_as_wide_as_the_terminal_but_for_commands(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    commands = [f"  python tools/{name}.py {'--flag ' * 20}end" for name in ("a", "b")]
+    lines = command_parser("\n\n".join(["word " * 40, "\n".join(commands), "more " * 40])).format_help()
+    wide = [line for line in lines.splitlines() if len(line) > 60]
+    assert wide == commands
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch has another OpenMP elsewhere")

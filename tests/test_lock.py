@@ -310,7 +310,10 @@ def test_no_command_is_none(capsys):
     assert "required: command" in capsys.readouterr().err
 
 
-def test_help_says_what_exit_codes_mean(capsys):
+def test_help_says_what_exit_codes_mean(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         __main__.parser().parse_args(["--help"])
-    assert "2 wrong usage or input" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "2 wrong usage or input" in shown
+    assert max(map(len, shown.splitlines())) <= 80

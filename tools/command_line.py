@@ -36,17 +36,23 @@ from tools.markdown import score
 SIZES = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 TIMES = {"": 1, "s": 1, "m": 60, "h": 3600}
 EXIT_CODES = (
-    "Exit codes: 0 done, 2 wrong usage or input, or an output that cannot be written,\n"
+    "Exit codes: 0 done, 2 wrong usage or input, or an output that cannot be written, "
     "75 stopped on request, 1 anything else."
 )
 DATA = "folder with the files of a named dataset; without it they are downloaded"
 
 
+class Paragraphs(argparse.HelpFormatter):
+    """Paragraphs as wide as the terminal; those that are indented hold commands, and stay as written."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = text.strip("\n").split("\n\n")
+        return "\n\n".join(part if part.startswith(" ") else paragraph(part, width) for part in parts)
+
+
 def command_parser(description: str | None) -> argparse.ArgumentParser:
-    """Its help begins with `description`, the docstring of a command, as it is written there."""
-    return argparse.ArgumentParser(
-        description=description, epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Its help begins with `description`, the docstring of a command."""
+    return argparse.ArgumentParser(description=description, epilog=EXIT_CODES, formatter_class=Paragraphs)
 
 
 def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
@@ -107,8 +113,8 @@ def notes() -> Iterator[None]:
         warnings.formatwarning = before
 
 
-def paragraph(text: str) -> str:
-    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+def paragraph(text: str, width: int = 100) -> str:
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def add_source_flags(parser: argparse.ArgumentParser) -> None:
