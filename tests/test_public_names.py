@@ -143,10 +143,11 @@ def test_public_methods_and_properties_are_documented(kind):
     assert [name for name, value in members.items() if not name.startswith("_") and not value.__doc__] == []
 
 
-def test_a_users_type_checker_is_told_that_there_are_types():
+@pytest.mark.parametrize("package", ["distilled_data", "hub", "ncfm_engine"])
+def test_a_users_type_checker_is_told_that_there_are_types(package):
     packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert "py.typed" in packaged["distilled_data"]
-    assert (ROOT / "distilled_data" / "py.typed").exists()
+    assert "py.typed" in packaged[package]
+    assert (ROOT / package / "py.typed").exists()
 
 
 def test_a_users_type_checker_takes_for_a_set_what_an_artifact_is_made_of():
