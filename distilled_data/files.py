@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -95,6 +96,15 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def regular(path: Path) -> Path:
+    """`path`. Raises `OSError` for a pipe, which keeps who opens it waiting, and a device, which may have no
+    end: a folder of somebody else's may hold them, or links to them.
+    """
+    if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
+    return path
+
+
 def write_json(path: Path, content: Any) -> None:
     """`write_file` of JSON that a person can read."""
     write_file(path, json.dumps(content, indent=1).encode() + b"\n")
@@ -105,7 +115,7 @@ def read_json(path: Path) -> dict[str, Any]:
     that cannot be read, and `FileNotFoundError`.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(regular(path).read_bytes())
         if not isinstance(content, dict):
             raise ValueError(f"expected an object, got {content!r:.40}")
         return content

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .errors import FormatError, NewerFormatError, UnknownNameError, UsageError
-from .files import write_file
+from .files import regular, write_file
 from .indexing import as_int, ordered
 
 FORMAT_VERSION = 1
@@ -305,7 +305,7 @@ def select_classes(artifact: Artifact, classes: Sequence[str | int]) -> Artifact
 def _open(path: str | Path) -> Any:
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
         if MAX_HEADER < length < path.stat().st_size:
             raise FormatError(f"{path} has a header of {length} bytes; the format allows {MAX_HEADER}")

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from .errors import FormatError, MissingExtraError, OutputError, UsageError
 from .export import own_metadata
-from .files import advice, replacing, write_file
+from .files import advice, regular, replacing, write_file
 from .format import ARTIFACT_FILE, METADATA_KEY, Artifact, Metadata, parse_metadata
 from .manifest import Fingerprint
 from .pictures import check_depth, check_opaque
@@ -329,7 +329,7 @@ def _read_folder(path: Path) -> Found:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", Image.DecompressionBombWarning)
-                    with Image.open(file, formats=FORMATS) as image:
+                    with Image.open(regular(file), formats=FORMATS) as image:
                         if image.mode not in MODES:
                             raise ValueError(f"mode {image.mode}, expected one of {', '.join(MODES)}")
                         check_depth(image)

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from .errors import FormatError, IntegrityError, UsageError
-from .files import write_file, write_files
+from .files import regular, write_file, write_files
 from .format import (
     ARTIFACT_FILE,
     CARD_FILE,
@@ -64,7 +64,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, path: Path) -> "Fingerprint":
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             return cls(hashlib.file_digest(file, "sha256").hexdigest(), file.tell())
 
     @classmethod
@@ -174,7 +174,7 @@ def read_manifest(
     """Raises `FormatError`, and `IntegrityError` unless its bytes are all that is `expected`."""
     path = Path(folder) / MANIFEST_FILE
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         if not Path(folder).is_dir():
@@ -257,7 +257,7 @@ def _read_compared(
 
 def read_hashed(path: Path) -> tuple[Tensor, Callable[[Path], Fingerprint]]:
     """The bytes of a file, uint8 [size], and what waits for their fingerprint, made while they are read."""
-    with path.open("rb", buffering=0) as file:
+    with regular(path).open("rb", buffering=0) as file:
         content = torch.empty(os.fstat(file.fileno()).st_size, dtype=torch.uint8, device="cpu")
         memory, digest, ends, size = content.numpy().data, hashlib.sha256(), SimpleQueue[int](), 0
 

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from distilled_data import Artifact, Metadata, UsageError
+from distilled_data.files import regular
 from distilled_data.format import ARTIFACT_FILE, CARD_FILE, MANIFEST_FILE, PARQUET_FILE, PREVIEW_FILE
 from distilled_data.manifest import inside
 
@@ -94,7 +95,7 @@ def read_card(folder: Path) -> str | None:
     """The card in a folder, if there is one. Raises `UsageError` for what cannot be read as a text."""
     path = folder / CARD_FILE
     try:
-        return text_of(path.read_bytes(), str(path))
+        return text_of(regular(path).read_bytes(), str(path))
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -1,6 +1,7 @@
 """Files and folders: whole or not at all, whatever happens meanwhile."""
 
 import errno
+import functools
 import itertools
 import os
 import stat
@@ -11,10 +12,16 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from artifacts import make_artifact, make_folder
 from children import context, received, start
 
+from distilled_data import DistilledDataError, DistilledDataset
 from distilled_data.errors import OutputError
-from distilled_data.files import new_folder, replacing, write_file
+from distilled_data.files import new_folder, read_json, replacing, write_file
+from distilled_data.format import ARTIFACT_FILE, CARD_FILE, MANIFEST_FILE, read_artifact
+from distilled_data.interchange import read_set
+from hub import complete_folder
+from ncfm_engine.sources.store import INDEX_FILE, open_store
 
 
 def test_files_are_readable_by_everyone_whatever_the_umask(tmp_path):
@@ -160,3 +167,25 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
         content = path.read_bytes()
         assert len(content) == 3_000_000
         assert len(set(content)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        (MANIFEST_FILE, DistilledDataset.from_folder),
+        (ARTIFACT_FILE, DistilledDataset.from_folder),
+        (ARTIFACT_FILE, functools.partial(DistilledDataset.from_folder, ipc=1)),
+        (ARTIFACT_FILE, lambda folder: read_artifact(folder / ARTIFACT_FILE)),
+        (CARD_FILE, complete_folder),
+        (INDEX_FILE, open_store),
+        ("results.json", lambda folder: read_json(folder / "results.json")),
+        ("class/1.png", read_set),
+    ],
+)
+def test_pipes_and_devices_in_a_folder_of_somebody_elses_are_not_read(tmp_path, name, read):
+    path = make_folder(tmp_path, make_artifact(ipc=1)) / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(os.devnull)  # a pipe would let this test wait, and /dev/zero fill the memory
+    with pytest.raises(DistilledDataError, match=r"a pipe or a device, not a file"):
+        read(tmp_path)

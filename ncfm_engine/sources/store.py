@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from distilled_data.errors import IntegrityError, SourceError
-from distilled_data.files import replacing, write_file
+from distilled_data.files import regular, replacing, write_file
 
 from .images import Images
 from .reader import PARTS, Damage, Origin
@@ -73,7 +73,7 @@ def read_index(folder: Path) -> Index:
     """Raises `SourceError` for a folder that is no whole store."""
     path = folder / INDEX_FILE
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(regular(path).read_bytes())
         if (version := content.pop("format_version")) != FORMAT_VERSION:
             raise ValueError(f"format version {version!r}, this package reads {FORMAT_VERSION}")
         tuples = {name: tuple(content.pop(name)) for name in ("classes", "shape", "mean", "std")}
@@ -241,7 +241,7 @@ def _tensors(path: Path, count: int, shape: Sequence[int], scattered: bool) -> d
     """The tensors of one file, mapped; if `scattered`, single images will be read from the disk."""
     header, layout = _header(count, shape), _layout(count, shape)
     try:
-        with path.open("rb", buffering=0) as file:
+        with regular(path).open("rb", buffering=0) as file:
             if (
                 file.read(len(header)) != header
                 or os.fstat(file.fileno()).st_size != len(header) + layout["images"][3]
