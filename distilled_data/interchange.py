@@ -46,6 +46,7 @@ EXPECTED = (
     "expected [images, labels] (NCFM, IDC), a dict of them, a dict of experiments with the key 'data' (DC, "
     "DSA, DM), images_X.pt with labels_X.pt (MTT, DATM), .npz, or a folder of images per class"
 )
+REPEATS = 16  # times that a tensor may hold its own bytes, as one of grey images seen as three channels
 IMAGE_KEYS, LABEL_KEYS = ("images", "x", "data", "x_train"), ("labels", "y", "targets", "y_train")
 OTHER_KEYS = ("classes", "mean", "std", "factor", "logits", "temperature", METADATA_KEY)
 # In the order of their numbers, which other projects take over with the files.
@@ -251,12 +252,25 @@ def _read(path: Path, experiment: int) -> Found:
 def _pair(path: Path, form: str, content: Any, factor: int | None = 1) -> Found:
     match content:
         case [Tensor(layout=torch.strided) as images, Tensor(layout=torch.strided) as labels]:
+            _check_stored(path, images, labels)
             return Found(form, images, labels, factor=factor)
         case [Tensor(layout=torch.strided) as images, [*numbers]] if all(
             isinstance(number, int | np.integer) for number in numbers
         ):
+            _check_stored(path, images)
             return Found(form, images, own("labels", numbers), factor=factor)
     raise FormatError(f"{path} holds {_shape(content)}; {EXPECTED}")
+
+
+def _check_stored(path: Path, *tensors: Tensor) -> None:
+    """Raise `FormatError` for a small file with a huge tensor whose elements are the same few bytes."""
+    for tensor in tensors:
+        size, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+        if size > REPEATS * stored:
+            raise FormatError(
+                f"{path} holds a tensor {list(tensor.shape)} of {size:,} bytes, of which it stores "
+                f"{stored:,}; expected all of them. Save a copy of it: tensor.contiguous()"
+            )
 
 
 def _read_npz(path: Path) -> Found:

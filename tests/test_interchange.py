@@ -341,12 +341,25 @@ def test_nothing_is_unpickled(tmp_path):
         ([torch.zeros(2, 1, 4, 4), [0, 2**70]], "labels must be a tensor or an array of numbers"),
         (torch.zeros(2, 1, 4, 4), r"one tensor, and its labels are not in labels\.pt beside it; expected"),
         ([torch.zeros(2, 1, 4, 4).to_sparse(), torch.zeros(2)], "holds list of 2"),
+        (
+            [torch.zeros(1).expand(2, 1, 2**20, 2**20), torch.arange(2)],
+            "8,796,093,022,208 bytes, of which it",
+        ),
+        ([torch.zeros(2, 1, 4, 4), torch.zeros(1).expand(2, 2**40)], "of which it stores 4;"),
+        ([torch.zeros(1).expand(2, 1, 2**20, 2**20), [0, 1]], "of which it stores 4;"),
     ],
 )
 def test_another_content_is_named(content, message, tmp_path):
     torch.save(content, tmp_path / "images.pt")
     with pytest.raises((FormatError, UsageError), match=message):
         read_set(tmp_path / "images.pt")
+
+
+def test_grey_images_may_be_stored_once_for_three_channels(tmp_path):
+    grey = torch.rand(4, 1, 4, 4).expand(-1, 3, -1, -1)
+    torch.save([grey, torch.tensor([0, 0, 1, 1])], tmp_path / "a.pt")
+    found = read_set(tmp_path / "a.pt", factor=1, values="unit", classes=["a", "b"])
+    assert found.images.shape == (2, 2, 3, 4, 4)
 
 
 def test_one_tensor_is_not_its_own_labels(pixels, tmp_path):
