@@ -267,7 +267,7 @@ def test_counts_of_other_files_are_found_by_opening(folder):
     index = json.loads((folder / INDEX_FILE).read_text())
     index["counts"]["train"] = [1, 0, 0, 0]
     (folder / INDEX_FILE).write_text(json.dumps(index))
-    with pytest.raises(IntegrityError, match="the files of train do not fit together"):
+    with pytest.raises(SourceError, match="counts of train that do not fit its classes and files"):
         open_store(folder)
 
 
@@ -315,11 +315,36 @@ def test_a_missing_or_exchanged_file_is_refused(folder):
         (b'"1"', "is not the index of a store"),
         (b'{"format_version": 2}', "format version 2, this package reads 1"),
         (b'{"format_version": 1, "classes": 3}', "is not the index of a store"),
+        (b"[" * 100_000, "is not the index of a store"),
     ],
 )
 def test_an_index_that_is_none_is_refused(folder, content, message):
     (folder / INDEX_FILE).write_bytes(content)
     with pytest.raises(SourceError, match=message):
+        open_store(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("counts", {"train": [10**13] * 4, "test": [2] * 4}),  # 320 TB of targets
+        ("counts", {"train": [33, -1, 0, 0], "test": [2] * 4}),
+        ("counts", {"train": ["8"] * 4, "test": [2] * 4}),
+        ("counts", {"train": [32], "test": [2] * 4}),
+        ("shards", {"train": [32.0], "test": [8]}),
+        ("shards", {"train": [], "test": [8]}),
+        ("shards", {"train": [None], "test": [8]}),
+        ("shape", [3, 12, "12"]),
+        ("shape", [3, 0, 12]),
+        ("classes", ["a", "b"]),
+        ("classes", [1, 2, 3, 4]),
+        ("origin", {"name": 1, "id": "made:photographs"}),
+    ],
+)
+def test_an_index_of_other_sizes_than_the_files_have_is_refused_before_memory_is_taken(folder, name, value):
+    index = json.loads((folder / INDEX_FILE).read_text())
+    (folder / INDEX_FILE).write_text(json.dumps(index | {name: value}))
+    with pytest.raises(SourceError, match="is not the index of a store: "):
         open_store(folder)
 
 

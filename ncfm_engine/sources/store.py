@@ -80,13 +80,32 @@ def read_index(folder: Path) -> Index:
         origin = Origin(**content.pop("origin"))
         damaged = tuple(Damage(**row) for row in content.pop("damaged"))
         sizes = {name: {part: list(content[name][part]) for part in PARTS} for name in ("counts", "shards")}
+        if not all(isinstance(word, str) for word in (*tuples["classes"], *dataclasses.astuple(origin))):
+            raise ValueError("classes, or an origin, that are not texts")
+        _check_sizes(len(tuples["classes"]), tuples["shape"], **sizes)
         return Index(origin=origin, damaged=damaged, **tuples, **content | sizes)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise SourceError(
             f"{folder} is not a store: it has no {INDEX_FILE}. Make one with prepare.py."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(f"{path} is not the index of a store: {error}. {AGAIN}") from error
+
+
+def _check_sizes(
+    classes: int, shape: Sequence[Any], counts: dict[str, list[Any]], shards: dict[str, list[Any]]
+) -> None:
+    """Raise `ValueError` for what would make tensors of other sizes than the files have."""
+    for numbers, least in (
+        (shape, 1),
+        *((c, 0) for c in counts.values()),
+        *((s, 1) for s in shards.values()),
+    ):
+        if not numbers or not all(type(number) is int and number >= least for number in numbers):
+            raise ValueError(f"sizes that are not whole numbers, {least} or more")
+    for part in PARTS:
+        if len(counts[part]) != classes or sum(counts[part]) != sum(shards[part]):
+            raise ValueError(f"counts of {part} that do not fit its classes and files")
 
 
 def open_store(folder: str | Path, index: Index | None = None) -> Source:
