@@ -60,6 +60,28 @@ def test_a_sample_is_an_image_and_its_label(tmp_path, kind, label, content, expe
     assert read(tmp_path / "a.tar") == [Record("a.tar/0", expected, image)]
 
 
+def test_files_of_a_sample_that_are_neither_image_nor_label_are_not_read(tmp_path, monkeypatch):
+    read_files, extract = [], tarfile.TarFile.extractfile
+    monkeypatch.setattr(
+        tarfile.TarFile,
+        "extractfile",
+        lambda self, entry: read_files.append(entry.name) or extract(self, entry),
+    )
+    write_tar(tmp_path / "a.tar", [*sample("0", 2), *((f"0.x{number}", bytes(9)) for number in range(3))])
+    assert read(tmp_path / "a.tar") == [Record("a.tar/0", 2, PNG)]
+    assert read_files == ["0.png", "0.cls"]
+
+
+def test_a_class_that_no_artifact_can_hold_is_refused(tmp_path):
+    files = [
+        (f"{n}.{kind}", text)
+        for n, label in enumerate("aabb")
+        for kind, text in (("png", encoded(IMAGES[n])), ("json", b'{"label": "%s\\ud800"}' % label.encode()))
+    ]
+    with pytest.raises(SourceError, match=r"has a class named 'a\\ud800'; expected a text that is UTF-8"):
+        load_source(f"wds:{write_tar(tmp_path / 'a.tar', files)}")
+
+
 def test_a_label_of_its_own_counts_more_than_one_among_other_facts(tmp_path):
     files = [("0.json", b'{"label": 1}'), *sample("0", 2)]
     assert read(write_tar(tmp_path / "a.tar", files)) == [Record("a.tar/0", 2, PNG)]

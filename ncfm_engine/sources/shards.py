@@ -21,6 +21,7 @@ MAX_EXTENSION = 2**20  # bytes of a header's extension: a long name, other attri
 BLOCK = 2**20  # bytes that are read at once after the end of an archive
 
 _IMAGES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "ppm")
+_USED = (*_IMAGES, "cls", "json")
 _LABELS = ("label", "cls", "class")  # in a .json
 _EXTENSIONS = (
     tarfile.GNUTYPE_LONGNAME,
@@ -103,8 +104,10 @@ class ShardReader:
                     if name[1] != key:
                         yield from _sample(place, key, files, seen)
                         key, files = name[1], {}
-                    content = archive.extractfile(entry).read()  # type: ignore[union-attr]
-                    files[name[2].lower()] = None if name[2].lower() in files else content
+                    kind, content = name[2].lower(), b""
+                    if kind in _USED:  # of others a sample may have any number, with zeros in them
+                        content = archive.extractfile(entry).read()  # type: ignore[union-attr]
+                    files[kind] = None if kind in files else content
                 yield from _sample(place, key, files, seen)
                 rest = iter(lambda: archive.fileobj.read(BLOCK), b"")  # type: ignore[union-attr]
                 if any(block.strip(b"\0") for block in rest):

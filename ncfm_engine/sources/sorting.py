@@ -52,6 +52,7 @@ class Sorted:
             if other.shape != shape:
                 raise SourceError(unlike(where, filled[0].first, shape, other.first, other.shape))
         classes = _classes(where, filled) if reader.classes is None else tuple(reader.classes)
+        _check_names(where, classes)
         counts = [len(spool.labels) for spool in filled]
         index: dict[int | str, int] = {name: i for i, name in enumerate(classes)}
         labels = [np.array([index.get(n, n) for n in s.names], np.int64)[s.labels] for s in filled]
@@ -136,6 +137,13 @@ def _classes(where: str, spools: Sequence[Spool]) -> tuple[str, ...]:
             f"the label {missing[0]}. Labels must be 0, 1, 2, ...: number them anew."
         )
     return tuple(map(str, sorted(numbers) or sorted(names)))
+
+
+def _check_names(where: str, classes: Sequence[str]) -> None:
+    """Raise `SourceError` for a name that no artifact could hold."""
+    for name in classes:
+        if not name or name.encode(errors="replace").decode() != name:
+            raise SourceError(f"{where} has a class named {name!r}; expected a text that is UTF-8")
 
 
 def check_no_class_empty(
