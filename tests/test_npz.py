@@ -33,6 +33,16 @@ def test_images_and_labels_are_found_by_the_names_in_use(tmp_path, names, functi
     assert (source.name, source.origin.id, source.classes) == ("flowers", "npz:flowers.npz", tuple("0123"))
 
 
+@pytest.mark.parametrize("number", [2**45, 10**30])
+def test_labels_that_promise_more_than_there_can_be_are_refused(tmp_path, number):
+    path = save(tmp_path / "a.npz", images=IMAGES)
+    header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': ({number},), }}".ljust(117).encode() + b"\n"
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("labels.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(SourceError, match=r"a\.npz, array images: "):
+        load_source(f"npz:{path}")
+
+
 @pytest.mark.parametrize("names", [("x_test", "y_test"), ("test_images", "test_labels")])
 def test_test_images_in_the_file_are_the_test_images(tmp_path, names):
     parts = {"images": IMAGES[:16], "labels": LABELS[:16]} | dict(

@@ -19,6 +19,7 @@ _NAMES = {  # of MedMNIST, of Keras, of tools/convert.py; the first pair that is
     "test": (("test_images", "test_labels"), ("x_test", "y_test")),
 }
 _ERRORS = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # encrypted, cut, ...
+_ERRORS += (MemoryError, OverflowError)  # of a header that promises more than there can be
 _BLOCK = 2**22  # bytes that are read at once
 
 
