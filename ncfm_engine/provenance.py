@@ -18,12 +18,12 @@ def command() -> str:
     """
     words = sys.argv[1:]
     for pattern in (
-        r"(pipe:).*",
-        r"(//)\S*@",
+        r"(?s)(pipe:).*",
+        r"(?s)(//).*@",  # a password may have spaces in it, and slashes
         r"(sqlite:///)(?:[^\\/]*[\\/])*",
         r"(^|[=:])(?:[A-Za-z]:[\\/]|\\)(?:[^\\/]*[\\/])*(?=[^\\/])",  # of Windows
         r"(^|[=:]|file://)/(?!/)(?:[^/]*/)*(?=[^/])",
-        r"(://[^?]*)\?.*",
+        r"(?s)(://[^?#]*)[?#].*",
     ):
         words = [re.sub(pattern, r"\1", word) for word in words]
     return shlex.join([Path(sys.argv[0]).name, *words])

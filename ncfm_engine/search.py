@@ -153,8 +153,8 @@ def open_studies(storage: str, strategies: Mapping[str, str], *, make: bool = Tr
         time.sleep(random.uniform(0.1, 0.5))
         return opened()
     except (ImportError, ValueError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-        place = re.sub(r"//\S*@", "//", storage)  # without user and password
-        said = _words_of_database(error) or str(error).splitlines()[0]
+        place = re.sub(r"(?s)//.*@", "//", storage).partition("?")[0]  # passwords may be in both
+        said = (_words_of_database(error) or str(error).splitlines()[0]).replace(storage, place)
         raise UsageError(
             f"the storage {place} cannot be opened: {said.rstrip('.')}. Expected a database that can be "
             "written, such as sqlite:///search.db"
@@ -245,8 +245,9 @@ def _storage_of(study: Study) -> Iterator[None]:
         yield
     except Exception as error:
         if said := _words_of_database(error):
+            place = study._storage._backend.engine.url.set(query={})  # which hides the password itself
             raise OutputError(
-                f"the storage {study._storage._backend.engine.url} failed: {said}. What it holds is kept. "
+                f"the storage {place} failed: {said}. What it holds is kept. "
                 "See that no other program locks it and that it has space; then the same search goes on."
             ) from error
         raise

@@ -692,7 +692,7 @@ def test_names_and_storages_that_do_not_exist_are_refused(database, tmp_path):
     with pytest.raises(UsageError, match=r"the storage nonsense cannot be opened: .*as sqlite:///search\.db"):
         open_study("nonsense", "x")
     with pytest.raises(UsageError, match=r"the storage mssql\+pymssql://host/db cannot be opened: .*install"):
-        open_study("mssql+pymssql://me:secret@host/db", "x")
+        open_study("mssql+pymssql://me:se cret@host/db?password=secret", "x")
     for nowhere in ("sqlite://", "sqlite:///", "sqlite:///:memory:"):
         with pytest.raises(UsageError, match=rf"the storage {nowhere} cannot be opened: it would lie in mem"):
             open_study(nowhere, "x")
