@@ -9,6 +9,7 @@ which no line can end the block or look like one of our markers, which stand at 
 import html
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -73,7 +74,7 @@ def render_card(
     tags = theirs.get("tags") or []
     tags = [tags] if isinstance(tags, str) else tags
     if not isinstance(tags, list) or not all(isinstance(tag, (str, int, float)) for tag in tags):
-        raise UsageError(f"the tags of the existing card must be a list of words, got {tags!r}")
+        raise UsageError(f"the tags of the existing card must be a list of words, got {_short(tags)}")
     ours = {"license": theirs.get("license") or "unknown"} | _front_matter(sets)
     method = ["ncfm"] if all(_made_here(artifact.metadata) for artifact in sets.values()) else []
     ours["tags"] = _different(["dataset-distillation", *method, "distilled-data", *tags])
@@ -117,12 +118,14 @@ def _split(card: str) -> tuple[dict[str, Any], dict[str, str], list[str], str]:
         return {}, {}, [], card
     try:
         front = yaml.safe_load(match[1]) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UsageError(
             f"the front matter of the existing card is not valid YAML, correct it: {error}"
         ) from error
     if not isinstance(front, dict):
-        raise UsageError(f"the front matter of the existing card must be keys and values, got {front!r}")
+        raise UsageError(
+            f"the front matter of the existing card must be keys and values, got {_short(front)}"
+        )
     parts = [part for part in _KEY.split(match[1]) if _KEY.match(part)]
     written = {part.partition(":")[0].strip(): part for part in parts}
     if set(written) != set(front):  # keys in quotes or braces: write them anew
@@ -131,6 +134,11 @@ def _split(card: str) -> tuple[dict[str, Any], dict[str, str], list[str], str]:
             for name, value in front.items()
         }
     return front, written, _COMMENT.findall(match[1]), card[match.end() :]
+
+
+def _short(value: object) -> str:
+    """Of a value of YAML, a few lines of which may stand for more than the memory holds."""
+    return reprlib.repr(value)[:80]
 
 
 def _merge(body: str, text: str) -> str:
@@ -314,11 +322,15 @@ def _protocol(row: Mapping[str, Any]) -> str:
 
 def _score(row: Mapping[str, Any], kind: str) -> str:
     mean, std = row.get(f"{kind}_mean"), row.get(f"{kind}_std")
-    if not isinstance(mean, (int, float)):
+    if not _is_number(mean):
         return "-"
-    score = f"{mean:.1f} ± {std:.1f}" if isinstance(std, (int, float)) else f"{mean:.1f}"
+    score = f"{mean:.1f} ± {std:.1f}" if _is_number(std) else f"{mean:.1f}"
     runs = row.get(f"{kind}_n", row.get("n"))
     return score if runs == row.get("n") else f"{score} ({_plain(runs)})"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < 1e30  # larger whole numbers have no decimals
 
 
 def _packing(metadata: Metadata) -> str:

@@ -162,6 +162,10 @@ def test_the_results_table_has_mean_and_deviation_of_distilled_random_and_full()
     assert "The test set has" not in card
 
 
+def test_a_result_that_is_no_percentage_does_not_keep_a_set_from_its_card():
+    assert "| - |" in render_card(make_artifact(results=(RESULTS | {"last_mean": 10**400, "last_std": 1},)))
+
+
 def test_the_card_says_how_many_test_images_there_were_where_all_rows_agree():
     held_out = {"split": "validation 0.1", "test_images": 143}
     few, many = (RESULTS | {"test_images": count} for count in (71, 359))
@@ -282,6 +286,8 @@ def test_empty_front_matter_is_filled():
 def test_a_card_whose_front_matter_is_broken_is_refused():
     with pytest.raises(UsageError, match="not valid YAML"):
         render_card(make_artifact(), "---\nlicense: [\n---\n")
+    with pytest.raises(UsageError, match="not valid YAML"):
+        render_card(make_artifact(), f"---\nlicense: {'[' * 9999}\n---\n")
     for tags in ("5", "[{a: b}]", "{a: b}"):
         with pytest.raises(UsageError, match="must be a list of words"):
             render_card(make_artifact(), f"---\ntags: {tags}\n---\n")
@@ -562,6 +568,15 @@ def test_a_section_that_its_card_lacks_comes_before_the_next_one_it_has():
 def test_front_matter_that_is_no_table_is_refused():
     with pytest.raises(UsageError, match="must be keys and values, got 'word'"):
         render_card(make_artifact(), "---\nword\n---\n")
+
+
+@pytest.mark.parametrize(("line", "message"), [("tags: {}", "list of words"), ("- {}", "keys and values")])
+def test_front_matter_that_stands_for_far_more_than_it_says_is_refused(line, message):
+    many = "&0 [0, 0]"
+    for level in range(1, 20):
+        many = f"&{level} [{many}, *{level - 1}]"
+    with pytest.raises(UsageError, match=rf"{message}, got \[.{{,79}}$"):
+        render_card(make_artifact(), f"---\n{line.format(many)}\n---\n")
 
 
 def test_one_tag_that_is_a_word_is_kept_and_none_twice():
