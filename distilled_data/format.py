@@ -66,7 +66,7 @@ class Metadata:
     def __post_init__(self) -> None:
         def check(condition: bool, what: str, got: object):
             if not condition:
-                raise FormatError(f"artifact metadata: {what}, got {got!r}")
+                raise FormatError(f"artifact metadata: {what}, got {got!r:.500}")
 
         for name in ("classes", "mean", "std", "results"):
             value = getattr(self, name)
@@ -98,11 +98,11 @@ class Metadata:
     def to_json(self) -> str:
         """Sorted, compact JSON: equal metadata gives equal bytes in any process."""
         content = {"format_version": FORMAT_VERSION, "decode": _DECODE, "value_range": [0, 255]}
-        content |= dataclasses.asdict(self)
         try:
+            content |= dataclasses.asdict(self)
             text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
             json.dumps(content, ensure_ascii=False).encode()  # half a character is a name of no file or card
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise FormatError(f"artifact metadata cannot be written as JSON: {error}") from error
         return text
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 import pickle
@@ -258,6 +259,19 @@ def test_half_a_character_is_refused_before_anything_is_written(tmp_path, artifa
     with pytest.raises(FormatError, match="surrogates not allowed"):
         f.write_artifact(tmp_path / "a", odd)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_metadata_that_are_nested_too_deeply_to_be_written_are_refused(tmp_path, artifact):
+    deep = functools.reduce(lambda inner, _: {"a": inner}, range(5000), {})
+    metadata = dataclasses.replace(artifact.metadata, source=deep)
+    with pytest.raises(FormatError, match="cannot be written as JSON: maximum recursion"):
+        f.write_artifact(tmp_path / f.ARTIFACT_FILE, dataclasses.replace(artifact, metadata=metadata))
+
+
+def test_an_error_of_metadata_is_not_as_long_as_they_are(artifact):
+    with pytest.raises(FormatError) as caught:
+        dataclasses.replace(artifact.metadata, classes=("a" * 10**6, ""))
+    assert len(str(caught.value)) < 1000
 
 
 def test_metadata_that_nobody_could_read_are_refused_before_anything_is_written(path, artifact, monkeypatch):
