@@ -247,6 +247,8 @@ class Recipe(_Config):
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Recipe":
         """The recipe that `asdict` and JSON made of one. Unknown fields raise `UnknownNameError`."""
+        if not isinstance(content, dict):
+            raise UsageError(f"the settings of a recipe must be an object, got {content!r:.80}")
         return cls().replace(flatten(content))
 
 

@@ -257,6 +257,12 @@ def test_a_dictionary_with_fields_that_do_not_exist_is_refused(content):
         Recipe.from_dict(content)
 
 
+@pytest.mark.parametrize("content", [None, 5, ["ipc"]])
+def test_what_is_no_dictionary_is_refused(content):
+    with pytest.raises(UsageError, match="settings of a recipe must be an object"):
+        Recipe.from_dict(content)
+
+
 # presets
 
 
