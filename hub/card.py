@@ -2,7 +2,7 @@
 
 `card_template.md` is the card, `card_set_template.md` the part in it that every set has.
 
-Metadata is free text to a great extent. Prose gets it escaped (`_plain`); code blocks get it in a form in
+Metadata is free text to a great extent. Prose gets it escaped (`plain`); code blocks get it in a form in
 which no line can end the block or look like one of our markers, which stand at the start of a line.
 """
 
@@ -196,8 +196,8 @@ def _fields(sets: Mapping[str, Artifact], repo_id: str | None) -> dict[str, obje
     others = [row for m in every if not _made_here(m) for row in m.results]
     classes = len(metadata.classes)
     fields: dict[str, object] = {
-        "title": f"{_plain(metadata.dataset)}, distilled to {_sizes(sets)}",
-        "dataset": _plain(metadata.dataset),
+        "title": f"{plain(metadata.dataset)}, distilled to {_sizes(sets)}",
+        "dataset": plain(metadata.dataset),
         "amount": f"{metadata.ipc * classes} synthetic images, {metadata.ipc} for each of {classes} classes,",
         "classes": classes,
         "channels": metadata.channels,
@@ -288,10 +288,10 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> str:
     )  # fmt: skip
     lines = [header, ["---"] * len(header)]
     for row in rows:
-        names = [_plain(row.get(name, "-")) for name in ("network", "ipc", "labels", "n")]
+        names = [plain(row.get(name, "-")) for name in ("network", "ipc", "labels", "n")]
         names.insert(1, _protocol(row))
         scores = [_score(row, kind) for kind in ("last", "random", "full", "best")]
-        lines.append([*names, *scores, _plain(row.get("device", "-"))])
+        lines.append([*names, *scores, plain(row.get("device", "-"))])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     told = f"{table}\n\n{_HOW_MEASURED}{_tested_on(rows)}"
     if any(row.get("split", "test") != "test" for row in rows):
@@ -303,7 +303,7 @@ def _tested_on(rows: Sequence[Mapping[str, Any]]) -> str:
     """How many images the test set has, if all rows that say it say the same."""
     tested = [row for row in rows if row.get("split", "test") == "test" and "test_images" in row]
     counts = _different(str(row["test_images"]) for row in tested)
-    return f" The test set has {_plain(*counts)} images." if len(counts) == 1 else ""
+    return f" The test set has {plain(*counts)} images." if len(counts) == 1 else ""
 
 
 def _protocol(row: Mapping[str, Any]) -> str:
@@ -317,7 +317,7 @@ def _protocol(row: Mapping[str, Any]) -> str:
         words.append(str(row["changes"]))
     if row.get("split", "test") != "test":
         words.append(str(row["split"]))
-    return _plain(", ".join(words))
+    return plain(", ".join(words))
 
 
 def _score(row: Mapping[str, Any], kind: str) -> str:
@@ -326,7 +326,7 @@ def _score(row: Mapping[str, Any], kind: str) -> str:
         return "-"
     score = f"{mean:.1f} ± {std:.1f}" if _is_number(std) else f"{mean:.1f}"
     runs = row.get(f"{kind}_n", row.get("n"))
-    return score if runs == row.get("n") else f"{score} ({_plain(runs)})"
+    return score if runs == row.get("n") else f"{score} ({plain(runs)})"
 
 
 def _is_number(value: object) -> bool:
@@ -348,13 +348,13 @@ def _labels(artifact: Artifact) -> str:
     if artifact.logits is None:
         return "The class alone; there are no soft labels."
     labels = artifact.metadata.labels
-    teacher = _plain(_listed(labels.get("teacher") or "not recorded"))
+    teacher = plain(_listed(labels.get("teacher") or "not recorded"))
     kind, origin = "Raw teacher logits", f"Teacher: {teacher}."
     if not _made_here(artifact.metadata) and not labels.get("teacher"):
         kind, origin = "Logits", "Whether a teacher gave them or they were learned, its makers know."
     return (
         f"{kind} for every training image; soft labels are softmax(logits / temperature) with the "
-        f"temperature {_plain(labels.get('temperature', 1.0))}. {origin}"
+        f"temperature {plain(labels.get('temperature', 1.0))}. {origin}"
     )
 
 
@@ -376,7 +376,7 @@ def _source(metadata: Metadata) -> str:
     source = dict(metadata.source)
     licence, citation = source.pop("license", None) or "not recorded", source.pop("citation", None)
     parts = [
-        f"Made from {_plain(metadata.dataset)}. Its licence: {_plain(licence)}. The images are derived from "
+        f"Made from {plain(metadata.dataset)}. Its licence: {plain(licence)}. The images are derived from "
         "it, so what that licence asks holds for them too.",
         _facts(source),
     ]
@@ -387,7 +387,7 @@ def _source(metadata: Metadata) -> str:
 
 def _facts(content: Mapping[str, Any]) -> str:
     """One line for each entry."""
-    return "\n".join(f"- **{_plain(name)}**: {_plain(_listed(content[name]))}" for name in sorted(content))
+    return "\n".join(f"- **{plain(name)}**: {plain(_listed(content[name]))}" for name in sorted(content))
 
 
 def _listed(value: object) -> str:
@@ -400,7 +400,7 @@ def _numbers(values: tuple[float, ...]) -> str:
     return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
     """`value` on one line of Markdown that shows its characters as they are; web addresses become links."""
     words = []
     for word in str(value).split():

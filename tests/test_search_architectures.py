@@ -373,6 +373,15 @@ def test_what_many_candidates_failed_by_is_said_once():
     assert "\n## Failed\n\n- width=0 and 1 more, distilled images: ValueError: no width\n\n" in text
 
 
+def test_names_and_reasons_are_text_in_the_report_whatever_is_in_them():
+    image = "x\n\n![](https://host/seen.png) <img src=x>"
+    rows = [{"architecture": {"a": 1}, "distilled": {"state": "failed", "reason": image}}]
+    text = markdown(HEAD | {"dataset": image, "trust": {}, "candidates": rows})
+    assert "![](" not in text
+    assert "<img" not in text
+    assert text.splitlines()[0].startswith("# Architectures for x ")
+
+
 def test_networks_that_cannot_be_trained_are_in_the_report_with_the_reason(here, set_folder, tmp_path):
     (tmp_path / "unlucky_space.py").write_text(SPACE)
     words = "--space unlucky_space:space --jobs 1"

@@ -9,6 +9,7 @@ from typing import Any
 
 from distilled_data import UsageError
 from distilled_data.files import write_file
+from hub.card import plain
 from ncfm_engine.proxies import FULL, PROXIES
 from ncfm_engine.report import plot_agreement, plot_regret
 from ncfm_engine.search import EARLY_ENDING, Result
@@ -180,7 +181,7 @@ def markdown(content: Content) -> str:
         f"{states.count(s)} {s}" for s in ("complete", "pruned", "failed", "open") if s in states
     )
     lines = [
-        f"# Architectures for {content['dataset']}",
+        f"# Architectures for {plain(content['dataset'])}",
         "",
         f"{len(rows)} candidate{'' if len(rows) == 1 else 's'} of the space `{content['space']}` ({counts}), "
         f"strategy {content['strategy']}. Networks of each: {content['networks']}, trained for "
@@ -207,7 +208,7 @@ def markdown(content: Content) -> str:
         lines += ["", "## Failed", ""]
         for (way, reason), names in failed.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            lines.append(f"- {names[0]}{more}, {TITLES[way]}: {reason}")
+            lines.append(f"- {names[0]}{more}, {TITLES[way]}: {plain(reason)}")
         lines += ["", AGAIN]
     lines += ["", MACHINES.join([*content["machines"], f"`{content['command']}`"]) + "."]
     return "\n".join(lines) + "\n"
