@@ -17,6 +17,7 @@ from pathlib import Path
 from .errors import DistilledDataError, HubError, IntegrityError, LockError, UsageError
 from .lock import LOCK_FILE, LockedRepository, read_lock, write_lock
 from .remote import Repository
+from .terminal import printable
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,7 +77,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 def describe(entry: LockedRepository) -> str:
     size = sum(file.size for file in entry.files.values())
-    revision = f"@{entry.revision}" if entry.revision else ""
+    revision = f"@{printable(entry.revision)}" if entry.revision else ""
     return f"{entry.id}{revision}  commit {entry.commit[:12]}  {len(entry.files)} files, {size:,} bytes"
 
 
@@ -84,7 +85,7 @@ if __name__ == "__main__":
     try:
         main(parser().parse_args())
     except DistilledDataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit("\ninterrupted")

@@ -23,6 +23,7 @@ from .loader import Batches, Indices, Loader, Mix
 from .manifest import Index, read_manifest, read_verified, replaced, verify_folder
 from .randomness import generator_at
 from .tensors import Array, artifact_of, per_channel
+from .terminal import printable
 
 LABELS = ("soft", "logits", "hard")
 
@@ -289,8 +290,9 @@ class DistilledDataset(Dataset[Any]):
     def __repr__(self) -> str:
         m = self.info
         return (
-            f"{type(self).__name__}({m.dataset}: {len(self)} images of {m.channels}x{m.height}x{m.width}, "
-            f"{len(m.classes)} classes, ipc={m.ipc}, factor={m.factor}, labels={self.labels!r})"
+            f"{type(self).__name__}({printable(m.dataset)}: {len(self)} images of "
+            f"{m.channels}x{m.height}x{m.width}, {len(m.classes)} classes, ipc={m.ipc}, "
+            f"factor={m.factor}, labels={self.labels!r})"
         )
 
     def select(self, ipc: int | None = None, classes: Sequence[str | int] | None = None) -> Self:

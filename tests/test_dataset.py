@@ -390,6 +390,12 @@ def test_repr_says_what_the_set_is(whole):
     assert repr(whole.artifact) == "Artifact(made up: images [3, 4, 1, 6, 6], logits [3, 4, 4, 4])"
 
 
+def test_repr_has_no_characters_that_a_terminal_obeys(whole):
+    info = dataclasses.replace(whole.info, dataset="\x1b[2Jdigits")
+    renamed = DistilledDataset(dataclasses.replace(whole.artifact, metadata=info))
+    assert repr(renamed).startswith(r"DistilledDataset(\x1b[2Jdigits: 48 images")
+
+
 # sets in memory
 
 

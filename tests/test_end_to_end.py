@@ -153,6 +153,7 @@ def test_results_are_written_to_a_json_file(tmp_path):
     ("error", "status", "words"),
     [
         (UsageError("one\ntwo"), 2, "error: one two\n"),
+        (UsageError("\x1b]0;title\x07 \x9b2J é"), 2, "error: \\x1b]0;title\\x07 \\x9b2J é\n"),
         (DivergenceError("too fast"), 1, "error: too fast\n"),
         (ValueError("odd"), 1, "error: ValueError: odd. Run with --debug for the traceback.\n"),
         (KeyboardInterrupt(), "\ninterrupted", ""),  # Python shows it, and ends with 1

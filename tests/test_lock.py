@@ -20,6 +20,7 @@ from distilled_data import (
     UsageError,
     __main__,
 )
+from distilled_data.__main__ import describe
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE
 from distilled_data.lock import LockedRepository, read_lock, write_lock
 from distilled_data.manifest import Fingerprint
@@ -317,3 +318,8 @@ def test_help_says_what_exit_codes_mean(capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "2 wrong usage or input" in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_revision_of_a_lock_file_does_not_reach_the_terminal_as_it_is():
+    entry = LockedRepository("org/name", "\x1b[2Jv1", "0" * 40, {}, {})
+    assert describe(entry) == r"org/name@\x1b[2Jv1  commit 000000000000  0 files, 0 bytes"

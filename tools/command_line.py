@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from filelock import FileLock, Timeout
 
 from distilled_data import DistilledDataError, DistilledDataset, HubError, OutputError, UsageError
+from distilled_data.terminal import printable
 from hub import PushOptions
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.report import OwnWarning
@@ -114,7 +115,7 @@ def notes() -> Iterator[None]:
 
 
 def paragraph(text: str, width: int = 100) -> str:
-    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(printable(text), width, break_long_words=False, break_on_hyphens=False)
 
 
 def add_source_flags(parser: argparse.ArgumentParser) -> None:

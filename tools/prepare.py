@@ -19,6 +19,7 @@ from command_line import add_source_flags, command_parser, duration, reading, ru
 
 from distilled_data import UsageError
 from distilled_data.files import check_new
+from distilled_data.terminal import printable
 from ncfm_engine.ranks import join
 from ncfm_engine.report import Bars, silent
 from ncfm_engine.sources import SPECS, load_source
@@ -58,7 +59,7 @@ def main(arguments: argparse.Namespace) -> None:
     if ranks.rank:
         return
     folder = arguments.store or Path(arguments.source.removeprefix("store:"))
-    print(f"{describe_store(folder)}\n{time.monotonic() - start:.1f} s")
+    print(f"{printable(describe_store(folder))}\n{time.monotonic() - start:.1f} s")
     if arguments.verify:
         print(f"verified: {verify_store(folder)} images are the ones that were prepared")
     if arguments.to_webdataset:

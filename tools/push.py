@@ -12,6 +12,7 @@ from pathlib import Path
 
 from command_line import add_push_flags, command_parser, push_options, run_command
 
+from distilled_data.terminal import printable
 from hub import plan_push, push_folder
 
 
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> None:
     options = push_options(arguments)
     if arguments.dry_run:
-        print(plan_push(arguments.folder, arguments.repo, options))
+        print(printable(str(plan_push(arguments.folder, arguments.repo, options))))
     else:
         print(push_folder(arguments.folder, arguments.repo, options))
 

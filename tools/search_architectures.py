@@ -36,6 +36,7 @@ from command_line import (
 
 from distilled_data import CheckpointError, DistilledDataError, DistilledDataset, UsageError
 from distilled_data.files import make_folder, read_json
+from distilled_data.terminal import printable
 from ncfm_engine.allocator import keep_freed
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.config import EvaluateConfig
@@ -174,7 +175,7 @@ def main(arguments: argparse.Namespace) -> None:
             gc.unfreeze()
         save()
     if not is_hand():
-        print((output / REPORT_FILE).read_text(encoding="utf-8"))
+        print(printable((output / REPORT_FILE).read_text(encoding="utf-8")))
         if not any(result and result.state == "complete" for result in campaign.results()["distilled"]):
             raise DistilledDataError(
                 f"none of {len(candidates)} candidates could be trained; {output / REPORT_FILE} says why"
