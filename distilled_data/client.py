@@ -108,6 +108,13 @@ class _Watch:
         if response.status_code < 500 and response.status_code != 429:
             self.unanswered = None
         self.thread.refused = response.status_code in (401, 403, 404)
+        if response.request.method == "HEAD":  # of which the client takes the names of files in its cache
+            tags = [response.headers.get(name, "").removeprefix("W/") for name in ("X-Linked-Etag", "ETag")]
+            if any(re.search(r"[/\\:]", tag) for tag in tags):
+                raise HubError(
+                    f"{response.request.url.host} names a file by a path, which may lead out of the cache. "
+                    "Do not use that address."
+                )
         wait = response.headers.get("Retry-After", "")
         if response.status_code == 429 and wait.isdigit() and int(wait) > PATIENCE:
             # The client would sleep so long.

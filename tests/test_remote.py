@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from artifacts import flip, make_artifact, make_folder
-from hub_server import LoopbackHub
+from hub_server import Blob, LoopbackHub
 from huggingface_hub import HfApi, constants, get_session
 
 from distilled_data import (
@@ -90,6 +90,15 @@ def test_a_branch_a_tag_and_a_commit_give_the_set_that_was_published_pinned_to_i
         assert (data.revision, data.content_hash) == (commit, published.content_hash)
     assert published.revision is None
     data.verify()
+
+
+@pytest.mark.parametrize("form", ["{}", "../../../../{0.name}"])
+def test_a_server_does_not_choose_where_files_are_written(load, tmp_path, monkeypatch, form):
+    outside = tmp_path / "outside"
+    monkeypatch.setattr(Blob, "oid", property(lambda _: form.format(outside)))
+    with pytest.raises(HubError, match="names a file by a path, which may lead out of the cache"):
+        load()
+    assert not list(tmp_path.rglob("outside*"))
 
 
 def test_a_subset_is_what_a_selection_from_the_whole_is(load):
