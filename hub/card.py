@@ -8,6 +8,7 @@ which no line can end the block or look like one of our markers, which stand at 
 
 import html
 import json
+import os
 import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -95,12 +96,17 @@ def _made_here(metadata: Metadata) -> bool:
 def read_card(folder: Path) -> str | None:
     """The card in a folder, if there is one. Raises `UsageError` for what cannot be read as a text."""
     path = folder / CARD_FILE
+    target, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     try:
-        return text_of(regular(path).read_bytes(), str(path))
+        content = regular(path).read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    if target.parent not in (home, home.parent.parent / "blobs"):  # the second is of the Hub's own cache
+        # A card is published word for word, and a folder of somebody else's may point to any file.
+        raise UsageError(f"{path} is a link to {target}, outside of the folder; put the card itself there")
+    return text_of(content, str(path))
 
 
 def text_of(content: bytes, where: str) -> str:

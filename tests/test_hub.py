@@ -293,6 +293,24 @@ def test_a_card_whose_front_matter_is_broken_is_refused():
             render_card(make_artifact(), f"---\ntags: {tags}\n---\n")
 
 
+def test_a_card_that_is_a_link_to_another_place_is_refused_and_one_of_the_cache_is_read(tmp_path):
+    folder = tmp_path / "datasets--org--digits" / "snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    make_folder(folder, make_artifact())
+    (folder / CARD_FILE).unlink()
+    (tmp_path / "key").write_text("secret")
+    (folder / CARD_FILE).symlink_to(tmp_path / "key")
+    with pytest.raises(UsageError, match=r"README\.md is a link to .*key, outside of the folder"):
+        complete_folder(folder)
+    blob = folder.parents[1] / "blobs" / "abc"
+    blob.parent.mkdir()
+    blob.write_text("Our words.")
+    (folder / CARD_FILE).unlink()
+    (folder / CARD_FILE).symlink_to(blob)
+    complete_folder(folder)
+    assert "Our words." in (folder / CARD_FILE).read_text()
+
+
 def test_a_card_that_is_not_utf_8_is_refused_and_left(tmp_path):
     folder = make_folder(tmp_path, make_artifact())
     (folder / "README.md").write_bytes("caf\xe9".encode("latin-1"))
