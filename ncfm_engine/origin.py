@@ -58,7 +58,9 @@ def real_images(
             f"{name} was distilled from {info.source['id']}; name it with --dataset "
             f"{kind}:{PLACES.get(kind, 'PLACE')}"
         )
-    recorded = {} if (dataset or "").startswith("store:") else info.source.get("reading", {})
+    recorded = info.source.get("reading")
+    if not isinstance(recorded, dict) or (dataset or "").startswith("store:"):
+        recorded = {}
     known = {name: recorded[name] for name in CHANGES if name in recorded}
     if "size" not in known:  # where it did nothing it was recorded too
         known.pop("fit", None)

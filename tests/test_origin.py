@@ -33,8 +33,9 @@ def test_real_images_are_read_as_the_set_says_they_were(small):
         real_images(data, None, {"size": 8, "channels": 3, "workers": 0})
     with pytest.raises(SourceError, match=r" It was read with no --channels\.$"):
         real_images(data, None, {"size": 6, "channels": 3})
-    with pytest.raises(SourceError, match=f"expected fingerprint {small.fingerprint}, got [0-9a-f]*[.]$"):
-        real_images(made_of(small), None, None)
+    for nothing in ({}, {"reading": ["size"]}, {"reading": None}):
+        with pytest.raises(SourceError, match=f"expected fingerprint {small.fingerprint}, got [0-9a-f]*[.]$"):
+            real_images(made_of(small, **nothing), None, None)
 
 
 def test_a_stop_is_heard_while_real_images_are_prepared(digits):
