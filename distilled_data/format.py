@@ -34,6 +34,7 @@ CARD_FILE = "README.md"
 PARQUET_FILE = "data/train.parquet"
 PREVIEW_FILE = "preview.png"
 MANIFEST_FILE = "manifest.json"  # see `manifest`
+MAX_FACTOR = 64  # or a small file could stand for more views than the memory holds
 MAX_HEADER = 25_000_000  # bytes; as much as the Hub's own reader of safetensors headers takes
 FOLDER_FILES = (ARTIFACT_FILE, CARD_FILE, PARQUET_FILE, PREVIEW_FILE, MANIFEST_FILE)
 
@@ -80,6 +81,7 @@ class Metadata:
         check(len(self.classes) > 1, "there must be two classes or more", self.classes)
         check(len(set(self.classes)) == len(self.classes), "class names must differ", self.classes)
         check(self.channels in (1, 3), "channels must be 1 or 3", self.channels)
+        check(self.factor <= MAX_FACTOR, f"factor must be {MAX_FACTOR} or less", self.factor)
         for name in ("height", "width"):
             pixels = getattr(self, name)
             check(pixels % self.factor == 0, f"{name} must be a multiple of factor {self.factor}", pixels)

@@ -11,6 +11,7 @@ from typing import Any
 
 from distilled_data import UnknownNameError, UsageError
 from distilled_data.augment import parse
+from distilled_data.format import MAX_FACTOR
 
 from .networks import ACTIVATIONS, GROUPS, NETWORKS, NORMS, POOLINGS
 
@@ -138,7 +139,8 @@ class DistillConfig(_Config):
         self._known("schedule", "schedule", ("constant", "cosine"))
         self._known("initialisation", "initialisation", INITIALISATIONS)
         self._known("precision", "precision", PRECISIONS)
-        self._within(1, math.inf, "real_batch", "frequencies", "factor", "checkpoint_every")
+        self._within(1, math.inf, "real_batch", "frequencies", "checkpoint_every")
+        self._within(1, MAX_FACTOR, "factor")
         self._within(1, math.inf, "bank_size", "bank_refresh", "sampler_steps")
         self._within(0, math.inf, "iterations", "weight", "calibration")
         self._within(0, math.inf, "learning_rate", "sampler_learning_rate")

@@ -69,7 +69,7 @@ def test_a_whole_number_in_place_of_a_fraction_makes_the_same_recipe():
         (DistillConfig, "alpha", [-0.1, 1.1, NAN]),
         (DistillConfig, "weight", [-1, NAN, INF, -INF, 10**400]),
         (DistillConfig, "calibration", [-1, NAN]),
-        (DistillConfig, "factor", [0, -2]),
+        (DistillConfig, "factor", [0, -2, 65]),
         (DistillConfig, "initialisation", ["zeros", ""]),
         (DistillConfig, "learning_rate", [-1e-3, NAN]),
         (DistillConfig, "schedule", ["linear", ""]),
@@ -103,7 +103,7 @@ def test_a_senseless_value_is_refused_at_construction(config, name, values):
 
 
 def test_a_refused_value_is_named_with_what_was_expected():
-    with pytest.raises(UsageError, match=r"^DistillConfig\.factor must be 1 or more, got 0$"):
+    with pytest.raises(UsageError, match=r"^DistillConfig\.factor must lie in 1..64, got 0$"):
         Recipe().replace({"distill.factor": 0})
     with pytest.raises(UnknownNameError, match="Did you mean 'noise'"):
         DistillConfig(initialisation="nois")

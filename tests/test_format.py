@@ -190,6 +190,7 @@ def test_metadata_that_makes_no_sense_is_refused(tmp_path, artifact, changes):
         {"height": 6.0},
         {"width": 6.0},
         {"factor": 2.0},
+        {"factor": 128, "height": 128, "width": 128},
         {"classes": ["ant"]},
     ],
 )
