@@ -59,11 +59,13 @@ class AvgPool(nn.AvgPool2d):
         super().__init__(2)
 
     def forward(self, input: Tensor) -> Tensor:
-        return Mean.apply(input) if input.is_cuda else super().forward(input)  # type: ignore[return-value]
+        if input.is_cuda or input.is_contiguous():
+            return Mean.apply(input)  # type: ignore[return-value]
+        return super().forward(input)
 
 
 class Mean(torch.autograd.Function):
-    """Means of 2 x 2 pixels, for GPUs: torch's own gradient of them took a fifth of their time of a step."""
+    """Means of 2 x 2 pixels, whose gradient takes torch longer: a fifth of a step on a GPU."""
 
     generate_vmap_rule = True
 
@@ -78,10 +80,25 @@ class Mean(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         *outer, height, width = gradient.shape
-        spread = (gradient / 4)[..., None, :, None].expand(*outer, height, 2, width, 2)
-        odd = ctx.shape[-1] - 2 * width, ctx.shape[-2] - 2 * height
+        quarter = gradient / 4
+        if gradient.is_cuda:
+            spread = quarter[..., None, :, None].expand(*outer, height, 2, width, 2)
+        else:  # in half of the time
+            rows = quarter.repeat_interleave(2, -1)
+            spread = torch.stack((rows, rows), -2)
         spread = spread.reshape(*outer, 2 * height, 2 * width)
+        odd = ctx.shape[-1] - 2 * width, ctx.shape[-2] - 2 * height
         return F.pad(spread, (0, odd[0], 0, odd[1])) if any(odd) else spread
+
+
+def is_faster_with_channels_last(network: nn.Module) -> bool:
+    """Whether a CPU trains it faster on images in that layout: its own pooling then takes a quarter of the
+    time or less, but a norm of single channels three times as long.
+    """
+    kinds = list(network.modules())
+    pools = any(isinstance(kind, (AvgPool, nn.MaxPool2d)) for kind in kinds)
+    single = any(isinstance(kind, nn.GroupNorm) and kind.num_groups == kind.num_channels for kind in kinds)
+    return isinstance(network, Network) and pools and not single
 
 
 GROUPS = 4  # of channels, of the norm "group"

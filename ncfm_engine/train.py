@@ -29,6 +29,7 @@ from .batches import Batches
 from .checkpoint import under
 from .kernels import tuned_convolutions
 from .memory import bytes_saved, is_out_of_memory
+from .networks import is_faster_with_channels_last
 from .report import Report
 from .sources import Source
 from .stop import Stopped, StopRequest
@@ -79,6 +80,7 @@ class Networks:
         self.template = networks[0].to(device).train()
         self.weights = torch.stack(rows).to(device).requires_grad_()
         self.precision = precision
+        self._channels_last = device == "cpu" and is_faster_with_channels_last(self.template)
         if len(networks) == 1:
             self._own()
         else:
@@ -110,6 +112,8 @@ class Networks:
 
     def _alone(self, images: Tensor) -> Tensor:
         """Logits of the only network."""
+        if self._channels_last:
+            images = images.clone(memory_format=torch.channels_last)  # of one channel too
         logits = _logits(self.template(images), images)
         for name, value in _assigned(self._state, dict(self.template.named_buffers())).items():
             self.buffers[name] = value[None]  # not in place: the backward pass may need what was there

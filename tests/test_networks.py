@@ -6,7 +6,16 @@ import torch.nn.functional as F
 from torch.func import vmap
 
 from distilled_data.errors import UnknownNameError, UsageError
-from ncfm_engine.networks import ACTIVATIONS, NETWORKS, NORMS, POOLINGS, Mean, build_network, resnet
+from ncfm_engine.networks import (
+    ACTIVATIONS,
+    NETWORKS,
+    NORMS,
+    POOLINGS,
+    Mean,
+    build_network,
+    is_faster_with_channels_last,
+    resnet,
+)
 from ncfm_engine.train import Networks
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -197,6 +206,32 @@ def test_the_gradient_of_average_pooling_is_that_of_torch(device, height, width,
     incoming = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(device)[:count]
     gradients = [torch.autograd.grad(some, maps, incoming)[0] for some in (means, expected[:count])]
     assert torch.equal(*gradients)
+
+
+def test_average_pooling_keeps_the_layout_in_both_directions():
+    maps = images(2, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
+    means = POOLINGS["avg"]()(maps)
+    (gradient,) = torch.autograd.grad(means, maps, torch.ones_like(means))
+    assert all(made.is_contiguous(memory_format=torch.channels_last) for made in (means, gradient))
+
+
+@pytest.mark.parametrize(
+    ("setting", "faster"),
+    [
+        ({"norm": "batch"}, True),
+        ({"norm": "layer", "pooling": "max"}, True),
+        ({"norm": "group"}, True),
+        ({"norm": "none", "name": "vgg11"}, True),
+        ({"norm": "instance"}, False),
+        ({"norm": "batch", "pooling": "none"}, False),
+        ({"norm": "batch", "name": "resnet18"}, False),  # pools once
+        ({"name": "vit"}, False),
+    ],
+    ids=str,
+)
+def test_channels_last_are_for_networks_that_pool_and_do_not_norm_single_channels(setting, faster):
+    assert is_faster_with_channels_last(build_small(**({"name": "convnet"} | setting))) == faster
+    assert not is_faster_with_channels_last(torch.nn.Sequential(torch.nn.MaxPool2d(2)))  # may need the other
 
 
 def test_the_global_generator_is_left_alone():

@@ -170,9 +170,10 @@ def trained(training):
     return training.networks.weights.detach()
 
 
-def plain_training(loader, seed, optimiser, norm):
+def plain_training(loader, seed, optimiser, norm, layout):
     """The same with a module of its own and torch's schedule: the reference."""
     network, loader = network_of(seed, norm), reseeded(loader, seed)
+    network.register_forward_pre_hook(lambda network, inputs: inputs[0].clone(memory_format=layout))
     descent = OPTIMISERS[optimiser](network.parameters())
     schedule = torch.optim.lr_scheduler.MultiStepLR(descent, [1, 2, 2], 0.2)
     for _ in plain_epochs(network, loader, seed, descent, schedule, epochs=3):
@@ -180,9 +181,12 @@ def plain_training(loader, seed, optimiser, norm):
     return network
 
 
-@pytest.mark.parametrize(("optimiser", "norm"), [("sgd", "instance"), ("adamw", "batch")])
-def test_one_network_is_trained_bit_for_bit_like_a_plain_module(loader, optimiser, norm):
-    reference = plain_training(loader, 5, optimiser, norm)
+@pytest.mark.parametrize(
+    ("optimiser", "norm", "layout"),
+    [("sgd", "instance", torch.contiguous_format), ("adamw", "batch", torch.channels_last)],
+)
+def test_one_network_is_trained_bit_for_bit_like_a_plain_module(loader, optimiser, norm, layout):
+    reference = plain_training(loader, 5, optimiser, norm, layout)
     training = training_of(loader, [5], optimiser, norm)
     assert torch.equal(trained(training)[0], parameters_to_vector(reference.parameters()))
     for ours, expected in zip(training.networks.buffers.values(), reference.buffers(), strict=True):
