@@ -65,13 +65,17 @@ class AvgPool(nn.AvgPool2d):
 
 
 class Mean(torch.autograd.Function):
-    """Means of 2 x 2 pixels, whose gradient takes torch longer: a fifth of a step on a GPU."""
+    """Means of 2 x 2 pixels. Torch's took a fifth of a step: on CPUs both ways, on GPUs their gradient."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(maps: Tensor) -> Tensor:
-        return F.avg_pool2d(maps, 2)
+        if maps.is_cuda:
+            return F.avg_pool2d(maps, 2)
+        height, width = maps.shape[-2] // 2 * 2, maps.shape[-1] // 2 * 2
+        rows = maps[..., 0:height:2, :width] + maps[..., 1:height:2, :width]
+        return (rows[..., 0::2] + rows[..., 1::2]) / 4
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

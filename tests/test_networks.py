@@ -197,12 +197,12 @@ def test_every_block_keeps_half_precision_stacked_too(norm, count):
 @pytest.mark.parametrize("height", [6, 7])
 @pytest.mark.parametrize("width", [4, 5])
 @pytest.mark.parametrize("stacked", [False, True])
-def test_the_gradient_of_average_pooling_is_that_of_torch(device, height, width, stacked):
+def test_average_pooling_is_that_of_torch_and_so_is_its_gradient(device, height, width, stacked):
     maps = images(3, 2, height, width).unflatten(0, (3, 1)).to(device).requires_grad_()
     pool = vmap(Mean.apply) if stacked else lambda maps: Mean.apply(maps[0])[None]
     means, expected = pool(maps), torch.stack([F.avg_pool2d(one, 2) for one in maps])
     count = len(means)
-    assert torch.equal(means, expected[:count])
+    assert torch.allclose(means, expected[:count], rtol=0, atol=3e-7)  # the order of the sum
     incoming = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(device)[:count]
     gradients = [torch.autograd.grad(some, maps, incoming)[0] for some in (means, expected[:count])]
     assert torch.equal(*gradients)
