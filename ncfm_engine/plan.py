@@ -38,6 +38,7 @@ from .sampling import real_per_class
 from .sources import Source
 from .sources.hub import divided
 from .spaces import Architecture, Space
+from .train import Networks
 
 RESULTS_FILE = "results.json"
 LOSS_PLOT_FILE = "losses.png"
@@ -351,25 +352,33 @@ def estimate_seconds(recipe: Recipe, source: Source, device: str, random: bool =
 
     The products with the frequencies are left out.
     """
-    forward, both = _probe(recipe, source, device)
-    stages = passes(recipe, source, random).items()
-    return {name: stage.forward * forward + (stage.returned + stage.trained) * both for name, stage in stages}
+    precisions = {
+        "pretraining": recipe.pretrain.precision,
+        "distilling": recipe.distill.precision,
+        "evaluating": recipe.evaluate.precision,
+    }
+    probed = {precision: _probe(recipe, source, device, precision) for precision in {*precisions.values()}}
+    seconds = {}
+    for name, stage in passes(recipe, source, random).items():
+        forward, both = probed[precisions[name]]
+        seconds[name] = stage.forward * forward + (stage.returned + stage.trained) * both
+    return seconds
 
 
-def _probe(recipe: Recipe, source: Source, device: str) -> tuple[float, float]:
+def _probe(recipe: Recipe, source: Source, device: str, precision: str) -> tuple[float, float]:
     """`seconds_of` a batch as pretraining has it, for which a run takes the memory anyway."""
     batch = torch.zeros(recipe.pretrain.batch_size, source.channels, source.height, source.width)
-    return seconds_of(build(recipe.network, source, 0), batch, device)
+    return seconds_of(build(recipe.network, source, 0), batch, device, precision)
 
 
-def seconds_of(network: nn.Module, batch: Tensor, device: str) -> tuple[float, float]:
-    """Seconds per image of a forward pass and of forward and backward."""
-    network, batch = network.to(device), batch.to(device)
+def seconds_of(network: nn.Module, batch: Tensor, device: str, precision: str) -> tuple[float, float]:
+    """Seconds per image of a forward pass and of forward and backward, one network alone."""
+    networks, batch = Networks([network], device, precision), batch.to(device)
 
     def seconds(backward: bool) -> float:
         start = time.perf_counter()
         with torch.set_grad_enabled(backward):
-            result = network(batch).sum()
+            result = networks(batch).sum()
             if backward:
                 result.backward()
             result.item()
@@ -379,7 +388,12 @@ def seconds_of(network: nn.Module, batch: Tensor, device: str) -> tuple[float, f
 
 
 def seconds_of_some(
-    space: Space, candidates: Sequence[Architecture], images: Tensor, classes: int, device: str
+    space: Space,
+    candidates: Sequence[Architecture],
+    images: Tensor,
+    classes: int,
+    device: str,
+    precision: str,
 ) -> float:
     """Seconds per image of forward and backward, the mean of `PROBED` random candidates of a search; 0 where
     none of them can be trained.
@@ -388,7 +402,8 @@ def seconds_of_some(
     seconds = []
     for candidate in random.Random(0).sample(candidates, min(PROBED, len(candidates))):
         with contextlib.suppress(Exception, SystemExit):  # a search records it as failed
-            seconds.append(seconds_of(space.network(candidate, **shape, seed=0), images, device)[1])
+            network = space.network(candidate, **shape, seed=0)
+            seconds.append(seconds_of(network, images, device, precision)[1])
     return statistics.fmean(seconds) if seconds else 0.0
 
 

@@ -1,6 +1,7 @@
 """The plan: flags resolved in order, occupied folders left alone, memory counted."""
 
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -220,11 +221,16 @@ def test_a_memory_budget_cuts_the_classes_and_one_that_is_too_small_is_refused(p
 
 
 def test_the_probe_takes_batches_as_training_has_them_with_gradients_and_without(plan, digits):
-    small = plan.recipe.replace({"pretrain.batch_size": 3})
+    small = plan.recipe.replace({"pretrain.batch_size": 3, "evaluate.precision": "bfloat16"})
     seen = set()
-    with register_module_forward_pre_hook(lambda _, i: seen.add((len(i[0]), torch.is_grad_enabled()))):
+
+    def note(_, inputs):
+        if len(inputs[0]) > 1:  # what is built is tried with one
+            seen.add((len(inputs[0]), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+
+    with register_module_forward_pre_hook(note):
         estimate_seconds(small, digits, "cpu")
-    assert {batch for batch in seen if batch[0] > 1} == {(3, False), (3, True)}
+    assert seen == set(itertools.product([3], [False, True], [False, True]))  # distilling in float32
 
 
 def test_the_time_is_that_of_the_fastest_pass_for_every_image(plan, digits, monkeypatch):

@@ -310,7 +310,7 @@ def describe(
     steps, batch = config.epochs * len(loader), min(config.batch_size, loader.count)
     info = dataset.info
     images = torch.zeros(batch, info.channels, info.height, info.width)
-    each = seconds_of_some(space, candidates, images, len(info.classes), device)
+    each = seconds_of_some(space, candidates, images, len(info.classes), device, config.precision)
     seconds = count * len(ways) * config.repeats * steps * batch * each
     times = [f"{in_words(seconds)} on {', '.join(ways)}"]
     if most:
