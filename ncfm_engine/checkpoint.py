@@ -70,14 +70,15 @@ def discard(path: Path) -> None:
 def _keep(path: Path) -> None:
     """Let the previous checkpoint be the current one, which stays where it is."""
     link = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    link.unlink(missing_ok=True)
     try:
+        link.unlink(missing_ok=True)
         link.hardlink_to(path)
-    except OSError:  # a file system without links
-        write_file(previous_of(path), path.read_bytes())
-    else:
         link.replace(previous_of(path))
-        link.unlink(missing_ok=True)  # POSIX leaves it where the two were one file already, after a kill
+    except OSError:  # a file system without links, or that takes no more: writing says so
+        write_file(previous_of(path), path.read_bytes())
+    finally:
+        with contextlib.suppress(OSError):
+            link.unlink()  # POSIX leaves it where the two were one file already, after a kill
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | None:

@@ -1,5 +1,6 @@
 """Saved progress: whole or not at all, of this run or refused, with the one before it to fall back on."""
 
+import errno
 import itertools
 import json
 import os
@@ -113,6 +114,17 @@ def test_a_full_disk_leaves_the_last_checkpoint(path, monkeypatch):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
+    assert load_checkpoint(path, IDENTITY).progress == {"step": 2}
+    assert sorted(path.parent.iterdir()) == sorted([path, previous_of(path)])
+
+
+def test_a_file_system_that_turns_read_only_is_told_as_one_and_nothing_is_left_behind(path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OutputError, match=r"could not write .*: Read-only file system"):
+        save(path, 3)
     assert load_checkpoint(path, IDENTITY).progress == {"step": 2}
     assert sorted(path.parent.iterdir()) == sorted([path, previous_of(path)])
 
