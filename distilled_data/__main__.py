@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 
 from .errors import DistilledDataError, HubError, IntegrityError, LockError, UsageError
+from .files import told
 from .lock import LOCK_FILE, LockedRepository, read_lock, write_lock
 from .remote import Repository
-from .terminal import printable
+from .terminal import leave, printable
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,8 +85,12 @@ def describe(entry: LockedRepository) -> str:
 if __name__ == "__main__":
     try:
         main(parser().parse_args())
+        print(end="", flush=True)
     except DistilledDataError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
-        sys.exit(error.exit_code)
+        leave(error.exit_code, printable(f"error: {error}"), sys.stderr)
+    except OSError as error:
+        if not (text := told(error)):
+            raise
+        leave(2, printable(f"error: {text}"), sys.stderr)
     except KeyboardInterrupt:
         sys.exit("\ninterrupted")

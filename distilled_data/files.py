@@ -18,6 +18,8 @@ from .errors import CheckpointError, OutputError, UsageError
 TRIES = 20 if os.name == "nt" else 1  # to replace a file that others read
 PAUSE = 0.05  # seconds between them
 
+_OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE}
+
 
 def write_file(path: str | Path, content: bytes) -> None:
     """Replace `path` by `content` atomically and durably, mode 0644. Raises `OutputError`."""
@@ -68,8 +70,19 @@ def move(source: str | Path, target: Path) -> None:
 
 def advice(error: OSError) -> str:
     """What there is to do about an output that cannot be written."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return f"{'Free some space' if full else 'Check the folder'} and run again."
+    ways = {errno.EMFILE: "Allow more open files (ulimit -n)"}
+    ways |= dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space")
+    return f"{ways.get(error.errno or 0, 'Check the folder')} and run again."
+
+
+def told(error: OSError) -> str | None:
+    """Words for an error of a file, or of what is printed, that nobody told as ours; None for another one, as
+    of a connection.
+    """
+    if not error.strerror or (error.filename is None and error.errno not in _OF_DISKS):
+        return None
+    place = error.filename or "a file, or what is printed"
+    return f"could not read or write {place}: {error.strerror}. {advice(error)}"
 
 
 def _sync(folder: Path) -> None:

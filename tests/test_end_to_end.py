@@ -1,6 +1,7 @@
 """The commands as a user types them, in processes of their own, on the real digits at small size."""
 
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ from commands import ROOT, TINY, called
 from PIL import Image
 
 from distilled_data import DistilledDataset, DivergenceError, UsageError
+from distilled_data.files import check_new, write_file
 from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, MANIFEST_FILE, read_artifact, write_artifact
 from distilled_data.manifest import Fingerprint, Index, write_manifest
 from hub import PushOptions, push_folder
@@ -156,6 +158,17 @@ def test_results_are_written_to_a_json_file(tmp_path):
         (UsageError("\x1b]0;title\x07 \x9b2J é"), 2, "error: \\x1b]0;title\\x07 \\x9b2J é\n"),
         (DivergenceError("too fast"), 1, "error: too fast\n"),
         (ValueError("odd"), 1, "error: ValueError: odd. Run with --debug for the traceback.\n"),
+        (
+            OSError(errno.EROFS, "Read-only file system", "a/b"),
+            2,
+            "error: could not read or write a/b: Read-only file system. Check the folder and run again.\n",
+        ),
+        (
+            ConnectionResetError(errno.ECONNRESET, "reset by peer"),
+            1,
+            f"error: ConnectionResetError: [Errno {errno.ECONNRESET}] reset by peer. "
+            "Run with --debug for the traceback.\n",
+        ),
         (KeyboardInterrupt(), "\ninterrupted", ""),  # Python shows it, and ends with 1
     ],
 )
@@ -171,6 +184,53 @@ def test_a_command_ends_with_the_status_of_its_error(monkeypatch, capsys, error,
             assert end.value is error
         else:
             assert (end.value.code, capsys.readouterr().err) == (status, words)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("ending", "code", "words"),
+    [
+        ("Stopped('step 4')", 75, ""),
+        ("UsageError('wrong')", 2, "error: wrong\n"),
+        ("DivergenceError('too fast')", 1, "error: too fast\n"),
+        ("None", 2, "error: could not read or write a file, or what is printed: No space left on device. "),
+    ],
+)
+def test_a_log_on_a_full_disk_changes_no_exit_code(tmp_path, ending, code, words, unbuffered):
+    program = f"""
+import argparse, sys
+sys.path.insert(0, {str(ROOT / "tools")!r})
+from command_line import run_command
+from distilled_data import DivergenceError, UsageError
+from ncfm_engine.stop import Stopped
+
+def main(_):
+    if ending := {ending}:
+        raise ending
+    print("done")
+
+run_command(main, argparse.ArgumentParser())
+"""
+    for logs in (">/dev/full", ">/dev/full 2>&1"):
+        command = shlex.join([sys.executable, "-c", program])
+        done = called(["sh", "-c", f"{command} {logs}"], tmp_path, PYTHONUNBUFFERED=unbuffered)
+        assert done.returncode == code
+        assert " ".join(done.stderr.split()).startswith(words.strip()) or "2>" in logs
+
+
+def test_an_output_that_cannot_be_written_is_told_with_what_goes_on(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["tool"])
+    occupied, told = tmp_path / "file", []
+    for function in (lambda _: write_file(occupied / "a", b"x"), lambda _: check_new(occupied)):
+        parser = ArgumentParser()
+        parser.add_argument("--resume", action="store_true")
+        with pytest.raises(SystemExit):
+            run_command(function, parser)
+        told.append(" ".join(capsys.readouterr().err.split()))
+    assert told[0].endswith("run again. What was saved before is kept: --resume goes on with it.")
+    assert told[1].endswith("is not an empty folder; choose another one")
 
 
 def test_help_is_as_wide_as_the_terminal_but_for_commands(monkeypatch):

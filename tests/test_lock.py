@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from artifacts import flip, make_artifact, make_folder
@@ -323,3 +324,11 @@ def test_help_says_what_exit_codes_mean(capsys, monkeypatch):
 def test_the_revision_of_a_lock_file_does_not_reach_the_terminal_as_it_is():
     entry = LockedRepository("org/name", "\x1b[2Jv1", "0" * 40, {}, {})
     assert describe(entry) == r"org/name@\x1b[2Jv1  commit 000000000000  0 files, 0 bytes"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_an_error_that_cannot_be_printed_has_its_exit_code(tmp_path):
+    for logs in ("2>/dev/full", ">/dev/full 2>&1"):
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        command = ["sh", "-c", f"{sys.executable} -m distilled_data verify --lock none.lock {logs}"]
+        assert subprocess.run(command, cwd=tmp_path, env=environment, timeout=60).returncode == 2

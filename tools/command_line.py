@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from filelock import FileLock, Timeout
 
 from distilled_data import DistilledDataError, DistilledDataset, HubError, OutputError, UsageError
-from distilled_data.terminal import printable
+from distilled_data.files import told
+from distilled_data.terminal import leave, printable
 from hub import PushOptions
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.report import OwnWarning
@@ -69,11 +70,12 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
     try:
         with notes():
             main(arguments)
+        print(end="", flush=True)
     except Stopped as place:
         way = "--resume" if "resume" in arguments else "the same command"
-        if speaks():
-            print(f"stopped in good order ({place}); go on with {way}")
-        sys.exit(75)
+        if not speaks():
+            sys.exit(75)
+        leave(75, f"stopped in good order ({place}); go on with {way}", sys.stdout)
     except KeyboardInterrupt:
         sys.exit("\ninterrupted")
     except Exception as error:
@@ -82,8 +84,12 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
         text, code = f"{type(error).__name__}: {error}. Run with --debug for the traceback.", 1
         if isinstance(error, DistilledDataError):
             text, code = str(error), error.exit_code
-        print(paragraph(f"error: {text}"), file=sys.stderr)
-        sys.exit(code)
+        elif isinstance(error, OSError) and (words := told(error)):
+            text, code = words, OutputError.exit_code
+        full = isinstance(error, OSError) and getattr(error.__cause__ or error, "errno", None)
+        if full and "resume" in arguments:
+            text += " What was saved before is kept: --resume goes on with it."
+        leave(code, paragraph(f"error: {text}"), sys.stderr)
 
 
 def speaks() -> bool:
