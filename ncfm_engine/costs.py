@@ -12,6 +12,7 @@ import torch
 from distilled_data.files import read_json, write_json
 
 from .allocator import give_back
+from .report import dispensable
 
 COSTS_FILE = "costs.json"  # of the run folder
 
@@ -52,7 +53,8 @@ class Costs:
             "peak_gpu_mib": max(before["peak_gpu_mib"] or 0, gpu or 0) or None,
         }
         if self.path and self.path.parent.is_dir():
-            write_json(self.path, self.stages)
+            with dispensable():  # nor does it hide why a stage ended
+                write_json(self.path, self.stages)
 
 
 def forget_peak() -> None:

@@ -1,8 +1,10 @@
 """The matching loop: synthetic images minimise the discrepancy that the sampling network maximises."""
 
+import errno
 import gc
 import json
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from distilled_data import CheckpointError, DeviceMemoryError, DivergenceError, OutputError, RankError
-from distilled_data.files import write_file
+from distilled_data.files import advice, write_file
 
 from .checkpoint import Checkpoint, discard, load_checkpoint, save_checkpoint, under
 from .config import DistillConfig
@@ -24,7 +26,7 @@ from .matching import MatchingStep, StepLosses
 from .memory import Layout, is_out_of_memory
 from .pool import FeaturePool
 from .ranks import Ranks
-from .report import OwnWarning, Report, silent
+from .report import OwnWarning, Report, dispensable, silent
 from .sources import Source
 from .stop import Stopped, StopRequest
 
@@ -164,6 +166,7 @@ class Match:
         self.step, self._start = 0, time.monotonic()
         self.pending: list[Tensor] = []  # losses since the last row, [4, C of this process]
         self._halved = False
+        self._unwritten = b""  # rows that found no space yet
 
     @property
     def seconds(self) -> float:
@@ -251,7 +254,10 @@ class Match:
         rate = self.descent.param_groups[0]["lr"]
         row = {"step": self.step, **values, "learning_rate": rate, "seconds": round(self.seconds, 3)}
         if self.folder and self.ranks.rank == 0:
-            _append(self.folder / METRICS_FILE, row)
+            self._unwritten += json.dumps(row).encode() + b"\n"
+            with dispensable():
+                _append(self.folder / METRICS_FILE, self._unwritten)
+                self._unwritten = b""
         return row
 
     def save(self) -> None:
@@ -329,15 +335,16 @@ def _divergence(what: str, step: int) -> DivergenceError:
     )
 
 
-def _append(path: Path, row: dict[str, float]) -> None:
+def _append(path: Path, lines: bytes) -> None:
+    """All of them or none."""
     try:
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with path.open("ab", buffering=0) as file:
+            end = file.tell()
+            if file.write(lines) < len(lines):  # the disk was full in the middle of it
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
-        raise OutputError(
-            f"could not write {path}: {error.strerror}. The last checkpoint, if there is one, is kept; free "
-            "some space and go on with --resume."
-        ) from error
+        raise OutputError(f"could not write {path}: {error.strerror}. {advice(error)}") from error
 
 
 def _truncate_metrics(path: Path, done: int) -> None:

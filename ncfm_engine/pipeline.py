@@ -35,7 +35,7 @@ from .pool import FeaturePool, build
 from .pretrain import check_blendable, pretrain, train_pool
 from .provenance import command, provenance
 from .ranks import Ranks, join
-from .report import Report, plot_losses, silent
+from .report import Report, dispensable, plot_losses, silent
 from .sources import CHANGES, Source, hold_out, load_source
 from .stop import Stopped, StopRequest
 
@@ -130,7 +130,8 @@ def _stages(
             clear_output(plan)
             write_artifact(plan.output / ARTIFACT_FILE, artifact)
             write_manifest(plan.output)
-        plot_losses(plan.run_folder / METRICS_FILE, plan.run_folder / LOSS_PLOT_FILE)
+        with dispensable():
+            plot_losses(plan.run_folder / METRICS_FILE, plan.run_folder / LOSS_PLOT_FILE)
     with costs.stage("evaluating"):
         rows = evaluate(
             DistilledDataset.from_folder(plan.output),

@@ -4,11 +4,12 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from distilled_data import MissingExtraError
+from distilled_data import MissingExtraError, OutputError
 from distilled_data.files import write_file
 
 
@@ -60,6 +61,15 @@ class Bars:
         if bar is not None:
             with contextlib.suppress(OSError):
                 bar.close()
+
+
+@contextlib.contextmanager
+def dispensable() -> Iterator[None]:
+    """For what only tells of a run: where it cannot be written, a warning says so, and the run goes on."""
+    try:
+        yield
+    except OutputError as error:
+        warnings.warn(f"{error} This run goes on without it.", stacklevel=3)
 
 
 def plot_losses(metrics: Path, path: Path) -> None:

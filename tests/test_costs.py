@@ -97,3 +97,14 @@ def test_where_no_system_tells_what_is_held_it_is_0(monkeypatch):
     assert held("VmHWM") > 50 * 2**20
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     assert held("VmHWM") == 0
+
+
+def test_what_a_stage_took_neither_ends_a_run_nor_hides_its_end_where_it_cannot_be_written(tmp_path):
+    (tmp_path / "costs.json").mkdir()
+    costs = Costs(tmp_path / "costs.json", "cpu", resume=False)
+    words = r"could not write .*costs\.json .*This run goes on without it\."
+    with pytest.warns(UserWarning, match=words), costs.stage("good"):
+        pass
+    with pytest.warns(UserWarning, match=words), pytest.raises(KeyError), costs.stage("bad"):
+        raise KeyError
+    assert set(costs.stages) == {"good", "bad"}

@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 import json
+import resource
+import signal
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from distilled_data import CheckpointError, DeviceMemoryError, DivergenceError, OutputError, UsageError
+from distilled_data import CheckpointError, DeviceMemoryError, DivergenceError, UsageError
 from distilled_data.decode import tiles
 from distilled_data.randomness import seed_at
 from ncfm_engine import distill as module
@@ -425,18 +427,27 @@ def test_a_row_that_was_cut_off_is_written_again(play, tmp_path):
     assert [row["step"] for row in metrics(tmp_path)] == [10, 12, 14]
 
 
-def test_metrics_that_cannot_be_written_are_an_output_error(play, tmp_path):
-    real_open = module.Path.open
+def test_metrics_that_find_no_space_are_written_when_there_is_some(play, tmp_path):
+    longer = dataclasses.replace(CONFIG, iterations=40, checkpoint_every=50)
+    limits, told = resource.getrlimit(resource.RLIMIT_FSIZE), []
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
-    def full(path, mode="r", *options):
-        if path.name == METRICS_FILE and mode == "a":
-            raise OSError(28, "No space left on device")
-        return real_open(path, mode, *options)
+    def report(stage, done, total, **figures):
+        if done == 10:  # the next row is cut off
+            size = (tmp_path / METRICS_FILE).stat().st_size + 20
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        if done == 20:
+            told.append(metrics(tmp_path))
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.Path, "open", full)
-        with pytest.raises(OutputError, match="No space left"):
-            play(folder=tmp_path)
+    try:
+        with pytest.warns(UserWarning, match=rf"could not write .*{METRICS_FILE}: .*run goes on without"):
+            play(longer, folder=tmp_path, report=report)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [row["step"] for row in told[0]] == [10]
+    assert [row["step"] for row in metrics(tmp_path)] == [10, 20, 30, 40]
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,18 @@ def test_the_artifact_says_what_it_was_made_of_and_how(finished, digits):
     assert {"device", "versions"} <= set(info.recipe)
 
 
+def test_a_plot_that_cannot_be_written_does_not_end_a_run(here, tmp_path, finished):
+    shutil.copytree(finished[0] / "cache", tmp_path / "cache")
+    (tmp_path / "out.run" / "losses.png").mkdir(parents=True)
+    with pytest.warns(UserWarning, match=r"could not write .*losses\.png .*This run goes on without it\."):
+        code, _, _ = here(
+            "distill_and_push.py", "--dataset", "digits", "--ipc", "3", "--output", "out", settings=TINY
+        )
+    assert code == 0
+    ours, theirs = (folder / "out" / MANIFEST_FILE for folder in (tmp_path, finished[0]))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
 def test_a_network_trains_on_the_artifact_in_a_plain_loop(finished):
     dataset = DistilledDataset.from_folder(finished[0] / "out", labels="hard")
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
