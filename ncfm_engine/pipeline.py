@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distilled_data import Artifact, ArtifactError, DistilledDataset, Metadata, UsageError
-from distilled_data.files import make_folder, read_json, write_json
+from distilled_data.files import make_folder, move, read_json, write_json
 from distilled_data.format import ARTIFACT_FILE, read_artifact, write_artifact
 from distilled_data.manifest import replace_artifact, verify_folder, write_manifest
 
@@ -127,8 +127,10 @@ def _stages(
             write_manifest(plan.output)  # a kill may have left none, or an older one
             replace_artifact(plan.output, artifact)
         else:
+            new = plan.output / f".{ARTIFACT_FILE}.tmp"
+            write_artifact(new, artifact)  # where there is no space for it, what is there stays whole
             clear_output(plan)
-            write_artifact(plan.output / ARTIFACT_FILE, artifact)
+            move(new, plan.output / ARTIFACT_FILE)
             write_manifest(plan.output)
         with dispensable():
             plot_losses(plan.run_folder / METRICS_FILE, plan.run_folder / LOSS_PLOT_FILE)

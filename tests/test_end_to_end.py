@@ -6,8 +6,10 @@ import itertools
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -24,8 +26,9 @@ from PIL import Image
 from distilled_data import DistilledDataset, DivergenceError, UsageError
 from distilled_data.files import check_new, write_file
 from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES, MANIFEST_FILE, read_artifact, write_artifact
-from distilled_data.manifest import Fingerprint, Index, write_manifest
+from distilled_data.manifest import Fingerprint, Index, verify_folder, write_manifest
 from hub import PushOptions, push_folder
+from ncfm_engine import pipeline
 from ncfm_engine.config import EvaluateConfig, Recipe, flatten
 from ncfm_engine.evaluate import settings_hash
 from ncfm_engine.origin import real_images, recipe_of
@@ -968,6 +971,29 @@ def test_overwrite_replaces_the_set_and_keeps_other_files_and_peoples_words(here
     assert "Written by hand." in card.read_text()
     rows = json.loads(Path("again.run/results.json").read_text())["rows"]
     assert {row["ipc"] for row in rows} == {2}
+
+
+def test_a_set_stays_whole_where_there_is_no_space_for_the_one_that_replaces_it(here, monkeypatch):
+    command = ("distill_and_push.py", "--dataset", "digits", "--ipc", "1", "--output", "out", "--seed")
+    assert here(*command, "0", settings=TINY)[0] == 0
+    before, limits = verify_folder("out"), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def made(*arguments, make=pipeline.make_artifact):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        return make(*arguments)
+
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "make_artifact", made)
+            status, _, error = here(*command, "1", "--overwrite", settings=TINY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (status, "distilled.safetensors" in error) == (2, True)
+    assert verify_folder("out").content_hash == before.content_hash
+    assert here(*command, "1", "--resume", settings=TINY)[0] == 0
+    assert verify_folder("out").content_hash != before.content_hash
 
 
 def test_a_replacement_that_is_refused_leaves_the_run_as_it_was(here):
