@@ -5,7 +5,9 @@ import itertools
 import json
 import math
 import re
+import resource
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ import pytest
 from artifacts import flip
 from commands import ROOT, TINY
 
-from distilled_data import CheckpointError, DistilledDataset, UsageError
+from distilled_data import CheckpointError, DistilledDataset, OutputError, UsageError
 from distilled_data.format import ARTIFACT_FILE
 from ncfm_engine.config import Recipe
 from ncfm_engine.plan import make_plan
@@ -126,6 +128,26 @@ def test_a_set_that_is_large_with_its_mirror_stays_where_it_was_made(copied, mon
     make(copied)
     assert (kept / "metrics.jsonl").exists()
     assert not (kept / ARTIFACT_FILE).exists()
+
+
+def test_results_stay_whole_where_there_is_no_space_for_new_ones(copied):
+    kept = copied / "results" / "digits" / "digits-ipc1"
+    (copied / "work" / "digits-ipc1.run" / "losses.png").unlink()  # as of a run that found no space for it
+    with (copied / "work" / "digits-ipc1" / "README.md").open("a") as card:
+        card.write("more words" * 1000)
+    before = {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"could not write .*README\.md"):
+            make(copied)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()} == before
+    make(copied)
+    assert (kept / "README.md").read_text().endswith("more words")
 
 
 def test_a_row_has_every_figure_and_an_artifact_that_loads(finished):

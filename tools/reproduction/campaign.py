@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from filelock import FileLock
 
 from distilled_data import ArtifactError, DistilledDataset
-from distilled_data.files import read_json, write_file, write_json
+from distilled_data.files import read_json, write_file, write_files, write_json
 from distilled_data.format import ARTIFACT_FILE, FOLDER_FILES
 from distilled_data.manifest import verify_folder
 from hub import complete_folder
@@ -194,14 +193,12 @@ class Campaign:
         folder = self.results / row.name
         if not all((plan.output / name).exists() for name in FOLDER_FILES):
             complete_folder(plan.output)
-        files = [plan.run_folder / name for name in RUN_FILES]
+        files = [path for name in RUN_FILES if (path := plan.run_folder / name).exists()]
         whole = [plan.output / name for name in FOLDER_FILES]
         if sum(file.stat().st_size for file in whole) <= KEPT_BYTES:
             files += whole
-        for file in files:
-            target = folder / (file.relative_to(plan.output) if plan.output in file.parents else file.name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
+        targets = [f.relative_to(plan.output) if plan.output in f.parents else Path(f.name) for f in files]
+        write_files({folder / target: file.read_bytes() for target, file in zip(targets, files, strict=True)})
         info = DistilledDataset.from_folder(plan.output).info
         results, costs = (read_json(plan.run_folder / name) for name in (RESULTS_FILE, COSTS_FILE))
         rows = [known for known in results["rows"] if _key(known) in latest]
