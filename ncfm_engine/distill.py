@@ -218,6 +218,12 @@ class Match:
             try:
                 return compute()
             except RuntimeError as error:
+                if isinstance(full := getattr(error, "inner_exception", None), OSError):
+                    raise OutputError(
+                        f"torch.compile could not write what it compiles: {full.strerror}. Free some space "
+                        "below TMPDIR, or name another folder by TORCHINDUCTOR_CACHE_DIR; or distil with "
+                        "--compile off."
+                    ) from error
                 if not is_out_of_memory(error):
                     raise
                 reason = str(error).splitlines()[0]

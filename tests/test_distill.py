@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import resource
+import shutil
 import signal
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from distilled_data import CheckpointError, DeviceMemoryError, DivergenceError, UsageError
+from distilled_data import CheckpointError, DeviceMemoryError, DivergenceError, OutputError, UsageError
 from distilled_data.decode import tiles
 from distilled_data.randomness import seed_at
 from ncfm_engine import distill as module
@@ -475,6 +476,20 @@ def test_what_is_not_finite_is_named_and_never_reaches_the_checkpoint_that_is_du
     assert metrics(tmp_path) == []
     assert load_checkpoint(tmp_path / CHECKPOINT_FILE, IDENTITY).progress["step"] == 4
     assert torch.equal(play(folder=tmp_path, resume=True).images, play().images)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_compiling_on_a_full_disk_is_told_with_ways_out(play, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"torch\.compile could not write .*: File too large\..* off"):
+            play(dataclasses.replace(CONFIG, iterations=1), compile=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_sets_that_are_made_one_after_the_other_are_all_compiled(play, monkeypatch):
