@@ -20,7 +20,8 @@ WRITE_LIMIT = 20.0  # seconds in which it has to answer what changes something: 
 PATIENCE = 12.0  # seconds without a good answer after which nothing more is asked
 PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds between calls, where the client does not try again itself
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOTDIR}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
+_DISK |= {errno.ENOTDIR, errno.EEXIST}  # a file is where the cache has a folder
 
 P = ParamSpec("P")
 T = TypeVar("T")

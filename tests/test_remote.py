@@ -495,6 +495,14 @@ def test_a_full_disk_is_said_to_be_and_the_next_load_is_whole(load):
     assert load().ipc == 2
 
 
+def test_a_cache_with_a_file_in_the_place_of_a_folder_is_named(load, tmp_path):
+    blobs = tmp_path / "hub" / "datasets--org--digits" / "blobs"
+    blobs.parent.mkdir(parents=True)
+    blobs.touch()
+    with pytest.raises(OutputError, match=rf"{blobs} cannot be read or written: File exists\..* HF_HOME"):
+        load()
+
+
 def test_a_cache_that_cannot_be_written_serves_what_it_holds_and_says_so_else(hub, load, folders):
     user = os.geteuid()
     with tempfile.TemporaryDirectory() as cache:
