@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from distilled_data import CheckpointError
+from distilled_data import CheckpointError, OutputError
 from distilled_data.files import write_file
 
 FORMAT = 1
@@ -55,7 +55,7 @@ def save_checkpoint(
     head = {"format": FORMAT, "identity": dict(identity), "progress": dict(progress)}
     head["sha256"] = _digest(head, stored)
     content = save(stored, {"checkpoint": json.dumps(head)})
-    with contextlib.suppress(_DamagedError, CheckpointError):
+    with contextlib.suppress(_DamagedError, CheckpointError, OutputError):
         _read(path)  # a damaged one must not replace the one before it
         _keep(path)
     write_file(path, content)
@@ -85,7 +85,8 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
     """The newest whole checkpoint, or None where there is none.
 
     A damaged one is passed over with a warning that names the one used instead. Raises `CheckpointError`
-    when all are damaged, or when the newest was made under another `identity`; the differences are listed.
+    when all are damaged, or when the newest was made under another `identity`; the differences are listed;
+    and `OutputError` for one that cannot be read.
     """
     found = [candidate for candidate in (path, previous_of(path)) if candidate.exists()]
     damages = []
@@ -113,13 +114,19 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
 def identity_of(path: Path) -> dict[str, Any] | None:
     """What the newest whole checkpoint was made under, or None where there is none."""
     for candidate in (path, previous_of(path)):
-        with contextlib.suppress(_DamagedError, CheckpointError):
+        with contextlib.suppress(_DamagedError, CheckpointError, OutputError):
             return _read(candidate)[1]
     return None
 
 
 def _read(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
     """What lies at `path`, and the identity it was made under."""
+    try:
+        path.open("rb").close()
+    except FileNotFoundError as error:
+        raise _DamagedError(error) from error
+    except OSError as error:  # a right, a limit, a disk: no damage that is mended by removing the file
+        raise OutputError(f"{path} cannot be read: {error.strerror}. Check it, and run again.") from error
     try:
         with safe_open(path, framework="pt") as file:
             head = json.loads(file.metadata()["checkpoint"])

@@ -86,6 +86,17 @@ def test_two_damaged_checkpoints_are_an_error_that_names_both(path):
         load_checkpoint(path, IDENTITY)
 
 
+def test_one_that_cannot_be_read_is_not_taken_for_a_damaged_one(path):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=rf"{path} cannot be read: Too many open files\. Check it"):
+            load_checkpoint(path, IDENTITY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert load_checkpoint(path, IDENTITY).progress == {"step": 2}
+
+
 def test_another_run_is_refused_with_the_differences_listed(path):
     other = IDENTITY | {"distill.alpha": 0.3, "dataset": "cifar10", "new": 1}
     with pytest.raises(CheckpointError) as error:
