@@ -1,9 +1,12 @@
-"""Ways to interrupt a run, for the tests of resuming."""
+"""Ways to interrupt a run, for the tests of resuming, and to let it find no space."""
 
+import contextlib
 import multiprocessing.util
 import os
+import resource
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ncfm_engine.sources.spread import spread
@@ -21,6 +24,25 @@ class StopAfter(StopRequest):
     def requested(self) -> bool:
         self.asked += 1
         return self.asked > self.times
+
+
+@contextlib.contextmanager
+def full_disk(largest: int | None = None) -> Iterator[Callable[[int | None], None]]:
+    """No file grows beyond `largest` bytes, a real limit, at which writing fails as on a full disk. What is
+    yielded sets another one; None is as before.
+    """
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def limit(size: int | None) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before if size is None else (size, before[1]))
+
+    try:
+        limit(largest)
+        yield limit
+    finally:
+        limit(None)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def be_killed_by_the_workers(folder: Path) -> None:

@@ -5,13 +5,13 @@ import itertools
 import json
 import os
 import resource
-import signal
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 from children import context, received, start
+from interruptions import full_disk
 
 from distilled_data import CheckpointError, OutputError
 from ncfm_engine import checkpoint as module
@@ -114,17 +114,9 @@ def test_another_format_version_is_refused(path, monkeypatch):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(path, monkeypatch):
-    # A real limit on the size of files: the write itself fails, as on a full disk.
     large = {"images": torch.zeros(100_000)}
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
-    try:
-        with pytest.raises(OutputError, match="could not write"):
-            save_checkpoint(path, large, identity=IDENTITY, progress={"step": 3})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    with full_disk(50_000), pytest.raises(OutputError, match="could not write"):
+        save_checkpoint(path, large, identity=IDENTITY, progress={"step": 3})
     assert load_checkpoint(path, IDENTITY).progress == {"step": 2}
     assert sorted(path.parent.iterdir()) == sorted([path, previous_of(path)])
 

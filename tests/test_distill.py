@@ -3,13 +3,12 @@
 import dataclasses
 import functools
 import json
-import resource
 import shutil
-import signal
 
 import pytest
 import torch
 import torch.nn.functional as F
+from interruptions import full_disk
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from distilled_data import CheckpointError, DeviceMemoryError, DivergenceError, OutputError, UsageError
@@ -430,23 +429,18 @@ def test_a_row_that_was_cut_off_is_written_again(play, tmp_path):
 
 def test_metrics_that_find_no_space_are_written_when_there_is_some(play, tmp_path):
     longer = dataclasses.replace(CONFIG, iterations=40, checkpoint_every=50)
-    limits, told = resource.getrlimit(resource.RLIMIT_FSIZE), []
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    told = []
 
     def report(stage, done, total, **figures):
         if done == 10:  # the next row is cut off
-            size = (tmp_path / METRICS_FILE).stat().st_size + 20
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+            limit((tmp_path / METRICS_FILE).stat().st_size + 20)
         if done == 20:
             told.append(metrics(tmp_path))
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            limit(None)
 
-    try:
-        with pytest.warns(UserWarning, match=rf"could not write .*{METRICS_FILE}: .*run goes on without"):
-            play(longer, folder=tmp_path, report=report)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    words = rf"could not write .*{METRICS_FILE}: .*run goes on without"
+    with full_disk() as limit, pytest.warns(UserWarning, match=words):
+        play(longer, folder=tmp_path, report=report)
     assert [row["step"] for row in told[0]] == [10]
     assert [row["step"] for row in metrics(tmp_path)] == [10, 20, 30, 40]
 
@@ -481,15 +475,9 @@ def test_what_is_not_finite_is_named_and_never_reaches_the_checkpoint_that_is_du
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_compiling_on_a_full_disk_is_told_with_ways_out(play, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        with pytest.raises(OutputError, match=r"torch\.compile could not write .*: File too large\..* off"):
-            play(dataclasses.replace(CONFIG, iterations=1), compile=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    words = r"torch\.compile could not write .*: File too large\..* off"
+    with full_disk(100), pytest.raises(OutputError, match=words):
+        play(dataclasses.replace(CONFIG, iterations=1), compile=True)
 
 
 def test_sets_that_are_made_one_after_the_other_are_all_compiled(play, monkeypatch):

@@ -6,10 +6,8 @@ import itertools
 import json
 import os
 import re
-import resource
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from commands import ROOT, TINY, called
+from interruptions import full_disk
 from PIL import Image
 
 from distilled_data import DistilledDataset, DivergenceError, UsageError
@@ -976,20 +975,15 @@ def test_overwrite_replaces_the_set_and_keeps_other_files_and_peoples_words(here
 def test_a_set_stays_whole_where_there_is_no_space_for_the_one_that_replaces_it(here, monkeypatch):
     command = ("distill_and_push.py", "--dataset", "digits", "--ipc", "1", "--output", "out", "--seed")
     assert here(*command, "0", settings=TINY)[0] == 0
-    before, limits = verify_folder("out"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = verify_folder("out")
 
     def made(*arguments, make=pipeline.make_artifact):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        limit(2000)
         return make(*arguments)
 
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        with monkeypatch.context() as patch:
-            patch.setattr(pipeline, "make_artifact", made)
-            status, _, error = here(*command, "1", "--overwrite", settings=TINY)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    with full_disk() as limit, monkeypatch.context() as patch:
+        patch.setattr(pipeline, "make_artifact", made)
+        status, _, error = here(*command, "1", "--overwrite", settings=TINY)
     assert (status, "distilled.safetensors" in error) == (2, True)
     assert verify_folder("out").content_hash == before.content_hash
     assert here(*command, "1", "--resume", settings=TINY)[0] == 0

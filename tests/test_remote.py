@@ -4,7 +4,6 @@ import contextlib
 import copy
 import json
 import os
-import resource
 import shutil
 import tempfile
 import threading
@@ -16,6 +15,7 @@ import torch
 from artifacts import flip, make_artifact, make_folder
 from hub_server import Blob, LoopbackHub
 from huggingface_hub import HfApi, constants, get_session
+from interruptions import full_disk
 
 from distilled_data import (
     AccessError,
@@ -485,13 +485,8 @@ def test_the_token_goes_to_the_hub_alone_and_is_written_nowhere(hub, load, tmp_p
 
 
 def test_a_full_disk_is_said_to_be_and_the_next_load_is_whole(load):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-        with pytest.raises(OutputError, match="cannot be read or written"):
-            load()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with full_disk(2000), pytest.raises(OutputError, match="cannot be read or written"):
+        load()
     assert load().ipc == 2
 
 

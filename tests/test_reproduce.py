@@ -5,15 +5,14 @@ import itertools
 import json
 import math
 import re
-import resource
 import shutil
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from artifacts import flip
 from commands import ROOT, TINY
+from interruptions import full_disk
 
 from distilled_data import CheckpointError, DistilledDataset, OutputError, UsageError
 from distilled_data.format import ARTIFACT_FILE
@@ -136,15 +135,8 @@ def test_results_stay_whole_where_there_is_no_space_for_new_ones(copied):
     with (copied / "work" / "digits-ipc1" / "README.md").open("a") as card:
         card.write("more words" * 1000)
     before = {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    try:
-        with pytest.raises(OutputError, match=r"could not write .*README\.md"):
-            make(copied)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    with full_disk(10_000), pytest.raises(OutputError, match=r"could not write .*README\.md"):
+        make(copied)
     assert {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()} == before
     make(copied)
     assert (kept / "README.md").read_text().endswith("more words")
