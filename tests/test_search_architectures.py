@@ -216,6 +216,32 @@ def test_searches_in_one_storage_share_what_they_have_in_common(here, set_folder
     assert "Other searches in the same storage chose these candidates" in output
 
 
+def test_random_images_and_early_stopping_may_score_no_more_than_is_verified(here, set_folder, tmp_path):
+    words = ("--labels", "hard", "--verify", "1", "--jobs", "1", "--output", "found")
+    every = (set_folder, *AXES, *ONE, *words)
+    few = (*every, "--compare", "verified")
+    status, planned, error = here("search_architectures.py", *few, "--dry-run", settings=QUICK)
+    assert status == 0, error
+    assert "8 of convnet, 1 network each, on distilled, and 4 at most on random, early\n" in planned
+    assert "of 4 at most" in planned
+    status, output, error = here("search_architectures.py", *few, settings=QUICK)
+    assert status == 0, error
+    found = content(tmp_path / "found")
+    assert set(found["verified"]) == {"best", "middle", "random", "best by loss"}
+    verified = {index for group in found["verified"].values() for index in group}
+    for way, expected in (("distilled", set(range(8))), ("random", verified), ("early", verified)):
+        assert {k for k, row in enumerate(found["candidates"]) if row[way]} == expected
+    assert {k for k, row in enumerate(found["candidates"]) if row["full"]} == verified
+    assert found["trust"]["early"]["all"]["n"] == len(verified)
+    assert f"have tried only {len(verified)} of the 8 candidates, among which are their picks" in output
+    assert "of the distilled images, and the picks of the ranking by loss: corr" in output
+
+    status, output, error = here("search_architectures.py", *every, settings=QUICK)
+    assert status == 0, error
+    assert all(row["random"] and row["early"] for row in content(tmp_path / "found")["candidates"])
+    assert "have tried only" not in output
+
+
 def test_a_report_names_the_machines_that_trained_not_the_one_that_wrote_it(
     here, set_folder, tmp_path, monkeypatch
 ):
@@ -269,7 +295,7 @@ def test_another_proxy_is_compared_with_the_truth_of_a_search(here, set_folder, 
         status, _, error = here("search_architectures.py", *few, *words, settings=settings)
         return error if status == 2 else status
 
-    assert "no --axis, --candidates or --verify" in refused("--truth-of", "first", *AXES)
+    assert "no --axis, --candidates, --verify or --compare" in refused("--truth-of", "first", *AXES)
     assert "nowhere/search.json, which a search writes, cannot be" in refused("--truth-of", "nowhere")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "search.json").write_text('{"space": "convnet", "axes": {}, "candidates": []}')
@@ -590,6 +616,7 @@ def test_a_folder_that_is_misspelt_is_told_before_the_hub_is_asked(set_folder, t
         (["--verify", "none"], "'none' is neither a number, 1 or more, nor 'all'"),
         (["--verify", "0"], "'0' is neither a number, 1 or more, nor 'all'"),
         (["--verify", "1", "--set", "evaluate.full_repeats=0"], "--verify needs evaluate.full_repeats of 1"),
+        (["--compare", "verified"], "--compare verified needs --verify"),
         (["--axis", "width"], r"--axis width: expected name=value,value"),
         (["--axis", "width=4", "--axis", "width=8"], "--axis is given twice for one name: width=4 width=8"),
         (["--set", "validation=0.2"], "--set validation does not change a search"),
@@ -981,9 +1008,10 @@ def test_the_candidates_of_a_truth_are_those_that_were_trained_in_full_and_no_ot
     with pytest.raises(UsageError, match="trained nothing in full: it had no --verify, or all failed"):
         chosen()
     rows[2]["full"] = {"value": 1, "state": "complete"}
-    for words in (("--axis", "width=4"), ("--candidates", "1"), ("--verify", "1"), ("--space", "resnet")):
-        with pytest.raises(UsageError, match="that --space, and no --axis, --candidates or --verify"):
-            chosen(*words)
+    refused = ("--axis width=4", "--candidates 1", "--verify 1", "--compare verified", "--space resnet")
+    for words in refused:
+        with pytest.raises(UsageError, match="that --space, and no --axis, --candidates, --verify or --comp"):
+            chosen(*words.split())
 
 
 def test_candidates_are_trained_as_the_recipe_says_but_for_300_epochs_at_most(tool):

@@ -6,7 +6,8 @@
   python tools/search_architectures.py distilled/cifar10-ipc1 --data DIR --truth-of searches/cifar10-ipc10-...
 
 Candidates are tested on images held out of the training set. With --verify some of them are trained on all
-images and tested on the test set; so are those that random images and early stopping would have picked.
+images and tested on the test set; so are those that random images and early stopping would have picked,
+which score all candidates too, or with --compare verified only those that are trained in full.
 The same command goes on where it was stopped, but for what was being trained; started on several machines
 with the same --storage, all of them work on it together. Results: search.json, report.md and plots in the
 output folder.
@@ -48,7 +49,7 @@ from ncfm_engine.report import Bars, Report, silent
 from ncfm_engine.search import CHECKS, EARLY_ENDING, STRATEGIES, sqlite_url
 from ncfm_engine.spaces import SPACES, Architecture, Space, load_space
 from ncfm_engine.stop import StopRequest, in_turn
-from tools.architectures.campaign import ACCURACY, ALL, RANKINGS, Campaign
+from tools.architectures.campaign import ACCURACY, ALL, COMPARED, RANKINGS, Campaign
 from tools.architectures.crew import Crew, Leash, default_jobs, is_hand
 from tools.architectures.report import REPORT_FILE, RESULTS_FILE, full_trainings, read, summary, write
 
@@ -84,6 +85,13 @@ def parser() -> argparse.ArgumentParser:
         type=count_or_all,
         metavar="K",
         help="train the K best, K middle and K random candidates in full, or 'all' (default: none)",
+    )
+    add(
+        "--compare",
+        choices=COMPARED,
+        default="all",
+        help="which candidates random images and early stopping score for the comparison: all, as the set "
+        "does, in twice the time of that, or only those that --verify chooses by the set (default: all)",
     )
     add(
         "--rank-by",
@@ -136,6 +144,7 @@ def main(arguments: argparse.Namespace) -> None:
             arguments.storage or sqlite_url(database_of(arguments, output)),
             arguments.strategy,
             arguments.verify,
+            arguments.compare,
             arguments.seed,
             arguments.rank_by,
             machine_of(device),
@@ -199,10 +208,11 @@ def choice(arguments: argparse.Namespace, known: Mapping[str, Any]) -> tuple[Spa
         raise UsageError(
             f"--truth-of: the search of {path} trained nothing in full: it had no --verify, or all failed"
         )
-    if axes or arguments.candidates or arguments.verify is not None or arguments.space != name:
+    chosen = axes or arguments.candidates or arguments.verify is not None or arguments.compare != "all"
+    if chosen or arguments.space != name:
         raise UsageError(
             f"--truth-of takes the candidates of {path}, of the space {name}, all verified; expected "
-            "that --space, and no --axis, --candidates or --verify"
+            "that --space, and no --axis, --candidates, --verify or --compare"
         )
     return dataclasses.replace(space, axes=known["axes"]), candidates
 
@@ -223,6 +233,8 @@ def training_of(
                 "which are --labels and --seeds"
             )
     config = original.replace(changes | said).evaluate
+    if arguments.verify is None and arguments.compare != "all":
+        raise UsageError("--compare verified needs --verify, which chooses what to compare")
     if arguments.verify is not None and config.full_repeats < 1:
         raise UsageError("--verify needs evaluate.full_repeats of 1 or more")
     return config
@@ -303,15 +315,17 @@ def describe(
     if arguments.truth_of:
         truth = f"known, by {arguments.truth_of}"
     elif verify is not None:
-        most = count if verify == ALL else min(count, 3 * verify + 3)  # and the picks of other ways
+        picks = 1 if arguments.compare == "verified" else len(PROXIES)  # of the losses and the other ways
+        most = count if verify == ALL else min(count, 3 * verify + picks)
         truth = f"of {most} at most, {many(config.full_repeats, 'network')} each, "
         truth += many(config.full_epochs, "epoch")
     ways, loader = PROXIES if verify is not None else PROXIES[:1], dataset.loader(config.batch_size)
+    compared = most if arguments.compare == "verified" else count
     steps, batch = config.epochs * len(loader), min(config.batch_size, loader.count)
     info = dataset.info
     images = torch.zeros(batch, info.channels, info.height, info.width)
     each = seconds_of_some(space, candidates, images, len(info.classes), device, config.precision)
-    seconds = count * len(ways) * config.repeats * steps * batch * each
+    seconds = (count + compared * (len(ways) - 1)) * config.repeats * steps * batch * each
     times = [f"{in_words(seconds)} on {', '.join(ways)}"]
     if most:
         known = info.source.get("images")  # another project's set does not say
@@ -319,6 +333,9 @@ def describe(
         if isinstance(known, int):
             seconds = most * config.full_repeats * config.full_epochs * known * share * each
         times.append(f"{in_words(seconds) if isinstance(known, int) else 'an unknown time'} in full")
+    names = ", ".join(ways)
+    if compared < count and len(ways) > 1:
+        names = f"{ways[0]}, and {compared} at most on {', '.join(ways[1:])}"
     database = "--storage" if arguments.storage else database_of(arguments, output)
     soft = verify is not None and labels_of(arguments, dataset) == "soft"
     teacher = recipe_of(dataset, arguments.dataset).pretrain
@@ -327,8 +344,7 @@ def describe(
     time = f"{'at most' if rungs else 'about'} {', '.join(times)}, one after the other, "
     time += "for the passes through candidates alone"
     lines = [
-        f"candidates   {count} of {arguments.space}, {many(config.repeats, 'network')} each, on "
-        f"{', '.join(ways)}",
+        f"candidates   {count} of {arguments.space}, {many(config.repeats, 'network')} each, on {names}",
         f"steps        {steps}, {many(config.epochs, 'epoch')} of {loader.count} images",
         f"strategy     {arguments.strategy}{rungs}",
         f"truth        {truth}",

@@ -16,6 +16,7 @@ from ncfm_engine.stop import StopRequest
 from ncfm_engine.trust import select
 
 ALL = 0  # for `verify`: every candidate
+COMPARED = ("all", "verified")  # candidates that random images and early stopping are to score
 OTHERS = "by other searches"
 ACCURACY = "accuracy"
 RANKINGS = (ACCURACY, "loss")
@@ -34,6 +35,7 @@ class Campaign:
     storage: str
     strategy: str = "exhaustive"
     verify: int | None = None  # so many best, middle and random candidates; None: nothing is verified
+    compare: str = "all"  # one of COMPARED
     seed: int = 0
     ranked_by: str = ACCURACY  # one of RANKINGS: which candidates are the best, of those to verify
     machine: str = ""
@@ -41,11 +43,12 @@ class Campaign:
 
     def run(self, stop: StopRequest, report: Report) -> None:
         """Do all of it, or what is left, together with all processes that do the same. Raises `Stopped`."""
-        for way in PROXIES[:1] if self.verify is None else PROXIES:
+        for way in self._choosing:
             self._score(way, self.candidates, stop, report)
         if self.verify is not None:
             chosen = sorted({index for group in self.verified().values() for index in group})
-            self._score(FULL, [self.candidates[index] for index in chosen], stop, report)
+            for way in [way for way in (*PROXIES, FULL) if way not in self._choosing]:
+                self._score(way, [self.candidates[index] for index in chosen], stop, report)
 
     def results(self) -> dict[str, list[Result | None]]:
         """What is known by now, by way, in the order of the candidates; where nothing is verified here, of
@@ -90,7 +93,7 @@ class Campaign:
             known = results_of(self._studies[FULL], self.candidates)
             return {OTHERS: [index for index, result in enumerate(known) if result]}
         groups: dict[str, list[int]] = {}
-        for way in PROXIES:
+        for way in self._choosing:
             found = enumerate(results_of(self._studies[way], self.candidates))
             complete = {index: result for index, result in found if result and result.state == "complete"}
             if way == "distilled":
@@ -102,6 +105,11 @@ class Campaign:
             else:
                 groups |= _best(complete, way, self.ranked_by)
         return groups
+
+    @property
+    def _choosing(self) -> Sequence[str]:
+        """The ways that score all candidates, by which those to verify are chosen."""
+        return PROXIES if self.verify is not None and self.compare == "all" else PROXIES[:1]
 
     def _score(self, way: str, candidates: Sequence[Architecture], stop: StopRequest, report: Report) -> None:
         score = partial(self.ways[way].score, self.space, stop=stop)

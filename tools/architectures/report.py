@@ -32,8 +32,7 @@ SHOWN = 10  # candidates in the report
 MACHINES = "; "  # between those that a truth is of, which was taken from another search
 CHOSEN = (
     " These candidates are the best, some in the middle and some at random by the ranking of the distilled "
-    "images, and the picks of the others{}: correlations are usually higher among such than among all "
-    "candidates."
+    "images{}: correlations are usually higher among such than among all candidates."
 )
 CHOSEN_BY_OTHERS = (
     " Other searches in the same storage chose these candidates and trained them: correlations may not be "
@@ -41,11 +40,14 @@ CHOSEN_BY_OTHERS = (
 )
 CHOSEN_BY_BOTH = (
     " These candidates are the best, some in the middle and some at random by the ranking of the distilled "
-    "images, the picks of the others{}, and what other searches in the same storage chose: correlations may "
-    "not be those among all candidates."
+    "images{}, and what other searches in the same storage chose: correlations may not be those among all "
+    "candidates."
 )
 CHOSEN_BEFORE = (
     " These candidates are those that the search `{}` trained in full; its report says how they were chosen."
+)
+NOT_ALL = (
+    " Random images and early stopping have tried only {} of the {} candidates, among which are their picks."
 )
 
 TITLE = "## Can the ranking be trusted?"
@@ -290,6 +292,7 @@ def _trust_table(content: Content) -> list[str]:
         + (PRUNED if content["strategy"] in EARLY_ENDING else ".")
         + _chosen(content["verified"], [row[FULL] is not None for row in rows])
         + (CHOSEN_BEFORE.format(other) if (other := content.get("truth_of")) else "")
+        + (NOT_ALL.format(tried, len(rows)) if (tried := _tried_by_all(rows)) < len(rows) else "")
         + ("" if compared >= 3 else FEW.format(compared)),
         "",
         *table(["", *(TITLES[way] for way in PROXIES)], [[name, *cells] for name, cells in lines.items()]),
@@ -341,8 +344,14 @@ def _chosen(verified: Content, known: Sequence[bool]) -> str:
         return CHOSEN_BY_OTHERS
     chosen = {index for group in verified.values() for index in group}
     all_of_them = chosen >= {index for index, is_known in enumerate(known) if is_known}
-    other = next((f" and of the ranking by {by}" for by in RANKINGS if f"best by {by}" in verified), "")
-    return (CHOSEN if all_of_them else CHOSEN_BY_BOTH).format(other)
+    picks = ["of the others"] if any(f"best by {way}" in verified for way in PROXIES) else []
+    picks += [f"of the ranking by {by}" for by in RANKINGS if f"best by {by}" in verified]
+    also = f", and the picks {' and '.join(picks)}" if picks else ""
+    return (CHOSEN if all_of_them else CHOSEN_BY_BOTH).format(also)
+
+
+def _tried_by_all(rows: Sequence[Content]) -> int:
+    return sum(all(row[way] is not None for way in PROXIES) for row in rows)
 
 
 def _seconds(rows: Sequence[Content], way: str) -> float:
