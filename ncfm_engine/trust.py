@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 BEST = {"half": 0.5, "top": 0.2}  # shares of the candidates, the best by the truth, each compared by itself
+FIRST = 5  # candidates of a ranking that one might train in full, to take the best of them
 RESAMPLES = 1000  # of the bootstrap
 ORDERS = 200  # in which the candidates might have been tried
 DECIMALS = 9  # of a mean: who has as many right answers is equal, however they fall on its networks
@@ -147,7 +148,8 @@ def trust(
     end; the proxy is their mean, and "single" the Spearman correlation of one network of each. Correlations
     are over the candidates that are known in all ways, "all" of them and those of `BEST`. The pick is the
     best of all, whether its truth is known or not, the first of those that are "tied"; its "regret" is what
-    its truth falls short of the best one there is, in points; "behind" is how much less its correlation is
+    its truth falls short of the best one there is, in points, and "regret_of_first" what the best of the
+    first `FIRST` does, of those that correlations are over; "behind" is how much less its correlation is
     than that of the first way.
     """
     known = [index for index, value in enumerate(truth) if value is not None]
@@ -164,6 +166,7 @@ def trust(
         times, regrets = regret_over_time(proxy, right, spent, highest)
         pick = max(means, key=lambda index: means[index])
         accuracy = truth[pick]
+        leaders = np.argsort(-np.asarray(proxy), kind="stable")[:FIRST].tolist()
         first = first or proxy
         networks = zip(*(row for index in common if (row := column[index])), strict=True)
         found[way] = {
@@ -178,6 +181,7 @@ def trust(
             "tied": sum(mean == means[pick] for mean in means.values()),
             "pick_accuracy": accuracy,
             "regret": None if accuracy is None else highest - accuracy,
+            "regret_of_first": highest - max(right[place] for place in leaders) if leaders else None,
             "regret_over_time": {"seconds": times, "regret": regrets},
         }
     return found

@@ -727,6 +727,7 @@ def test_a_report_tells_all_that_was_found_of_every_way():
             "pick_accuracy": 100 * base,
             "tied": 1,
             "regret": 50 * base,
+            "regret_of_first": 10 * base,
             "regret_over_time": {"seconds": [1.0], "regret": [0.0]},
         }
 
@@ -756,6 +757,7 @@ def test_a_report_tells_all_that_was_found_of_every_way():
         "| Spearman, all, of single networks | 0.54, - | 0.34, - | 0.44, - |",
         "| accuracy of the pick (best of those trained in full 95.0) | 50.0 | 30.0 | 40.0 |",
         "| regret, points | 25.0 | 15.0 | 20.0 |",
+        "| regret of the best of the first 5, points | 5.0 | 3.0 | 4.0 |",
         "| seconds for one trained to the end | 1.00 | 2.00 | 3.00 |",
     ]
     assert "![score against full accuracy](scatter.png)\n![regret over time](regret.png)" in table

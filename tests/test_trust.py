@@ -211,6 +211,7 @@ def test_what_ended_early_or_failed_counts_against_the_regret():
     ended = alone([[1], [2], [3], [4], None], TRUTH)  # the best one was not trained to the end
     assert (ended["pick"], ended["regret"], ended["all"]["n"]) == (3, 10, 4)
     assert ended["regret_over_time"]["regret"][-1] == 10
+    assert ended["regret_of_first"] == 10  # all four are among the first
     unknown = alone([[1], [2], [3], [4], [5]], [10.0, 20.0, 30.0, 40.0, None])
     assert (unknown["pick"], unknown["pick_accuracy"], unknown["regret"]) == (4, None, None)
 
@@ -230,7 +231,16 @@ def test_of_too_few_candidates_to_correlate_the_regret_is_told():
     none = trust({"one": [[1], None], "other": [None, [1]]}, {"one": [1, 1], "other": [1, 1]}, [10.0, 20.0])
     assert [none[way]["regret"] for way in ("one", "other")] == [10, 0]
     assert none["one"]["all"]["n"] == 0
+    assert none["one"]["regret_of_first"] is None
     assert none["one"]["regret_over_time"] == {"seconds": [], "regret": []}
+
+
+def test_the_best_of_the_first_five_is_what_who_trains_these_in_full_takes():
+    scores = {"right": [1, 2, 3, 4, 5, 6, 7], "wrong": [7, 6, 5, 4, 3, 2, 1], "tied": [1, 1, 1, 1, 1, 1, 1]}
+    columns = {way: [[float(value)] for value in values] for way, values in scores.items()}
+    found = trust(columns, dict.fromkeys(scores, [1.0] * 7), [10.0, 60.0, 20.0, 30.0, 40.0, 50.0, 70.0])
+    assert [found[way]["regret"] for way in scores] == [0, 60, 60]
+    assert [found[way]["regret_of_first"] for way in scores] == [0, 10, 10]
 
 
 def test_nothing_is_said_without_a_truth_or_a_score():
@@ -257,5 +267,5 @@ def test_what_is_published_of_trust_is_what_its_candidates_give(path):
             assert published[group] == pytest.approx(found[way][group])
         for name, column in published["regret_over_time"].items():
             assert column == pytest.approx(found[way]["regret_over_time"][name])
-        for name in ("pick", "tied", "pick_accuracy", "regret"):
+        for name in ("pick", "tied", "pick_accuracy", "regret", "regret_of_first"):
             assert published[name] == found[way][name]

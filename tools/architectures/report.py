@@ -14,7 +14,7 @@ from ncfm_engine.proxies import FULL, PROXIES
 from ncfm_engine.report import plot_agreement, plot_regret
 from ncfm_engine.search import EARLY_ENDING, Result
 from ncfm_engine.spaces import Architecture
-from ncfm_engine.trust import BEST, trust, trust_by_loss
+from ncfm_engine.trust import BEST, FIRST, trust, trust_by_loss
 from tools.listing import write_rows
 from tools.markdown import score, table
 
@@ -279,7 +279,7 @@ def _trust_table(content: Content) -> list[str]:
         f"accuracy of the pick (best of those trained in full {max(truth):.1f})": [
             _points(found[way]["pick_accuracy"]) + _tied(found[way]["tied"]) for way in PROXIES
         ],
-        "regret, points": [_points(found[way]["regret"]) for way in PROXIES],
+        **_regrets(found),
         "seconds for one trained to the end": [f"{_seconds(rows, way):.2f}" for way in PROXIES],
     }
     return [
@@ -314,7 +314,7 @@ def _by_loss(content: Content) -> list[str]:
         "above that by accuracy by": [_interval(found[way]["gain"], "spearman") for way in PROXIES],
         **_of_the_best(found, "spearman"),
         "accuracy of the pick": [_points(found[way]["pick_accuracy"]) for way in PROXIES],
-        "regret, points": [_points(found[way]["regret"]) for way in PROXIES],
+        **_regrets(found),
     }
     return [
         "",
@@ -334,6 +334,16 @@ def _of_the_best(found: Content, *names: str) -> dict[str, list[str]]:
         if group != "all"
         for name in names
     }
+
+
+def _regrets(found: Content) -> dict[str, list[str]]:
+    """Of the picks, and of the best of those that come first, where more than these are known."""
+    rows = {"regret, points": [_points(found[way]["regret"]) for way in PROXIES]}
+    if found[PROXIES[0]]["all"]["n"] > FIRST:
+        rows[f"regret of the best of the first {FIRST}, points"] = [
+            _points(found[way]["regret_of_first"]) for way in PROXIES
+        ]
+    return rows
 
 
 def _chosen(verified: Content, known: Sequence[bool]) -> str:
