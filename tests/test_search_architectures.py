@@ -972,6 +972,9 @@ def test_scores_are_shared_by_strategies_that_end_nothing_early_and_the_truth_by
     for place in range(3):
         assert len({of_strategy[place] for of_strategy in names.values()}) == 3
     assert len({of_strategy[3] for of_strategy in names.values()}) == 1
+    chosen = search_of_few(tmp_path, strategy="halving", verify=1, compare="verified")
+    assert chosen._name("distilled") == names["halving"][0]
+    assert [chosen._name(way) for way in (*PROXIES[1:], FULL)] == names["exhaustive"][1:]  # too few to prune
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ class Campaign:
 
     def run(self, stop: StopRequest, report: Report) -> None:
         """Do all of it, or what is left, together with all processes that do the same. Raises `Stopped`."""
-        for way in self._choosing:
+        for way in PROXIES[:1] if self.verify is None else self._choosing:
             self._score(way, self.candidates, stop, report)
         if self.verify is not None:
             chosen = sorted({index for group in self.verified().values() for index in group})
@@ -108,8 +108,8 @@ class Campaign:
 
     @property
     def _choosing(self) -> Sequence[str]:
-        """The ways that score all candidates, by which those to verify are chosen."""
-        return PROXIES if self.verify is not None and self.compare == "all" else PROXIES[:1]
+        """The ways by which those to verify are chosen of all candidates."""
+        return PROXIES if self.compare == "all" else PROXIES[:1]
 
     def _score(self, way: str, candidates: Sequence[Architecture], stop: StopRequest, report: Report) -> None:
         score = partial(self.ways[way].score, self.space, stop=stop)
@@ -123,7 +123,7 @@ class Campaign:
         return {way: studies[name] for way, name in names.items()}
 
     def _strategy(self, way: str) -> str:
-        return self.strategy if way != FULL and self.strategy in EARLY_ENDING else "exhaustive"
+        return self.strategy if way in self._choosing and self.strategy in EARLY_ENDING else "exhaustive"
 
     def _name(self, way: str) -> str:
         axes = {name: list(values) for name, values in self.space.axes.items()}
