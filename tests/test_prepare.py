@@ -22,7 +22,7 @@ import torch
 from children import finish, is_alive, start
 from commands import ROOT, called
 from filelock import FileLock
-from interruptions import StopAfter, be_killed_by_the_workers
+from interruptions import StopAfter, be_killed_by_the_workers, full_disk
 from photographs import CLASSES, encoded, photographs, pixels_of, write_folder, write_shards, write_tar
 from PIL import Image
 
@@ -251,7 +251,7 @@ def test_a_store_of_other_data_is_replaced_only_if_asked(tmp_path, shards):
     assert read_index(tmp_path / "store").decoder == {"size": 8, "fit": "crop", "channels": None}
 
 
-def test_a_store_is_kept_until_what_replaces_it_is_known_to_be_usable(tmp_path, shards, small_files):
+def test_a_store_is_kept_until_what_replaces_it_is_on_the_disk(tmp_path, shards, small_files, monkeypatch):
     prepare(ShardReader(shards), tmp_path / "store", workers=0)
     before = content(tmp_path / "store")
     other = write_shards(tmp_path / "other", 255 - IMAGES, LABELS, shards=8)
@@ -265,6 +265,14 @@ def test_a_store_is_kept_until_what_replaces_it_is_known_to_be_usable(tmp_path, 
     assert content(tmp_path / "store") == before
     with pytest.raises(Stopped, match="2 of 5 files written"):
         prepare(reader, tmp_path / "store", stop=StopAfter(1), **options)
+    assert content(tmp_path / "store") == before
+    with full_disk(15 * IMAGES[0].size), pytest.raises(OutputError, match="what was done stays"):
+        prepare(reader, tmp_path / "store", **options)
+    assert content(tmp_path / "store") == before
+    with monkeypatch.context() as patch:
+        patch.setattr("ncfm_engine.sources.prepare.move", None)  # as good as a kill
+        with pytest.raises(TypeError):
+            prepare(reader, tmp_path / "store", **options)
     prepare(reader, tmp_path / "store", workers=0)  # now there is nothing left to overwrite
     prepare(reader, tmp_path / "expected", workers=0)
     assert content(tmp_path / "store") == content(tmp_path / "expected")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from distilled_data.errors import DistilledDataError, IntegrityError, OutputError, SourceError, UsageError
+from distilled_data.files import move
 
 from ..cache import sha256_of
 from ..ranks import Ranks
@@ -78,10 +79,6 @@ def prepare(
             damaged = tuple(damage for spool in spools for damage in spool.damaged)
             check_damaged(damaged, sum(len(s.labels) for s in spools), reader.where, skip_damaged)
             found = Sorted.of(reader, spools, seed)
-            if ranks.rank == 0 and (plan.folder / INDEX_FILE).exists():  # a store that is to be replaced
-                (plan.folder / INDEX_FILE).unlink()
-                _remove_shards(plan.folder)
-            ranks.barrier()  # before another one asks which files are written
             _work(plan, ranks, stop, report, "sort", found)
             if ranks.rank == 0:
                 _finish(plan, found, damaged)
@@ -142,8 +139,8 @@ def _finished(plan: _Plan) -> tuple[Index, Source] | None:
 def _begun(plan: _Plan, overwrite: bool) -> bool:
     """Whether the store is there already; if not, make its work folder, and keep what a killed run left.
 
-    A store that is to be replaced stays until all of the new one is decoded and fits together. Raises
-    `OutputError` where something else is in its place.
+    A store that is to be replaced stays until all of the new one is on the disk. Raises `OutputError` where
+    something else is in its place.
     """
     folder = plan.folder
     if (folder / INDEX_FILE).exists():
@@ -160,7 +157,8 @@ def _begun(plan: _Plan, overwrite: bool) -> bool:
     wanted = {path.name for path in plan.spools}
     plan.work.mkdir(exist_ok=True)
     for path in plan.work.iterdir():  # of a source that has changed since, or of a killed process
-        if path.suffix == ".tmp" or path.name.partition(".")[0] not in wanted:
+        known = path.name.partition(".")[0] in wanted or _OURS.fullmatch(path.name)
+        if path.suffix == ".tmp" or not known:
             path.unlink(missing_ok=True)
     return False
 
@@ -176,12 +174,6 @@ def _is_whole(folder: Path, stamp: str, overwrite: bool) -> bool:
             raise
         return False
     return True
-
-
-def _remove_shards(folder: Path, but: Sequence[Path] = ()) -> None:
-    for path in folder.iterdir():
-        if _OURS.fullmatch(path.name) and path not in but:
-            path.unlink()
 
 
 def _work(
@@ -200,8 +192,8 @@ def _work(
             _ = plan.reader.classes  # some readers load them, which the workers then need not
     else:
         jobs = found.shards[ranks.rank :: ranks.count]
-        todo = [shard for shard in jobs if not found.is_written(plan.folder, shard)]
-        function = partial(found.write, plan.folder)
+        todo = [shard for shard in jobs if not found.is_written(plan.work, shard)]
+        function = partial(found.write, plan.work)
     done, images, start, stopped = len(jobs) - len(todo), 0, time.monotonic(), False
     try:
         for count in spread(function, todo, plan.workers):
@@ -220,10 +212,24 @@ def _work(
 
 
 def _finish(plan: _Plan, found: Sorted, damaged: tuple) -> None:
-    """Write the index, and remove what is not part of the store."""
+    """Put what was written in the place of what is there, and write the index."""
+    index = _index(plan, found, damaged)  # which lets go of the files: Windows moves none that is mapped
+    (plan.folder / INDEX_FILE).unlink(missing_ok=True)
+    for path in plan.folder.iterdir():
+        if _OURS.fullmatch(path.name):
+            path.unlink()
+    for shard in found.shards:
+        place = shard.part, shard.number
+        move(shard_path(plan.work, *place), shard_path(plan.folder, *place))
+    write_index(plan.folder, index)
+    shutil.rmtree(plan.work)
+
+
+def _index(plan: _Plan, found: Sorted, damaged: tuple) -> Index:
+    """Of what was written."""
     shards = {part: [len(shard.rows) for shard in found.shards if shard.part == part] for part in PARTS}
-    source = map_shards(plan.folder, plan.reader.origin, found.classes, found.shape, found.counts, shards)
-    index = Index(
+    source = map_shards(plan.work, plan.reader.origin, found.classes, found.shape, found.counts, shards)
+    return Index(
         plan.reader.origin,
         found.classes,
         found.shape,
@@ -237,9 +243,6 @@ def _finish(plan: _Plan, found: Sorted, damaged: tuple) -> None:
         plan.stamp,
         damaged,
     )
-    _remove_shards(plan.folder, [shard_path(plan.folder, shard.part, shard.number) for shard in found.shards])
-    write_index(plan.folder, index)
-    shutil.rmtree(plan.work)
 
 
 @contextlib.contextmanager
