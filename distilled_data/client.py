@@ -13,6 +13,7 @@ from threading import Lock, local
 from typing import Any, ParamSpec, TypeVar
 
 from .errors import AccessError, ConflictError, DistilledDataError, HubError, OutputError, UsageError
+from .terminal import without_login
 
 LIBRARY = "distilled-data"  # in the User-Agent of our requests
 LIMIT = 10.0  # seconds in which the Hub has to send the next bytes
@@ -140,7 +141,9 @@ def check_arguments(repo_id: str, token: Any, endpoint: str | None) -> None:
             "hf_..."
         )
     if endpoint is not None and not re.match(r"https?://[^/\s]+", endpoint):
-        raise UsageError(f"the endpoint {endpoint!r} is no address; expected one like https://huggingface.co")
+        raise UsageError(
+            f"the endpoint {without_login(endpoint)!r} is no address; expected one like https://huggingface.co"
+        )
     if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", repo_id):
         raise UsageError(f"{repo_id!r} is not a repository name like org/cifar100-ncfm")
 

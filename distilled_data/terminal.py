@@ -12,6 +12,11 @@ def printable(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
+def without_login(address: str) -> str:
+    """An address without user and password, which may have spaces in it, and slashes."""
+    return re.sub(r"(?s)//.*@", "//", address)
+
+
 def leave(code: int, text: str, stream: TextIO | None) -> NoReturn:
     """Print `text` and end with the exit code, which stays so where a log is on a full disk or its reader is
     gone: Python would end with 1, or with 120 over what it still has to print.

@@ -24,6 +24,7 @@ from distilled_data.manifest import (
     read_manifest,
     verify_folder,
 )
+from distilled_data.terminal import without_login
 
 from .card import images_per_class, read_card, render_card
 from .repository import Contents, git_hash, hub_hash, look
@@ -132,7 +133,7 @@ def plan_push(folder: str | Path, repo_id: str, options: PushOptions | None = No
     plan = PushPlan(
         folder=folder,
         repo_id=repo_id,
-        url=f"{api.endpoint}/datasets/{repo_id}",
+        url=f"{without_login(api.endpoint)}/datasets/{repo_id}",
         parent=remote.head,
         settings=_settings(repo_id, remote, options),
         tagged=remote.tagged,

@@ -18,7 +18,6 @@ import gc
 import itertools
 import math
 import random
-import re
 import statistics
 import time
 import warnings
@@ -33,6 +32,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 
 from distilled_data import DeviceMemoryError, MissingExtraError, OutputError, UnknownNameError, UsageError
+from distilled_data.terminal import without_login
 
 from .memory import is_out_of_memory
 from .report import Report, silent
@@ -153,7 +153,7 @@ def open_studies(storage: str, strategies: Mapping[str, str], *, make: bool = Tr
         time.sleep(random.uniform(0.1, 0.5))
         return opened()
     except (ImportError, ValueError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-        place = re.sub(r"(?s)//.*@", "//", storage).partition("?")[0]  # passwords may be in both
+        place = without_login(storage).partition("?")[0]  # where a password may be too
         said = (_words_of_database(error) or str(error).splitlines()[0]).replace(storage, place)
         raise UsageError(
             f"the storage {place} cannot be opened: {said.rstrip('.')}. Expected a database that can be "

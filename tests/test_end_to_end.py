@@ -285,6 +285,8 @@ def test_the_command_that_publishes_asks_for_what_was_asked_for(flags):
     words = shlex.split(push_command(Path("my sets/a"), asked))
     assert words[:4] == ["python", "tools/push.py", "my sets/a", "org/a"]
     assert sorted(words[4:]) == sorted(flags.split())
+    asked.endpoint = "http://me:secret@hub"
+    assert push_command(Path("a"), asked).split(" --endpoint ")[1].split()[0] == "http://hub"
     # Backslashes would be quoted, which not every shell of Windows understands.
     assert push_command(PureWindowsPath(r"sets\a"), asked).startswith("python tools/push.py sets/a org/a")
 

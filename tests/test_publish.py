@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from artifacts import make_artifact, make_folder
-from hub_server import LARGE, Commit, Repository
+from hub_server import LARGE, TOKENS, Commit, Repository
 from huggingface_hub import HfApi, constants
 
 from distilled_data import (
@@ -92,6 +92,17 @@ def test_a_damaged_or_incomplete_folder_is_not_planned(options, tmp_path):
     (folder / MANIFEST_FILE).unlink()
     with pytest.raises(FormatError, match="missing"):
         plan_push(folder, "org/digits", options())
+
+
+def test_a_login_in_the_address_of_the_hub_is_not_shown(loopback, options, folders, monkeypatch):
+    monkeypatch.setitem(TOKENS, "Basic bWU6c2VjcmV0", "alice")  # of me:secret
+    asked = dataclasses.replace(options(), endpoint=loopback.url.replace("//", "//me:secret@"))
+    plan = plan_push(folders[2], "org/digits", asked)
+    assert str(plan).startswith(f"push to {loopback.url}/datasets/org/digits\n")
+    push(plan)
+    assert str(push_folder(folders[2], "org/digits", asked)).startswith(
+        f"nothing to publish, it is there already: {loopback.url}/datasets/org/digits/commit/"
+    )
 
 
 # One commit
@@ -802,7 +813,15 @@ def test_a_repository_that_somebody_creates_after_planning_is_a_conflict(loopbac
     assert len(commits(loopback)) == 1
 
 
-@pytest.mark.parametrize("wrong", [{"token": "hf_secret\n"}, {"endpoint": "huggingface.co"}, {"repo": "a b"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"token": "hf_secret\n"},
+        {"endpoint": "huggingface.co"},
+        {"endpoint": "htp://me:hf_secret@host"},
+        {"repo": "a b"},
+    ],
+)
 def test_arguments_that_can_never_work_are_refused_before_anything_is_sent(loopback, folders, wrong):
     arguments = {"repo": "org/digits", "endpoint": loopback.url, "token": "hf_alice"} | wrong
     repo = arguments.pop("repo")

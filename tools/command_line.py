@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from distilled_data import DistilledDataError, DistilledDataset, HubError, OutputError, UsageError
 from distilled_data.files import told
-from distilled_data.terminal import leave, printable
+from distilled_data.terminal import leave, printable, without_login
 from hub import PushOptions
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.report import OwnWarning
@@ -201,7 +201,7 @@ def push_command(folder: PurePath, arguments: argparse.Namespace) -> str:
     words = ["python", "tools/push.py", folder.as_posix(), arguments.repo]
     for name, value in dataclasses.asdict(push_options(arguments)).items():
         if value:
-            words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [value])
+            words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [without_login(value)])
     return shlex.join(words)
 
 
