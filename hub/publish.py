@@ -22,6 +22,8 @@ from .plan import PlannedFile, PushOptions, PushPlan, contents_for, hub_api, pla
 
 TRIES = 10  # of a push, each after somebody else's commit came before it
 
+Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
+
 
 @dataclass(frozen=True)
 class Pushed:
@@ -45,24 +47,15 @@ def push(plan: PushPlan) -> Pushed:
         # Somebody may have been there between; so look again, and plan against what is there now.
         plan = plan_push(plan.folder, plan.repo_id, options)
     assert plan.parent is not None
-    for file in plan.changes:
-        if isinstance(file.content, Path) and not _is_as_planned(file.content, file):
-            raise ConflictError(f"{file.content} changed after the push was planned. Nothing was pushed.")
+    operations = [_operation(file, plan.parent) for file in plan.changes]
     if plan.settings:
         call(plan.repo_id, api.update_repo_settings, plan.repo_id, repo_type="dataset", **plan.settings)
     done = Pushed(f"{plan.url}/commit/{plan.parent}", plan.parent, changed=False)
     if plan.changes:
-        done = _commit(api, plan, plan.parent)
+        done = _commit(api, plan, plan.parent, operations)
     if options.revision and plan.tagged != done.commit:
         _set_tag(api, plan, options.revision, done.commit)
     return done
-
-
-def _is_as_planned(path: Path, file: PlannedFile) -> bool:
-    try:
-        return Fingerprint.of(path) == Fingerprint(file.hash, file.size)
-    except OSError:  # it is gone
-        return False
 
 
 def push_folder(
@@ -121,7 +114,7 @@ def _create(api: HfApi, plan: PushPlan) -> None:
         raise
 
 
-def _commit(api: HfApi, plan: PushPlan, parent: str) -> Pushed:
+def _commit(api: HfApi, plan: PushPlan, parent: str, operations: list[Operation]) -> Pushed:
     pull_request = plan.options.create_pr
     try:
         # A pull request is opened once: after a lost answer a second try would open another.
@@ -129,7 +122,7 @@ def _commit(api: HfApi, plan: PushPlan, parent: str) -> Pushed:
             plan.repo_id,
             api.create_commit,
             plan.repo_id,
-            [_operation(file, parent) for file in plan.changes],
+            operations,
             commit_message=plan.message,
             repo_type="dataset",
             parent_commit=parent,
@@ -168,11 +161,16 @@ def _set_tag(api: HfApi, plan: PushPlan, tag: str, commit: str) -> None:
         ) from error
 
 
-def _operation(
-    file: PlannedFile, parent: str
-) -> CommitOperationAdd | CommitOperationCopy | CommitOperationDelete:
+def _operation(file: PlannedFile, parent: str) -> Operation:
     if file.content is None:
         return CommitOperationDelete(file.path)
     if isinstance(file.content, str):
         return CommitOperationCopy(file.content, file.path, src_revision=parent)
-    return CommitOperationAdd(file.path, file.content)
+    if isinstance(file.content, bytes):
+        return CommitOperationAdd(file.path, file.content)
+    content = b""
+    with contextlib.suppress(OSError):  # it is gone
+        content = file.content.read_bytes()  # once; the client would read it again after others replaced it
+    if Fingerprint.of_bytes(content) != Fingerprint(file.hash, file.size):
+        raise ConflictError(f"{file.content} changed after the push was planned. Nothing was pushed.")
+    return CommitOperationAdd(file.path, content)

@@ -173,7 +173,7 @@ def test_a_repository_that_is_private_and_gated_already_is_left_so(loopback, opt
     assert sum("/settings" in entry for entry in writes(loopback)) == 1
 
 
-def test_a_pull_request_leaves_the_branch_alone_and_needs_no_right_to_write(loopback, options, folders):
+def test_a_pull_momentleaves_the_branch_alone_and_needs_no_right_to_write(loopback, options, folders):
     push_folder(folders[2], "org/digits", options())
     head = loopback.head("org/digits").oid
     done = push_folder(folders[1], "org/digits", options("hf_bob", create_pr=True))
@@ -182,7 +182,7 @@ def test_a_pull_request_leaves_the_branch_alone_and_needs_no_right_to_write(loop
     assert "ipc1/manifest.json" in loopback.files("org/digits", "refs/pr/1")
 
 
-def test_a_pull_request_is_not_opened_twice_when_the_answer_is_lost(loopback, options, folders):
+def test_a_pull_momentis_not_opened_twice_when_the_answer_is_lost(loopback, options, folders):
     push_folder(folders[2], "org/digits", options())
     loopback.fault("POST .*/commit/", "cut", 5)
     with pytest.raises(HubError):
@@ -190,7 +190,7 @@ def test_a_pull_request_is_not_opened_twice_when_the_answer_is_lost(loopback, op
     assert [name for name in loopback.repositories["org/digits"].refs if "/pr/" in name] == ["refs/pr/1"]
 
 
-def test_a_pull_request_for_nothing_and_one_with_a_tag_are_refused(options, folders):
+def test_a_pull_momentfor_nothing_and_one_with_a_tag_are_refused(options, folders):
     with pytest.raises(AccessError, match="nothing to open a pull request for"):
         plan_push(folders[1], "org/digits", options(create_pr=True))
     with pytest.raises(UsageError, match="before it is merged"):
@@ -437,6 +437,19 @@ def test_a_plan_is_of_one_commit_while_somebody_else_commits(loopback, options, 
     assert plan_push(folders[1], "org/digits", options()).parent == head != loopback.head("org/digits").oid
 
 
+@pytest.mark.parametrize("moment", ["POST .*/preupload/", "PUT /lfs/"])
+def test_a_folder_that_changes_while_it_is_pushed_is_published_as_it_was_planned(
+    loopback, options, tmp_path, moment
+):
+    folder = make_folder(tmp_path, make_artifact(2))
+    before = {name: (folder / name).read_bytes() for name in FOLDER_FILES if name != CARD_FILE}
+    loopback.fault(moment, "do", lambda: make_folder(tmp_path, make_artifact(2, logits=False)))
+    push_folder(folder, "org/digits", options())
+    published = loopback.files("org/digits")
+    assert {name: published[name] for name in before} == before
+    assert before[ARTIFACT_FILE] != (folder / ARTIFACT_FILE).read_bytes()
+
+
 def test_a_folder_that_changed_after_planning_is_not_pushed(loopback, options, tmp_path):
     folder = make_folder(tmp_path, make_artifact(2))
     push_folder(folder, "org/digits", options())
@@ -509,7 +522,7 @@ def test_a_public_repository_does_not_become_private_by_a_push_and_the_push_is_r
     assert len(commits(loopback)) == 1
 
 
-def test_a_pull_request_changes_no_settings_even_where_nothing_is_published_yet(loopback, options, folders):
+def test_a_pull_momentchanges_no_settings_even_where_nothing_is_published_yet(loopback, options, folders):
     loopback.repositories["org/digits"] = Repository("org/digits", refs=empty())
     with pytest.raises(UsageError, match="exists and is not private"):
         plan_push(folders[1], "org/digits", options(create_pr=True, private=True))
