@@ -161,6 +161,12 @@ def test_the_benchmark_of_loading_times_every_contender(here, tmp_path):
     assert all(row["contender"] in out and min(row["seconds"]) > 0 for row in rows)
 
 
+@pytest.mark.parametrize("size", ["-1", "0", "nan", "1e30"])
+def test_sizes_that_no_set_has_are_not_measured(here, size):
+    status, _, error = here("benchmark_loading.py", "--megabytes", size)
+    assert (status, f"{size!r} is not a number from 0.001 to 100,000" in error) == (2, True)
+
+
 @pytest.fixture(scope="module")
 def card(tmp_path_factory):
     folder = make_folder(tmp_path_factory.mktemp("one"), make_artifact(1))

@@ -36,10 +36,17 @@ REPO = "org/random"
 def parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add("--megabytes", type=float, nargs="+", default=[1.5, 150.0], help="sizes (default: 1.5 150)")
+    add("--megabytes", type=megabytes, nargs="+", default=[1.5, 150.0], help="sizes (default: 1.5 150)")
     add("--rounds", type=positive, default=10, help="turns of every contender (default: 10)")
     add("--output", type=json_file, help="write the seconds to this JSON file")
     return parser
+
+
+def megabytes(text: str) -> float:
+    number = float(text)
+    if not 0.001 <= number <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0.001 to 100,000")
+    return number
 
 
 def main(arguments: argparse.Namespace) -> None:
