@@ -5,7 +5,7 @@ import numbers
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, SupportsIndex
+from typing import Any, Generic, Literal, Self, SupportsIndex, overload
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from .errors import FormatError, IntegrityError, UsageError
 from .format import ARTIFACT_FILE, Artifact, Metadata
 from .indexing import as_int, rows_of, stacked
 from .labels import as_float, as_temperature, as_they_are, one_hot, refuse_training, relabelled, soften
-from .loader import Batches, Indices, Loader, Mix
+from .loader import Batch, Batches, Indices, Loader, Mix
 from .manifest import Index, read_manifest, read_verified, replaced, verify_folder
 from .randomness import generator_at
 from .tensors import Array, artifact_of, per_channel
@@ -28,7 +28,7 @@ from .terminal import printable
 LABELS = ("soft", "logits", "hard")
 
 
-class DistilledDataset(Dataset[Any]):
+class DistilledDataset(Dataset[Any], Generic[Batch]):
     """Distilled images and their labels, decoded on demand.
 
     A sample is one decoded view: float32 [channels, height, width], normalised by `mean` and `std`, and
@@ -322,7 +322,19 @@ class DistilledDataset(Dataset[Any]):
             artifact = dataclasses.replace(artifact, metadata=info)
         return self._derived(artifact, labels)
 
-    def with_format(self, format: str, image_key: str = "pixel_values", label_key: str = "labels") -> Self:
+    @overload
+    def with_format(self, format: Literal["tuple"]) -> "DistilledDataset": ...
+    @overload
+    def with_format(
+        self, format: Literal["dict"], image_key: str = ..., label_key: str = ...
+    ) -> "DistilledDataset[dict[str, Tensor]]": ...
+    @overload
+    def with_format(
+        self, format: str, image_key: str = ..., label_key: str = ...
+    ) -> "DistilledDataset[Any]": ...
+    def with_format(
+        self, format: str, image_key: str = "pixel_values", label_key: str = "labels"
+    ) -> "DistilledDataset[Any]":
         """The same set with samples as "tuple", or as "dict" with these keys, those of transformers."""
         if format not in ("tuple", "dict"):
             raise UsageError(f"format must be tuple or dict, got {format!r}")
@@ -396,7 +408,7 @@ class DistilledDataset(Dataset[Any]):
         rank: int = 0,
         world_size: int = 1,
         infinite: bool = False,
-    ) -> Loader:
+    ) -> Loader[Batch]:
         """Device-resident batches of (normalised images, targets), see `Loader`.
 
         `augment="dsa"` is the strategy that the set was evaluated with, where the artifact names one, else

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 AT_ONCE = 1000  # views that are decoded; all of them can be gigabytes
 
 
-def to_hf(data: "DistilledDataset") -> Any:
+def to_hf(data: "DistilledDataset[Any]") -> Any:
     """A `datasets.Dataset` with the columns `image`, `label` and, with teacher labels, `soft_label`.
 
     Raises `MissingExtraError`.
@@ -47,7 +47,7 @@ def to_hf(data: "DistilledDataset") -> Any:
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
-def to_folder(data: "DistilledDataset", path: str | Path) -> None:
+def to_folder(data: "DistilledDataset[Any]", path: str | Path) -> None:
     """Write the artifact folder `path`, which `DistilledDataset.from_folder` loads: the set and its manifest.
 
     The card and what else a published one has, `hub.complete_folder` adds. Results that were measured on
@@ -60,7 +60,7 @@ def to_folder(data: "DistilledDataset", path: str | Path) -> None:
         write_manifest(folder)
 
 
-def own_metadata(data: "DistilledDataset") -> Metadata:
+def own_metadata(data: "DistilledDataset[Any]") -> Metadata:
     """What is written of a set: without results of other images than these or the first of these."""
     results = data.info.results
     measured = [ipc for ipc in range(1, data.ipc + 1) if any(row.get("ipc") == ipc for row in results)]
@@ -69,7 +69,7 @@ def own_metadata(data: "DistilledDataset") -> Metadata:
     return dataclasses.replace(data.info, results=own)
 
 
-def to_webdataset(data: "DistilledDataset", path: str | Path) -> None:
+def to_webdataset(data: "DistilledDataset[Any]", path: str | Path) -> None:
     """Write the shard `path`, a .tar: samples of `png`, `cls` and, with teacher labels, `soft.npy`.
 
     Raises `UsageError` for one that is there already, or compressed, `OutputError` and `MissingExtraError`.
@@ -93,7 +93,7 @@ def to_webdataset(data: "DistilledDataset", path: str | Path) -> None:
         raise OutputError(f"could not write {path}: {error.strerror or error}. {advice(error)}") from error
 
 
-def to_imagefolder(data: "DistilledDataset", path: str | Path) -> None:
+def to_imagefolder(data: "DistilledDataset[Any]", path: str | Path) -> None:
     """Write `path`/CLASS/NUMBER.png, as torchvision's ImageFolder reads them, in label order.
 
     A class folder is the label in digits, then the name. `path` must not exist, or be an empty folder:
@@ -108,7 +108,7 @@ def to_imagefolder(data: "DistilledDataset", path: str | Path) -> None:
             (folder / names[label] / f"{number:08d}.png").write_bytes(content)
 
 
-def _pngs(data: "DistilledDataset") -> Iterator[bytes]:
+def _pngs(data: "DistilledDataset[Any]") -> Iterator[bytes]:
     for rows in torch.arange(len(data), device="cpu").split(AT_ONCE):
         for image in data.decoded(rows):
             yield to_png(image)

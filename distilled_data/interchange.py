@@ -159,7 +159,7 @@ def read_set(
     return replace(artifact, metadata=metadata)
 
 
-def write_set(data: "DistilledDataset", path: str | Path) -> None:
+def write_set(data: "DistilledDataset[Any]", path: str | Path) -> None:
     """Write a set to `path` in the form that its name stands for: .npz, images_X.pt, .pt, else a folder.
 
     NCFM's form and .npz hold the packed images, the others the decoded views; .npz alone holds everything.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,10 +21,17 @@ from .transfer import upload
 Mix = str | Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Place = tuple[int | str, ...]  # an address of draws, below the seed and the purpose
 
+if TYPE_CHECKING:  # Python 3.13 has the default itself
+    from typing_extensions import TypeVar
+
+    Batch = TypeVar("Batch", default=tuple[Tensor, Tensor])
+else:
+    Batch = TypeVar("Batch")  # what a loader gives: a tuple, or a dict by names
+
 AHEAD_BYTES = 64 * 2**20  # of images that a GPU makes in one go: of a single batch, launching is most of it
 
 
-class Loader:
+class Loader(Generic[Batch]):
     """Iterates over (images float32 [B, channels, H, W], targets [B, ...]) on `device`, normalised.
 
     `images` is uint8 [N, channels, H, W] (or float in 0..255), each of `factor` ** 2 tiles, enlarged to that
@@ -112,7 +119,7 @@ class Loader:
         full, rest = divmod(self.share, self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         while True:
             first, self._first = self._first, 0
             epoch, self.epoch, count = self.epoch, self.epoch + 1, len(self)
@@ -286,7 +293,7 @@ class Batches(Dataset[Any]):
     is augmented in another way.
     """
 
-    def __init__(self, loader: Loader):
+    def __init__(self, loader: Loader[Any]):
         self.loader = loader
         nothing = torch.empty(0, device="cpu")
         self._drawn = -1, nothing, nothing  # epoch, order, numbers: in one, as threads may be in two epochs
@@ -313,7 +320,7 @@ class Batches(Dataset[Any]):
 class Indices(Sampler[int]):
     """The indices of one epoch after the other, for `Batches`."""
 
-    def __init__(self, loader: Loader):
+    def __init__(self, loader: Loader[Any]):
         self.loader = loader
 
     def __len__(self) -> int:
@@ -329,7 +336,7 @@ class Indices(Sampler[int]):
 class Pass:
     """One pass over the indices of an epoch, which torchdata's `StatefulDataLoader` can take up again."""
 
-    def __init__(self, loader: Loader):
+    def __init__(self, loader: Loader[Any]):
         self.loader = loader
         self.epoch, self.position = -1, 0  # the epoch is the one at the first index that is asked for
 

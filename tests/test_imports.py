@@ -24,7 +24,7 @@ class Row:
 
 
 TABLE = {
-    "distilled_data": Row(BASE, {"PIL", "datasets", "huggingface_hub", "webdataset"}),
+    "distilled_data": Row(BASE, {"PIL", "datasets", "huggingface_hub", "typing_extensions", "webdataset"}),
     "ncfm_engine": Row(
         BASE | {"distilled_data", "torchvision"},
         {"filelock", "matplotlib", "optuna", "sklearn", "sqlalchemy", "tqdm"},
@@ -52,7 +52,9 @@ MODULES = {path.relative_to(ROOT) for folder in TABLE for path in (ROOT / folder
 
 
 def imports(code: str) -> Iterator[tuple[str, bool]]:
-    """Top-level name of every absolute import, and whether it is made only when a function is called."""
+    """Top-level name of every absolute import, and whether it is made only when a function is called, or by a
+    type checker alone.
+    """
 
     def visit(node: ast.AST, in_function: bool) -> Iterator[tuple[str, bool]]:
         names: list[str] = []
@@ -68,8 +70,9 @@ def imports(code: str) -> Iterator[tuple[str, bool]]:
                 names = [name]
         yield from ((name.partition(".")[0], in_function) for name in names)
         in_function |= isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        typed = node.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" else []
         for child in ast.iter_child_nodes(node):
-            yield from visit(child, in_function)
+            yield from visit(child, in_function or child in typed)
 
     yield from visit(ast.parse(code), False)
 
@@ -106,6 +109,8 @@ def test_every_package_has_a_row_in_the_table():
         "import os, pandas",
         "try:\n import pandas\nexcept ImportError:\n pass",
         "if True:\n from PIL import Image",
+        "if TYPE_CHECKING:\n import pandas",
+        "if TYPE_CHECKING:\n pass\nelse:\n import datasets",
         "class A:\n import huggingface_hub",
         "def f():\n import pandas",
         "def f():\n def g():\n  from hub.card import render_card",
@@ -125,6 +130,7 @@ def test_the_walk_sees_a_forbidden_import_in_any_form(code):
         "import torch.nn.functional as F, numpy as np",
         "def f():\n from PIL import Image",
         "class A:\n def f(self):\n  import huggingface_hub",
+        "if TYPE_CHECKING:\n import datasets",
     ],
 )
 def test_the_walk_lets_pass_what_is_allowed(code):
