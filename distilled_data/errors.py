@@ -1,24 +1,23 @@
 """Every error this project raises on purpose.
 
     DistilledDataError
-    ├── UsageError (ValueError)        an argument, flag or setting is wrong
-    │   └── UnknownNameError           a name that is not in a fixed list; the close ones are named
-    ├── MissingExtraError (ImportError)  an optional package is needed for this and is not installed
-    ├── SourceError                    the real data is missing, damaged or unfit
-    ├── OutputError (OSError)          the output cannot be written, or read again: occupied, no space
-    ├── ArtifactError                  a distilled artifact cannot be used
-    │   ├── FormatError                the file is not a distilled artifact, or breaks the format
-    │   │   └── NewerFormatError       it was written by a later version of this package
-    │   └── IntegrityError             the bytes are not the ones that were published
-    ├── HubError                       the Hub cannot be reached, fails, or answers what nobody expects
-    │   ├── AccessError                repository, revision or file is not there, or not for this token, or
-    │   │                              not in the cache where the Hub may not be asked
-    │   └── ConflictError              somebody else published at the same time; nothing was changed
-    ├── LockError                      the lock file cannot be read, or does not hold what is asked for
-    ├── CheckpointError                saved progress cannot be continued
-    ├── DivergenceError                training produced a loss that is not finite
-    ├── DeviceMemoryError              the work does not fit into the memory of the device
-    └── RankError                      another process of a distributed run failed or never came
+    ├── UsageError (ValueError)
+    │   └── UnknownNameError
+    ├── MissingExtraError (ImportError)
+    ├── SourceError
+    ├── OutputError (OSError)
+    ├── ArtifactError
+    │   ├── FormatError
+    │   │   └── NewerFormatError
+    │   └── IntegrityError
+    ├── HubError
+    │   ├── AccessError
+    │   └── ConflictError
+    ├── LockError
+    ├── CheckpointError
+    ├── DivergenceError
+    ├── DeviceMemoryError
+    └── RankError
 
 A message says what happened, where, what was expected, what was found, and what to do next. An error is made
 of its message alone, so that it comes out of a worker process as what it is.
@@ -37,10 +36,14 @@ class DistilledDataError(Exception):
 
 
 class UsageError(DistilledDataError, ValueError):
+    """An argument, flag or setting is wrong."""
+
     exit_code = 2
 
 
 class UnknownNameError(UsageError):
+    """A name is not in a fixed list; the message has the close ones."""
+
     @classmethod
     def of(cls, kind: str, name: str, known: Iterable[str], close: Sequence[str] = ()) -> Self:
         """`kind` is what was looked up ("dataset"), `known` all names that exist, `close` the likely ones."""
@@ -51,6 +54,8 @@ class UnknownNameError(UsageError):
 
 
 class MissingExtraError(DistilledDataError, ImportError):
+    """An optional package is needed for this and is not installed."""
+
     exit_code = 2
 
     @classmethod
@@ -75,56 +80,70 @@ class MissingExtraError(DistilledDataError, ImportError):
 
 
 class SourceError(DistilledDataError):
+    """The real data is missing, damaged or unfit."""
+
     exit_code = 2
 
 
 class OutputError(DistilledDataError, OSError):
+    """The output cannot be written, or read again: occupied, no space."""
+
     exit_code = 2
 
 
 class ArtifactError(DistilledDataError):
+    """A distilled artifact cannot be used."""
+
     exit_code = 2
 
 
 class FormatError(ArtifactError):
-    pass
+    """The file is not a distilled artifact, or breaks the format."""
 
 
 class NewerFormatError(FormatError):
-    pass
+    """The file was written by a later version of this package."""
 
 
 class IntegrityError(ArtifactError):
-    pass
+    """The bytes are not the ones that were published."""
 
 
 class HubError(DistilledDataError):
-    pass
+    """The Hub cannot be reached, fails, or answers what nobody expects."""
 
 
 class AccessError(HubError):
+    """Repository, revision or file is not there, or not for this token, or not in the cache where the Hub
+    may not be asked.
+    """
+
     exit_code = 2
 
 
 class ConflictError(HubError):
-    pass
+    """Somebody else published at the same time; nothing was changed unless the message says so."""
 
 
 class LockError(DistilledDataError):
+    """The lock file cannot be read, or does not hold what is asked for."""
+
     exit_code = 2
 
 
 class CheckpointError(DistilledDataError):
+    """Saved progress cannot be continued."""
+
     exit_code = 2
 
 
 class DivergenceError(DistilledDataError):
-    pass
+    """Training produced a loss or weights that are not finite."""
 
 
 class DeviceMemoryError(DistilledDataError):
-    pass
+    """The work does not fit into the memory of the device."""
 
 
 class RankError(DistilledDataError):
-    pass
+    """Another process of a distributed run failed or never came."""
