@@ -5,7 +5,7 @@ import numbers
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, Self, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, SupportsIndex, overload
 
 import numpy as np
 import torch
@@ -25,22 +25,27 @@ from .randomness import generator_at
 from .tensors import Array, artifact_of, per_channel
 from .terminal import printable
 
+if TYPE_CHECKING:
+    import datasets
+
 LABELS = ("soft", "logits", "hard")
 
 
 class DistilledDataset(Dataset[Any], Generic[Batch]):
-    """Distilled images and their labels, decoded on demand.
+    """Distilled images and their labels, decoded on demand: `from_hub`, `from_folder`, `from_tensors`.
 
     A sample is one decoded view: float32 [channels, height, width], normalised by `mean` and `std`, and
     its target by `labels`: "soft" probabilities [classes] (one-hot where the artifact has no teacher
-    labels), "logits" [classes] or "hard" int. Samples are ordered by (rank, class, view), so a smaller
-    `ipc` is a prefix. With `transform` set, it is given a PIL image in the place of the tensor.
+    labels), "logits" [classes], both float32, or "hard" int. Samples are ordered by (rank, class, view), so a
+    smaller `ipc` is a prefix. With `transform` set, it is given a PIL image in the place of the tensor, and
+    `target_transform` the target.
 
     `data[7]` is a sample; a slice, a list or a tensor of indices, or a mask gives a batch of them, stacked
-    where they can be. Both are tuples, or dicts after `with_format("dict")`.
+    where they can be. Both are tuples, or dicts after `with_format("dict")`. `targets` are the class numbers
+    of all samples, int64 [N].
 
-    Every method raises `UsageError` for arguments that it cannot take, `UnknownNameError` (which is one) for
-    a name that does not exist, and indexing `IndexError`.
+    Methods raise `UsageError` for values that they cannot take, `UnknownNameError` (which is one) for a name
+    that does not exist, and indexing `IndexError`.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class DistilledDataset(Dataset[Any], Generic[Batch]):
         folder: Path | None = None,
         revision: str | None = None,
     ):
+        """The set of `artifact`; `folder` and `revision`, a commit of the Hub, say where it was read from."""
         if not isinstance(artifact, Artifact):
             raise UsageError(
                 f"artifact must be an Artifact, got {artifact!r:.80}; DistilledDataset.from_folder(path) "
@@ -61,8 +67,7 @@ class DistilledDataset(Dataset[Any], Generic[Batch]):
             raise UsageError(
                 "labels='logits' was asked for; this artifact has no teacher logits; expected soft or hard"
             )
-        self.artifact, self.labels, self.folder = artifact, labels, folder
-        self.revision = revision  # commit of the Hub that it was loaded from
+        self.artifact, self.labels, self.folder, self.revision = artifact, labels, folder, revision
         self.transform: Callable[[Any], Any] | None = None
         self.target_transform: Callable[[Any], Any] | None = None
         self.keys: tuple[str, str] | None = None  # of image and label in a dict; None: samples are tuples
@@ -91,8 +96,10 @@ class DistilledDataset(Dataset[Any], Generic[Batch]):
 
         `repo_id` is "org/name" or "org/name@revision"; `revision` a branch, tag or commit. Of a repository
         with several sets it takes the one distilled for `ipc` images per class, else the first `ipc` images
-        of the next larger one; without `ipc`, the default set. `lock` names a lock file, which then says
-        the commit and every hash. The last five are those of `huggingface_hub.hf_hub_download`.
+        of the next larger one; without `ipc`, the default set. `classes` and `labels` are those of
+        `from_folder`. `lock` names a lock file, which then says the commit and every hash. `token`,
+        `endpoint`, `cache_dir`, `local_files_only` and `force_download` are those of
+        `huggingface_hub.hf_hub_download`.
 
         What the Hub refuses by now comes from the cache, with a warning, if that holds it. Raises
         `AccessError` for what else is not there or not allowed, `HubError` when the Hub fails,
@@ -123,10 +130,12 @@ class DistilledDataset(Dataset[Any], Generic[Batch]):
         classes: Sequence[str | int] | None = None,
         labels: str = "soft",
     ) -> Self:
-        """Load an artifact folder, whole or only its first `ipc` images of the given `classes`.
+        """Load the artifact folder `path`, whole or only the first `ipc` packed images of each of `classes`.
 
-        The artifact is compared with the folder's manifest first. Raises `FormatError`, `IntegrityError`
-        for a file that cannot be trusted and `UsageError` for a subset that is not there.
+        Of a folder with several sets, such as a whole repository, `ipc` chooses as in `from_hub`. `classes`
+        are two or more names or indices, renumbered in that order; `labels` is "soft", "logits" or "hard".
+        The artifact is compared with the folder's manifest first. Raises `FormatError` for no such folder,
+        `IntegrityError` for a file that cannot be trusted and `UsageError` for a subset that is not there.
         """
         folder = Path(path)
         root = read_manifest(folder)
@@ -160,12 +169,21 @@ class DistilledDataset(Dataset[Any], Generic[Batch]):
         dataset: str = "tensors",
         source: dict[str, Any] | None = None,
     ) -> Self:
-        """A set in memory, see `distilled_data.tensors.artifact_of`.
+        """A set in memory, of images [ipc, classes, channels, height, width], or [N, ...] with `targets`.
 
-        `images` is [ipc, classes, channels, height, width], with `logits` [ipc, classes, factor**2, classes]
-        or none, or it is [N, channels, height, width] with `targets` [N] or [N, classes].
-        Of factor 1 the axis of the one view may be left out of `logits`. `dataset` and `source`, such as
-        {"license": "mit"}, are for its card.
+        `images` hold `factor` x `factor` tiles each. What their numbers are says `values`: "bytes" 0..255,
+        "unit" 0..1 or "normalised" by `mean` and `std`; without it bytes are bytes, and floats a guess with a
+        warning. `mean` and `std`, one per channel, are of pixels in [0, 1], and default to those of the
+        images themselves. `targets`, in any order, is [N]: class numbers, or [N, classes]: probabilities, or
+        logits if the rows do not add up to 1. `logits` are [ipc, classes, factor**2, classes] or, beside
+        `targets`, [N, factor**2, classes]; of factor 1 the axis of the one view may be left out.
+        `temperature` is that of soft `labels`. `classes` are two names or more, by default the numbers.
+        `dataset` is the name of what was distilled, and `source` what else a card says of it, such as
+        {"license": "mit"}.
+
+        Raises `UsageError` for unequal classes, wrong shapes and values that are not finite, and
+        `FormatError` for what no artifact may have, such as logits of other shapes, or a size that is no
+        multiple of `factor`.
         """
         artifact = artifact_of(
             images,
@@ -296,7 +314,9 @@ class DistilledDataset(Dataset[Any], Generic[Batch]):
         )
 
     def select(self, ipc: int | None = None, classes: Sequence[str | int] | None = None) -> Self:
-        """The first `ipc` images per class, of `classes` (names or indices, renumbered in that order)."""
+        """The first `ipc` packed images of each class, or of two or more `classes` (names or indices, which
+        are renumbered in that order).
+        """
         ranks = format.resolve_ipc(ipc, self.ipc)
         tensors = {name: tensor[:ranks] for name, tensor in self.artifact.tensors.items()}
         if classes is None:  # a view would keep the whole set in memory; of classes copies are made below
@@ -307,7 +327,10 @@ class DistilledDataset(Dataset[Any], Generic[Batch]):
         return self._derived(artifact, self.labels)
 
     def with_labels(self, labels: str, temperature: float | None = None) -> Self:
-        """The same images with "soft", "logits" or "hard" targets, soft ones at another `temperature`."""
+        """The same images with `labels` "soft", "logits" or "hard", soft ones at another `temperature`.
+
+        Without teacher logits "logits" and temperatures are a `UsageError`.
+        """
         artifact = self.artifact
         if temperature is not None:
             if artifact.logits is None:
@@ -335,7 +358,9 @@ class DistilledDataset(Dataset[Any], Generic[Batch]):
     def with_format(
         self, format: str, image_key: str = "pixel_values", label_key: str = "labels"
     ) -> "DistilledDataset[Any]":
-        """The same set with samples as "tuple", or as "dict" with these keys, those of transformers."""
+        """The same set with samples and batches of the `format` "tuple", or "dict" with the keys `image_key`
+        and `label_key`, by default those of transformers.
+        """
         if format not in ("tuple", "dict"):
             raise UsageError(f"format must be tuple or dict, got {format!r}")
         names = isinstance(image_key, str) and isinstance(label_key, str)
@@ -348,7 +373,8 @@ class DistilledDataset(Dataset[Any], Generic[Batch]):
         return derived
 
     def split(self, fraction: float, seed: int = 0) -> tuple[Self, Self]:
-        """Two sets: about `fraction` of the packed images of every class, drawn with `seed`, and the rest.
+        """Two sets: about `fraction`, 0 to 1, of the packed images of every class, drawn with `seed`, and the
+        rest.
 
         Tiles of one packed image stay together. Raises `UsageError` where either would be empty.
         """
@@ -379,19 +405,36 @@ class DistilledDataset(Dataset[Any], Generic[Batch]):
         return self._derived(artifact, self.labels)
 
     def to_folder(self, path: str | Path) -> None:
-        """See `distilled_data.export.to_folder`."""
+        """Write the artifact folder `path`, which `from_folder` loads: the set and its manifest.
+
+        The card and what else a published one has, `hub.complete_folder` adds. Results that were measured on
+        other images than these or the first of these are left out. Raises `UsageError` unless the folder is
+        empty or not there, and `OutputError`.
+        """
         export.to_folder(self, path)
 
-    def to_hf(self) -> Any:
-        """See `distilled_data.export.to_hf`."""
+    def to_hf(self) -> "datasets.Dataset":
+        """The decoded views as a `datasets.Dataset` with the columns `image`, `label` and, with teacher
+        labels, `soft_label`. Raises `MissingExtraError`.
+        """
         return export.to_hf(self)
 
     def to_webdataset(self, path: str | Path) -> None:
-        """See `distilled_data.export.to_webdataset`."""
+        """Write the decoded views to the shard `path`, a .tar: samples of `png`, `cls` and, with teacher
+        labels, `soft.npy`.
+
+        Raises `UsageError` for one that is there already, or compressed, `OutputError` and
+        `MissingExtraError`.
+        """
         export.to_webdataset(self, path)
 
     def to_imagefolder(self, path: str | Path) -> None:
-        """See `distilled_data.export.to_imagefolder`."""
+        """Write the decoded views to `path`/CLASS/NUMBER.png, as torchvision's ImageFolder reads them, in
+        label order.
+
+        A class folder is the label in digits, then the name. `path` must not exist, or be an empty folder:
+        else `UsageError`. Raises `OutputError` and `MissingExtraError` too.
+        """
         export.to_imagefolder(self, path)
 
     def loader(
@@ -409,17 +452,26 @@ class DistilledDataset(Dataset[Any], Generic[Batch]):
         world_size: int = 1,
         infinite: bool = False,
     ) -> Loader[Batch]:
-        """Device-resident batches of (normalised images, targets), see `Loader`.
+        """Batches (images float32 [B, channels, height, width], normalised, targets), made on `device`.
+
+        Targets are float32 [B, classes] or, by labels="hard", int64 [B]. `batch_size` counts decoded views.
+        After `with_format("dict")` batches are dicts.
 
         `augment="dsa"` is the strategy that the set was evaluated with, where the artifact names one, else
-        that of the dataset it names: digits, for instance, must not be flipped. `mix`, such as "cutmix",
-        makes class numbers probabilities; a callable gets the targets as they are, and may need `num_classes`
-        for hard ones. Callables draw from the generators of torch, Python and numpy, which all threads share:
-        let one thread at a time use them.
+        that of the dataset it names: digits, for instance, must not be flipped. Others are operations joined,
+        "crop_flip", of color, crop, cutout, flip, rotate and scale, with "|" between those of which each
+        batch gets one; a callable gets images in [0, 1]. `mix`, such as "cutmix", "mixup" or "cutmix|none",
+        makes class numbers probabilities; a callable gets the targets as they are, and may need
+        `num_classes` for hard ones. Callables draw from the generators of torch, Python and numpy, which all
+        threads share: let one thread at a time use them.
 
         `teacher`, a network on `device` in eval mode, gives logits [B, classes], in the order of `classes`,
         for every batch as it comes out, augmented and mixed: its targets, "soft" at the temperature of the
         set, or "logits". Source: FKD (Shen & Xing 2022, arXiv 2112.01528), where they are stored.
+
+        `seed` decides the order, if there is to `shuffle`, and all draws. Process `rank` of `world_size` gets
+        its share, as large as that of others: some views come twice or, by `drop_last`, are left out, as a
+        smaller last batch is. An `infinite` loader goes on with the next epoch. More is said at `Loader`.
         """
         if self.transform is not None or self.target_transform is not None:
             raise UsageError(
@@ -475,7 +527,8 @@ class DistilledDataset(Dataset[Any], Generic[Batch]):
         Each batch is decoded and augmented at once, in a worker process if there are any; the same ones
         come out, on the CPU, where a `teacher` has to be too: every worker has a copy of it, and one thread,
         so that its labels may differ in rounding. `options` are those of `DataLoader`, such as `num_workers`
-        and `pin_memory`; workers persist unless it is said otherwise, as it may take seconds to start them.
+        and `pin_memory`, without sampler, batch_sampler and collate_fn; workers persist unless it is said
+        otherwise, as it may take seconds to start them.
         Its sampler tells the epoch; `sampler.set_epoch` is that of `Loader`, to be called where a framework
         makes a new one for each epoch, as each begins at 0. `loader_class` may be torchdata's
         `StatefulDataLoader`.
@@ -509,10 +562,11 @@ class DistilledDataset(Dataset[Any], Generic[Batch]):
         )
 
     def verify(self) -> None:
-        """Compare every file of the folder with its manifest. Raises `IntegrityError`.
+        """Compare every file of the folder with its manifest, whatever part of it this set is.
 
-        Of a set from the Hub only the artifact was fetched, and it alone is compared. `UsageError` for a set
-        that was made in memory.
+        Of a set from the Hub only the artifact was fetched, and it alone is compared. Raises `IntegrityError`
+        for a file that is missing or differs, `FormatError` where the manifest does, or is damaged, and
+        `UsageError` for a set that was made in memory.
         """
         if self.folder is None:
             raise UsageError("this set was made in memory; there is no folder to verify")

@@ -21,16 +21,15 @@ from .format import ARTIFACT_FILE, Metadata, write_artifact
 from .manifest import write_manifest
 
 if TYPE_CHECKING:
+    import datasets
+
     from .dataset import DistilledDataset
 
 AT_ONCE = 1000  # views that are decoded; all of them can be gigabytes
 
 
-def to_hf(data: "DistilledDataset[Any]") -> Any:
-    """A `datasets.Dataset` with the columns `image`, `label` and, with teacher labels, `soft_label`.
-
-    Raises `MissingExtraError`.
-    """
+def to_hf(data: "DistilledDataset[Any]") -> "datasets.Dataset":
+    """See `DistilledDataset.to_hf`."""
     with MissingExtraError.unless("datasets", "data", "a Hugging Face dataset"):
         import datasets
     features: dict[str, Any] = {
@@ -48,12 +47,7 @@ def to_hf(data: "DistilledDataset[Any]") -> Any:
 
 
 def to_folder(data: "DistilledDataset[Any]", path: str | Path) -> None:
-    """Write the artifact folder `path`, which `DistilledDataset.from_folder` loads: the set and its manifest.
-
-    The card and what else a published one has, `hub.complete_folder` adds. Results that were measured on
-    other images than these or the first of these are left out. Raises `UsageError` unless the folder is
-    empty or not there, and `OutputError`.
-    """
+    """See `DistilledDataset.to_folder`."""
     artifact = dataclasses.replace(data.artifact, metadata=own_metadata(data))
     with new_folder(path) as folder:
         write_artifact(folder / ARTIFACT_FILE, artifact)
@@ -70,10 +64,7 @@ def own_metadata(data: "DistilledDataset[Any]") -> Metadata:
 
 
 def to_webdataset(data: "DistilledDataset[Any]", path: str | Path) -> None:
-    """Write the shard `path`, a .tar: samples of `png`, `cls` and, with teacher labels, `soft.npy`.
-
-    Raises `UsageError` for one that is there already, or compressed, `OutputError` and `MissingExtraError`.
-    """
+    """See `DistilledDataset.to_webdataset`."""
     with MissingExtraError.unless("webdataset", "data", "a WebDataset shard"):
         from webdataset.writer import TarWriter
     path = Path(path)
@@ -94,11 +85,7 @@ def to_webdataset(data: "DistilledDataset[Any]", path: str | Path) -> None:
 
 
 def to_imagefolder(data: "DistilledDataset[Any]", path: str | Path) -> None:
-    """Write `path`/CLASS/NUMBER.png, as torchvision's ImageFolder reads them, in label order.
-
-    A class folder is the label in digits, then the name. `path` must not exist, or be an empty folder:
-    else `UsageError`. Raises `OutputError` and `MissingExtraError` too.
-    """
+    """See `DistilledDataset.to_imagefolder`."""
     digits = len(str(len(data.classes) - 1))
     names = [f"{label:0{digits}d}_{_file_name(name)}" for label, name in enumerate(data.classes)]
     with new_folder(path) as folder:

@@ -36,18 +36,7 @@ def artifact_of(
     dataset: str = "tensors",
     source: dict[str, Any] | None = None,
 ) -> Artifact:
-    """An artifact of images [ipc, classes, channels, height, width], or [N, ...] in any order with `targets`.
-
-    `targets` is [N]: class numbers, or [N, classes]: probabilities, or logits if the rows do not add up to 1.
-    `logits` are [ipc, classes, factor**2, classes] or, beside `targets`, [N, factor**2, classes]; of factor 1
-    the axis of the one view may be left out. `values`, one of `VALUES`, says what the numbers of the images
-    are; without it bytes are bytes, and floats a guess with a warning. `mean` and `std` are of pixels in
-    [0, 1], and default to those of the images themselves. `dataset` is the name of what was distilled, and
-    `source` what else the card says of it, such as {"license": "mit", "citation": "..."}.
-
-    Raises `UsageError` for unequal classes, wrong shapes and values that are not finite, and `FormatError`
-    for what no artifact may have, such as logits of other shapes, or a size that is no multiple of `factor`.
-    """
+    """The artifact of `DistilledDataset.from_tensors`, which says what this takes and raises."""
     classes = None if classes is None else tuple(ordered("names", classes))
     images, temperature = own("images", images), as_temperature(temperature)
     factor = as_int("factor", factor, None)

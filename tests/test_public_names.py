@@ -2,6 +2,7 @@
 
 import inspect
 import pickle
+import re
 import tomllib
 
 import pytest
@@ -65,8 +66,7 @@ def test_an_exported_name_exists_and_is_documented(name):
     exported = getattr(distilled_data, name)
     if isinstance(exported, type) and issubclass(exported, Exception):
         assert name in errors.__doc__.split()  # drawn in the error tree
-    else:
-        assert exported.__doc__
+    assert exported.__doc__
 
 
 def test_every_error_is_exported_and_is_one_of_ours():
@@ -131,6 +131,22 @@ def test_an_error_comes_out_of_another_process_as_what_it_is(kind):
 def test_a_public_function_has_the_signature_of_the_design_and_a_docstring(method, expected):
     assert signature(method) == expected
     assert method.__doc__
+
+
+OF_A_SET = [
+    value
+    for name, value in inspect.getmembers(DistilledDataset, inspect.isroutine)
+    if not name.startswith("_")
+]
+
+
+@pytest.mark.parametrize("function", [*OF_A_SET, soft_cross_entropy], ids=lambda function: function.__name__)
+def test_a_public_docstring_tells_of_every_parameter(function):
+    told = function.__doc__
+    if function == DistilledDataset.dataloader:
+        told += DistilledDataset.loader.__doc__
+    names = [name for name in inspect.signature(function).parameters if name != "self"]
+    assert [name for name in names if not re.search(rf"\b{name}\b", told)] == []
 
 
 @pytest.mark.parametrize("kind", [Artifact, DistilledDataset, Loader, Metadata, SamplingNetwork])

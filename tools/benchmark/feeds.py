@@ -106,7 +106,8 @@ def hugging_face(data: DistilledDataset, batch: int) -> Iterable[Any]:
     def prepare(rows: dict[str, list]) -> dict[str, list]:
         return {"image": [transform(image) for image in rows["image"]], "label": rows["label"]}
 
-    return DataLoader(data.to_hf().with_transform(prepare), batch, shuffle=True)
+    images = data.to_hf().with_transform(prepare)
+    return DataLoader(images, batch, shuffle=True)  # type: ignore[arg-type] - not by name, but it is one
 
 
 def web_dataset(data: DistilledDataset, batch: int, folder: Path, several: dict[str, Any]) -> Iterable[Any]:
