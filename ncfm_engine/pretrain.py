@@ -25,13 +25,23 @@ FEW_EPOCHS = 6  # in fewer the rate falls in the middle of an epoch
 
 
 def pretrain(
-    config: PretrainConfig, network: NetworkConfig, source: Source, *, seed: int, device: str, **options: Any
+    config: PretrainConfig,
+    network: NetworkConfig,
+    source: Source,
+    *,
+    seed: int,
+    device: str,
+    cache: Path,
+    stop: StopRequest | None = None,
+    report: Report = silent,
 ) -> FeaturePool:
-    """The whole pool: what lies in the cache, and the rest trained now. Options are those of `train_pool`.
+    """The whole pool: what lies in the folder `cache`, and the rest trained now. Raises as `train_pool` does.
 
     Memory: M x (snapshots + 2) networks of float32 on `device`.
     """
-    trajectories = train_pool(config, network, source, seed=seed, device=device, **options)
+    trajectories = train_pool(
+        config, network, source, seed=seed, device=device, cache=cache, stop=stop, report=report
+    )
     return FeaturePool(build(network, source, seed), torch.stack(trajectories).to(device))
 
 

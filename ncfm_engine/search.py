@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
@@ -40,9 +40,11 @@ from .spaces import Architecture, Space, settings_kept
 from .stop import Stopped, StopRequest
 from .trust import DECIMALS
 
-Study: TypeAlias = Any  # of Optuna, which is imported where it is needed
-Trial: TypeAlias = Any
-FrozenTrial: TypeAlias = Any
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+else:
+    Study = Trial = FrozenTrial = Any  # of Optuna, which is imported where it is needed
 
 HEARTBEAT_SECONDS = 15  # between two signs of life of a running trial
 GRACE_SECONDS = 60  # without one, after which its process is taken for dead
@@ -245,7 +247,8 @@ def _storage_of(study: Study) -> Iterator[None]:
         yield
     except Exception as error:
         if said := _words_of_database(error):
-            place = study._storage._backend.engine.url.set(query={})  # which hides the password itself
+            storage: Any = study._storage
+            place = storage._backend.engine.url.set(query={})  # which hides the password itself
             raise OutputError(
                 f"the storage {place} failed: {said}. What it holds is kept. "
                 "See that no other program locks it and that it has space; then the same search goes on."
@@ -382,7 +385,8 @@ class _Worker:
 
         self._number = trial.number
         # before another thread begins to do so: one that has "begun" and none could never be buried
-        self.study._storage._backend.record_first_heartbeat(trial._trial_id)
+        storage: Any = self.study._storage
+        storage._backend.record_first_heartbeat(trial._trial_id)
         trial.set_user_attr("begun", True)
         if self._is_taken(trial):
             trial.set_user_attr("given_up", TAKEN)
