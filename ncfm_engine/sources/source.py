@@ -23,7 +23,8 @@ TEST_FRACTION = 0.2  # of the images of each class, where a source has no test s
 class LabelledImages:
     """Images sorted by class and, within a class, by the sha256 digest of their bytes.
 
-    The order of the files an image came from can therefore never change a result.
+    The order of the files an image came from can therefore never change a result. `images[:]` are all of them
+    in one tensor, however they are held.
     """
 
     images: Tensor | Images  # uint8 [N, channels, height, width]; what both can do
@@ -96,7 +97,9 @@ class Source:
 def hold_out(source: Source, fraction: float = 0.1, seed: int = 0) -> Source:
     """Cut a validation split out of train: it becomes `test`, so the real test set is out of reach.
 
-    Mean, std and fingerprint are those of the new splits. Raises as `split_mask` does.
+    It is `fraction` of each class, one image at least, chosen by their content and `seed`. Mean, std and
+    fingerprint are those of the new splits. Raises `SourceError` for a class of one image, `UsageError` for a
+    fraction that is not between 0 and 1.
     """
     train = source.train
     images = train.targets.numpy(), train.digests.numpy()

@@ -36,7 +36,7 @@ for _ in range(arguments.epochs):
 
 network.eval()
 with torch.inference_mode():
-    images = normalize(test.images / 255, list(data.mean), list(data.std)).to(accelerator.device)
+    images = normalize(test.images[:] / 255, list(data.mean), list(data.std)).to(accelerator.device)
     right = network(images).argmax(1).cpu() == test.targets
 accelerator.print(
     f"{len(data)} distilled images, tested on {len(right)} real ones: {100 * right.float().mean():.1f} %"

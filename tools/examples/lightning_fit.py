@@ -42,7 +42,7 @@ arguments = parser.parse_args()
 
 data = DistilledDataset.from_folder(arguments.folder, labels=arguments.labels)
 real = load_source("digits").test
-test = TensorDataset(normalize(real.images / 255, list(data.mean), list(data.std)), real.targets)
+test = TensorDataset(normalize(real.images[:] / 255, list(data.mean), list(data.std)), real.targets)
 lightning.seed_everything(0, verbose=False)
 quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
 trainer = lightning.Trainer(max_epochs=arguments.epochs, enable_model_summary=False, **quiet)

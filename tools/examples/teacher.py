@@ -23,9 +23,10 @@ parser.add_argument("--epochs", type=int, default=100)
 arguments = parser.parse_args()
 
 data, real = DistilledDataset.from_folder(arguments.folder), load_source("digits")
-statistics = {"mean": data.mean, "std": data.std}
-everything = Loader(real.train.images, real.train.targets, batch_size=64, augment="color_crop", **statistics)
-test = Loader(real.test.images, real.test.targets, batch_size=512, shuffle=False, **statistics)
+images, targets = real.train.images[:], real.train.targets
+everything = Loader(images, targets, mean=data.mean, std=data.std, batch_size=64, augment="color_crop")
+images, targets = real.test.images[:], real.test.targets
+test = Loader(images, targets, mean=data.mean, std=data.std, batch_size=512, shuffle=False)
 
 
 def network(seed: int) -> nn.Module:

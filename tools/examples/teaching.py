@@ -21,7 +21,7 @@ parser.add_argument("--output", type=Path, default=Path("teaching"), help="folde
 options, _ = parser.parse_known_args()
 options.output.mkdir(parents=True, exist_ok=True)
 data, real = DistilledDataset.from_folder("tools/results/digits/digits-ipc10"), load_source("digits")
-first = torch.stack([real.train.images[real.train.targets == digit][:10] for digit in range(10)], 1)
+first = torch.stack([real.train.images[:][real.train.targets == digit][:10] for digit in range(10)], 1)
 few = DistilledDataset.from_tensors(first, data.classes, mean=data.mean, std=data.std)
 
 # %% Real digits above, distilled ones below. What was kept, what was left out?
@@ -38,7 +38,7 @@ def learn(train: DistilledDataset) -> list[float]:
     layers = [nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1)]
     network = nn.Sequential(*layers, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10))
     optimiser, accuracy = torch.optim.AdamW(network.parameters(), 3e-3), []
-    test = (real.test.images / 255 - train.mean[0]) / train.std[0]
+    test = (real.test.images[:] / 255 - train.mean[0]) / train.std[0]
     for _ in range(options.epochs):
         for images, targets in train.loader(50):
             optimiser.zero_grad()

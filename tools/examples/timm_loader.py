@@ -40,6 +40,6 @@ for _ in range(arguments.epochs):
 
 network.eval()
 with torch.inference_mode():
-    images = normalize(test.images / 255, list(data.mean), list(data.std)).to(device)
+    images = normalize(test.images[:] / 255, list(data.mean), list(data.std)).to(device)
     right = network(images).argmax(1).cpu() == test.targets
 print(f"{len(data)} distilled images, tested on {len(right)} real ones: {100 * right.float().mean():.1f} %")

@@ -18,7 +18,7 @@ arguments = parser.parse_args()
 
 data = DistilledDataset.from_folder(arguments.folder, labels=arguments.labels).with_format("dict")
 real = load_source("digits").test
-images = normalize(real.images / 255, list(data.mean), list(data.std))
+images = normalize(real.images[:] / 255, list(data.mean), list(data.std))
 test = [
     {"pixel_values": image, "labels": int(label)} for image, label in zip(images, real.targets, strict=True)
 ]
