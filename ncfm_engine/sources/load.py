@@ -3,7 +3,6 @@
 import os
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -11,6 +10,8 @@ from distilled_data.errors import UnknownNameError, UsageError
 
 from ..cache import cache_folder, sha256_of
 from ..ranks import Ranks
+from ..report import Report, silent
+from ..stop import StopRequest
 from .archives import ARCHIVES, ArchiveReader
 from .decode import FITS, Decoder
 from .digits import read_digits
@@ -42,14 +43,7 @@ def open_reader(
     classes: str | Path | None = None,
     label_column: str | None = None,
 ) -> Reader:
-    """The source `spec`: a name of `SOURCES`, or a kind of `PLACES` and the place, "folder:photos".
-
-    `data` is the folder that holds the files of a torchvision data set, used as it is; without it they are
-    downloaded once into the user's cache. `classes` is a file with the names of the classes, one on a line,
-    for shards and arrays that have numbers; `label_column` names a column of a Hub data set.
-
-    Raises what `load_source` raises.
-    """
+    """The reader of `spec`, see `load_source`, but for stores."""
     name, _, place = spec.partition(":")
     if name not in SOURCES or (place and name not in PLACES):
         if os.path.isdir(spec):
@@ -91,18 +85,29 @@ def load_source(
     channels: int | None = None,
     seed: int = 0,
     store: str | Path | None = None,
+    skip_damaged: bool = False,
+    overwrite: bool = False,
+    workers: int | None = None,
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
-    **options: Any,
+    stop: StopRequest | None = None,
+    report: Report = silent,
 ) -> Source:
     """The real data set `spec`, through a store that is made once: `store`, or one in the user's cache.
 
-    The first arguments are those of `open_reader`, `size`, `fit` and `channels` those of `Decoder`, `seed`
-    and `options` (skip_damaged, overwrite, workers, stop, report) those of `prepare`. "store:PATH" is a store
-    that is there already. An evaluation must use the `seed` that the distillation used.
+    `spec` is a name of `SOURCES`, or a kind of `PLACES` and the place, "folder:photos"; "store:PATH" is a
+    store that is there already. `data` is the folder that holds the files of a torchvision data set, used as
+    it is; without it they are downloaded once into the user's cache. `classes` is a file with the names of
+    the classes, one on a line, for shards and arrays that have numbers; `label_column` names a column of a
+    Hub data set. `size` in pixels makes images square: `fit` "crop" cuts off both ends of the longer side,
+    "squash" keeps all of it. `channels` 1 or 3 converts to grey or colour. `seed` draws the test split of a
+    source without one: an evaluation must use that of the distillation. `skip_damaged` leaves damaged images
+    out, `overwrite` replaces another `store` at that place, `workers` processes decode, by default one for
+    each core; the rest are those of `prepare`.
 
     Raises `UnknownNameError` and `UsageError` for arguments, `SourceError` for data that is missing,
-    damaged or unfit, `MissingExtraError` for an optional package that is not installed. Warns where one in a
-    hundred test images or more is a training image too.
+    damaged or unfit, `MissingExtraError` for an optional package that is not installed, `OutputError` for a
+    store that cannot be written, and `Stopped`. Warns where one in a hundred test images or more is a
+    training image too.
     """
     if size is not None and (type(size) is not int or size < 1):
         raise UsageError(f"size={size}: expected the side of an image in pixels, 1 or more")
@@ -124,8 +129,20 @@ def load_source(
     if store is None:
         files = [str(Path(path).expanduser().resolve()) for path in (data, classes) if path is not None]
         key = sha256_of([_absolute(spec), files, label_column, size, fit, channels, seed])[:12]
-        store, options["overwrite"] = cache_folder() / "stores" / f"{reader.origin.name}-{key}", True
-    return _told(prepare(reader, store, decoder=decoder, seed=seed, ranks=ranks, **options))
+        store, overwrite = cache_folder() / "stores" / f"{reader.origin.name}-{key}", True
+    source = prepare(
+        reader,
+        store,
+        decoder=decoder,
+        skip_damaged=skip_damaged,
+        overwrite=overwrite,
+        seed=seed,
+        workers=workers,
+        ranks=ranks,
+        stop=stop,
+        report=report,
+    )
+    return _told(source)
 
 
 def _told(source: Source) -> Source:
