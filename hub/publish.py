@@ -27,6 +27,8 @@ Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 
 @dataclass(frozen=True)
 class Pushed:
+    """What became of a push, which `str` tells."""
+
     url: str  # of the commit or the pull request
     commit: str
     changed: bool  # False: everything was there already
@@ -39,7 +41,9 @@ def push(plan: PushPlan) -> Pushed:
     """Publish in one commit on top of the planned parent, then tag it.
 
     Raises `ConflictError` when the repository or the folder changed since it was planned: nothing is
-    published then.
+    published then, unless the message names the commit, to which somebody else's tag came first. Raises
+    `AccessError` for what this token may not do, `HubError` when the Hub fails and, for a repository that did
+    not exist, what `plan_push` raises.
     """
     api, options = hub_api(plan.options), plan.options
     if plan.parent is None:

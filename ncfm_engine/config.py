@@ -213,7 +213,10 @@ class EvaluateConfig(_Config):
 
 @dataclass(frozen=True)
 class Recipe(_Config):
-    """Everything that decides the result, besides the real images themselves."""
+    """Everything that decides the result, besides the real images themselves.
+
+    It and its parts raise `UsageError` for a value that makes no sense or is of another type.
+    """
 
     ipc: int = 10  # packed images per class
     seed: int = 0
@@ -233,7 +236,8 @@ class Recipe(_Config):
     def replace(self, changes: dict[str, Any]) -> "Recipe":
         """This recipe with dotted fields changed: `{"distill.alpha": 0.3}`.
 
-        Values may be text, as on a command line; they are read by the field's type.
+        Values may be text, as on a command line; they are read by the field's type. Raises
+        `UnknownNameError` for another field, and `UsageError`.
         """
         known, sections = _kinds(), dict[str, dict[str, Any]]()
         for path, value in changes.items():  # all of a section at once: in any order they fit together or not
@@ -248,7 +252,7 @@ class Recipe(_Config):
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Recipe":
-        """The recipe that `asdict` and JSON made of one. Unknown fields raise `UnknownNameError`."""
+        """The recipe that `asdict` and JSON made of one. Raises as `replace` does."""
         if not isinstance(content, dict):
             raise UsageError(f"the settings of a recipe must be an object, got {content!r:.80}")
         return cls().replace(flatten(content))

@@ -65,12 +65,15 @@ def distill(
     ranks: Ranks | None = None,
     report: Report = silent,
 ) -> Distilled:
-    """Play `config.iterations` steps, with all classes at once or as `layout` cuts them.
+    """Play `config.iterations` steps with `ipc` packed images per class, all classes at once or as `layout`
+    cuts them.
 
     With a `folder`, metrics and checkpoints are written there, and `resume` continues from the last whole
     one if it was made under the same `identity`. With `ranks`, each process plays its classes, and the first
     one writes. Raises `Stopped` after a checkpoint when `stop` is requested, `DivergenceError` at a loss that
-    is not finite and `DeviceMemoryError`; the last checkpoint is then still good.
+    is not finite and `DeviceMemoryError`; the last checkpoint is then still good. Raises `CheckpointError`
+    for one that cannot be continued, `OutputError`, and `UsageError` for an `ipc` or a factor that the real
+    images do not allow.
     """
     ranks = ranks or Ranks()
     part = ranks.part(source.num_classes)

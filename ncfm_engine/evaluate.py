@@ -50,13 +50,18 @@ def evaluate(
     stop: StopRequest | None = None,
     report: Report = silent,
 ) -> list[dict[str, Any]]:
-    """Rows of `results.json` (accuracies in percent), one for each label kind of `config.labels`.
+    """Rows of `results.json`, one for each label kind of `config.labels`, in that order.
+
+    Of test accuracies in percent each has `last_mean`, `last_std` and the list `last_accuracies` of `n`
+    networks at the last epoch, and likewise `best_` of the tests on the way, `random_` of random images and
+    `full_` of all; a mean of no networks is None, and a deviation of one.
 
     `source` has the classes of `dataset` by the same numbers, which nothing here compares.
     Distilled and random images share labels, optimiser steps and augmentation; every repeat has a network
     and a random subset of its own, unless `random` is false. `pool` labels, see `needs_teacher`.
     With a `folder` progress is kept there, until `forget_progress`, and `resume` goes on from it. Raises
-    `Stopped` after saving it when `stop` is requested, and `CheckpointError` for that of other real images.
+    `Stopped` after saving it when `stop` is requested, `CheckpointError` for that of other real images,
+    `DivergenceError` for weights or logits that are not finite, and `UsageError` where `pool` is missing.
     """
     if not needs_teacher(config, random):
         pool = None

@@ -137,10 +137,12 @@ def proxies(
     checks: int = 1,
     pool: FeaturePool | None = None,
 ) -> dict[str, Proxy]:
-    """All of `PROXIES` by their names: `config.epochs` passes over `dataset`, or as many steps over others.
+    """All of `PROXIES`, and `FULL`, by their names: `config.epochs` passes over `dataset`, or as many steps
+    over others.
 
     `source` has held out the images that they are tested on; `test` is the same with the test set, for the
-    truth. `pool` labels the random images, and is needed for soft labels only.
+    truth. `labels` are "hard" or "soft"; `pool` labels the random images, and is needed for soft labels only.
+    Raises `UsageError` for more `checks` than a training has steps.
     """
     options: dict[str, Any] = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
     distilled = normalised_as(source, dataset).with_labels(labels).loader(**options)

@@ -65,7 +65,8 @@ class Space:
     """All combinations of the values of `axes`.
 
     `build(channels=, size=(height, width), classes=, **architecture)` returns a new module that makes logits
-    [N, classes] of images [N, channels, height, width].
+    [N, classes] of images [N, channels, height, width]. Raises `UsageError` for axes or a
+    `build` of no use.
     """
 
     axes: Mapping[str, Sequence[Choice]]
@@ -156,7 +157,7 @@ class Space:
         self, architecture: Architecture, *, channels: int, size: tuple[int, int], classes: int, seed: int
     ) -> nn.Module:
         """A network on the CPU, with the initial weights that `seed` gives. Raises `UsageError` for one that
-        has been trained.
+        has been trained and for what is no network, and whatever `build` raises.
         """
         with settings_kept(), seeded_with(seed):
             network = self.build(channels=channels, size=size, classes=classes, **architecture)
