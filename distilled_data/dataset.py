@@ -565,7 +565,7 @@ class DistilledDataset(Dataset[Any], Generic[Batch]):
         """Compare every file of the folder with its manifest, whatever part of it this set is.
 
         Of a set from the Hub only the artifact was fetched, and it alone is compared. Raises `IntegrityError`
-        for a file that is missing or differs, `FormatError` where the manifest does, or is damaged, and
+        for a file that is missing or differs, `FormatError` for a manifest that is missing or damaged, and
         `UsageError` for a set that was made in memory.
         """
         if self.folder is None:

@@ -46,23 +46,29 @@ _DECODE = {"interpolation": "bilinear", "align_corners": False, "view_order": "r
 class Metadata:
     """What a user of the images has to know; stored as one sorted JSON text.
 
-    `source`, `labels` and `recipe` are plain JSON objects and `results` a list of them, so that a new
-    field there needs no new format version. Raises `FormatError` on construction when a value is unusable.
+    `dataset` is the name of what was distilled; `classes` are in label order. A packed image and every
+    decoded view have 1 or 3 `channels` and `height` x `width` pixels; `mean` and `std`, per channel, are of
+    the real images in [0, 1]. There are `ipc` packed images per class, of `factor` x `factor` tiles each.
+
+    `labels` (kind, temperature, teacher), `source` (id, fingerprint, images, license, citation ...) and
+    `recipe` (complete resolved configuration, versions) are plain JSON objects and `results` a list of them
+    (rows of `ncfm_engine.evaluate`), so that a new field there needs no new format version. Raises
+    `FormatError` on construction when a value is unusable.
     """
 
-    dataset: str  # name of the dataset that was distilled
-    classes: tuple[str, ...]  # in label order
-    channels: int  # 1 or 3
-    height: int  # pixels, of a packed image and of every decoded view
+    dataset: str
+    classes: tuple[str, ...]
+    channels: int
+    height: int
     width: int
-    mean: tuple[float, ...]  # per channel, of the real images in [0, 1]
+    mean: tuple[float, ...]
     std: tuple[float, ...]
-    ipc: int  # packed images per class
-    factor: int = 1  # each packed image holds factor x factor tiles
-    labels: dict[str, Any] = field(default_factory=dict)  # kind, temperature, teacher
-    source: dict[str, Any] = field(default_factory=dict)  # id, fingerprint, images, license, citation ...
-    recipe: dict[str, Any] = field(default_factory=dict)  # complete resolved configuration, versions
-    results: tuple[dict[str, Any], ...] = ()  # rows of an evaluation, see `ncfm_engine.evaluate`
+    ipc: int
+    factor: int = 1
+    labels: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    results: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         def check(condition: bool, what: str, got: object):
@@ -150,14 +156,16 @@ def refuse_newer(version: Any, where: str | Path) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """Tensors and metadata of one distilled set, checked against each other on construction.
+    """Tensors and metadata of one distilled set, checked against each other on construction: `FormatError`.
 
-    Two are the same content where their `content_hash` is.
+    `images` are uint8 [ipc, classes, channels, height, width], `logits`, raw ones of a teacher for every
+    decoded view, float16 [ipc, classes, factor**2, classes], with the sizes that `metadata` says. Two are the
+    same content where their `content_hash` is.
     """
 
-    images: Tensor  # uint8 [ipc, classes, channels, height, width]
+    images: Tensor
     metadata: Metadata
-    logits: Tensor | None = None  # float16 [ipc, classes, factor**2, classes]
+    logits: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name, tensor in self.tensors.items():

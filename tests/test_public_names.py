@@ -140,11 +140,17 @@ OF_A_SET = [
 ]
 
 
-@pytest.mark.parametrize("function", [*OF_A_SET, soft_cross_entropy], ids=lambda function: function.__name__)
+@pytest.mark.parametrize(
+    "function",
+    [*OF_A_SET, DistilledDataset, Artifact, Metadata, soft_cross_entropy],
+    ids=lambda function: function.__name__,
+)
 def test_a_public_docstring_tells_of_every_parameter(function):
     told = function.__doc__
     if function == DistilledDataset.dataloader:
         told += DistilledDataset.loader.__doc__
+    if function == DistilledDataset:
+        told += DistilledDataset.__init__.__doc__
     names = [name for name in inspect.signature(function).parameters if name != "self"]
     assert [name for name in names if not re.search(rf"\b{name}\b", told)] == []
 
