@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from huggingface_hub import HfApi
 
-from distilled_data import AccessError, Artifact, FormatError, IntegrityError, UsageError
+from distilled_data import AccessError, Artifact, ConflictError, FormatError, IntegrityError, UsageError
 from distilled_data.client import LIBRARY, call, check_arguments
 from distilled_data.format import CARD_FILE, FOLDER_FILES, MANIFEST_FILE
 from distilled_data.manifest import (
@@ -117,10 +117,12 @@ def plan_push(folder: str | Path, repo_id: str, options: PushOptions | None = No
     to date: the words of the folder's own card are used only where there is none.
 
     Raises `FormatError` and `IntegrityError` for an unfit folder, `UsageError` for a tag that exists and for
-    a repository that holds something else, `AccessError`, `HubError`.
+    a repository that holds something else, `ConflictError` for a folder that others change meanwhile,
+    `AccessError`, `HubError`.
     """
     folder, options = Path(folder), options or PushOptions()
     check_arguments(repo_id, options.token, options.endpoint)
+    manifest = read_manifest(folder)
     artifact = verify_folder(folder)
     api = hub_api(options)
     if "/" not in repo_id:
@@ -141,6 +143,8 @@ def plan_push(folder: str | Path, repo_id: str, options: PushOptions | None = No
         message=f"{metadata.dataset}: {images_per_class(metadata.ipc)}, content {artifact.content_hash[:12]}",
         options=options,
     )
+    if read_manifest(folder) != manifest:  # the card is of what was there before
+        raise ConflictError(f"{folder} changed while the push was planned. Nothing was pushed.")
     if plan.moves_tag and not options.force:
         raise UsageError(
             f"{repo_id} has a tag {options.revision!r} already, on {remote.tagged}, and whoever uses it "

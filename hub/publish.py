@@ -20,15 +20,12 @@ from distilled_data.manifest import Fingerprint
 
 from .plan import PlannedFile, PushOptions, PushPlan, contents_for, hub_api, plan_push
 
-TRIES = 10  # of a push, each after somebody else's commit came before it
-
 Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
+TRIES = 10  # of a push, each after somebody else's commit came before it
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What became of a push, which `str` tells."""
-
     url: str  # of the commit or the pull request
     commit: str
     changed: bool  # False: everything was there already
@@ -41,9 +38,7 @@ def push(plan: PushPlan) -> Pushed:
     """Publish in one commit on top of the planned parent, then tag it.
 
     Raises `ConflictError` when the repository or the folder changed since it was planned: nothing is
-    published then, unless the message names the commit, to which somebody else's tag came first. Raises
-    `AccessError` for what this token may not do, `HubError` when the Hub fails and, for a repository that did
-    not exist, what `plan_push` raises.
+    published then.
     """
     api, options = hub_api(plan.options), plan.options
     if plan.parent is None:
@@ -56,7 +51,7 @@ def push(plan: PushPlan) -> Pushed:
         call(plan.repo_id, api.update_repo_settings, plan.repo_id, repo_type="dataset", **plan.settings)
     done = Pushed(f"{plan.url}/commit/{plan.parent}", plan.parent, changed=False)
     if plan.changes:
-        done = _commit(api, plan, plan.parent, operations)
+        done = _commit(api, plan, operations)
     if options.revision and plan.tagged != done.commit:
         _set_tag(api, plan, options.revision, done.commit)
     return done
@@ -118,7 +113,7 @@ def _create(api: HfApi, plan: PushPlan) -> None:
         raise
 
 
-def _commit(api: HfApi, plan: PushPlan, parent: str, operations: list[Operation]) -> Pushed:
+def _commit(api: HfApi, plan: PushPlan, operations: list[Operation]) -> Pushed:
     pull_request = plan.options.create_pr
     try:
         # A pull request is opened once: after a lost answer a second try would open another.
@@ -129,7 +124,7 @@ def _commit(api: HfApi, plan: PushPlan, parent: str, operations: list[Operation]
             operations,
             commit_message=plan.message,
             repo_type="dataset",
-            parent_commit=parent,
+            parent_commit=plan.parent,
             create_pr=pull_request,
         )
         return Pushed(made.pr_url or made.commit_url, made.oid, changed=True)
@@ -170,11 +165,14 @@ def _operation(file: PlannedFile, parent: str) -> Operation:
         return CommitOperationDelete(file.path)
     if isinstance(file.content, str):
         return CommitOperationCopy(file.content, file.path, src_revision=parent)
-    if isinstance(file.content, bytes):
-        return CommitOperationAdd(file.path, file.content)
-    content = b""
-    with contextlib.suppress(OSError):  # it is gone
-        content = file.content.read_bytes()  # once; the client would read it again after others replaced it
-    if Fingerprint.of_bytes(content) != Fingerprint(file.hash, file.size):
-        raise ConflictError(f"{file.content} changed after the push was planned. Nothing was pushed.")
+    content = file.content if isinstance(file.content, bytes) else _as_planned(file.content, file)
     return CommitOperationAdd(file.path, content)
+
+
+def _as_planned(path: Path, file: PlannedFile) -> bytes:
+    """The content itself: the client reads a file when it sends it, and it may be another one by then."""
+    with contextlib.suppress(OSError):  # it is gone
+        content = path.read_bytes()
+        if Fingerprint.of_bytes(content) == Fingerprint(file.hash, file.size):
+            return content
+    raise ConflictError(f"{path} changed after the push was planned. Nothing was pushed.")

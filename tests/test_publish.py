@@ -28,10 +28,16 @@ from distilled_data.format import (
     MANIFEST_FILE,
     PARQUET_FILE,
     PREVIEW_FILE,
+    read_artifact,
 )
-from distilled_data.manifest import write_manifest
+from distilled_data.manifest import Fingerprint, parse_manifest, write_manifest
 from hub import PushOptions, check_access, plan_push, push, push_folder
 
+ROW = {
+    "dataset": "digits", "ipc": 2, "network": "convnet", "protocol": "ncfm", "labels": "hard", "n": 5,
+    "last_mean": 91.26, "last_std": 0.42, "best_mean": 92.5, "best_std": 0.31, "random_mean": 80.0,
+    "random_std": 2.04, "full_mean": 98.7, "full_std": None, "device": "2 cores",
+}  # fmt: skip
 WRITES = ("POST /api/repos", "PUT ", "DELETE ", "/commit/", "/tag/", "/settings")
 
 
@@ -462,6 +468,26 @@ def test_a_folder_that_changed_after_planning_is_not_pushed(loopback, options, t
     with pytest.raises(ConflictError, match=f"{ARTIFACT_FILE} changed after the push was planned"):
         push(dataclasses.replace(plan, files=[file for file in plan.files if file.path == ARTIFACT_FILE]))
     assert len(commits(loopback)) == 1
+
+
+@pytest.mark.parametrize(
+    "moment", ["GET .*/tree/", "POST .*/preupload/", "POST .*/objects/batch", "PUT /lfs/"]
+)
+def test_a_folder_that_gets_results_while_it_is_published_is_published_whole(
+    loopback, options, folders, tmp_path, moment
+):
+    push_folder(folders[1], "org/digits", options())
+    folder = make_folder(tmp_path, make_artifact(2))
+    loopback.fault(moment, "do", lambda: make_folder(tmp_path, make_artifact(2, results=(ROW,))))
+    push_folder(folder, "org/digits", options(), report=lambda text: None)
+    published = loopback.files("org/digits")
+    manifest = parse_manifest(published[f"ipc2/{MANIFEST_FILE}"], "it")
+    found = {name: Fingerprint.of_bytes(published[f"ipc2/{name}"]) for name in manifest.files}
+    assert found == manifest.files
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / ARTIFACT_FILE).write_bytes(published[f"ipc2/{ARTIFACT_FILE}"])
+    recorded = read_artifact(tmp_path / "published" / ARTIFACT_FILE).metadata.results
+    assert ("91.3" in published[CARD_FILE].decode()) == bool(recorded)
 
 
 def test_four_publishers_at_once_all_get_their_set_in_whole(loopback, options, folders, tmp_path):
