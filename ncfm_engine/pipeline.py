@@ -379,9 +379,16 @@ def record_results(folder: Path, rows: list[dict[str, Any]], device: str) -> Non
     """Put result rows into the artifact's metadata, in the place of older rows of the same setting.
 
     Times and the command stay out: a resumed run must give the bytes of an uninterrupted one. So do the
-    accuracies of single networks and a row's own recipe, which results.json has.
+    accuracies of single networks and a row's own recipe, which results.json has. Raises `UsageError` where
+    the folder has another set by now, which the rows are not of.
     """
     artifact = read_artifact(folder / ARTIFACT_FILE)
+    evaluated = read_artifact(folder / ARTIFACT_FILE, ipc=min(rows[0]["ipc"], artifact.metadata.ipc))
+    if evaluated.content_hash != rows[0]["content_hash"]:
+        raise UsageError(
+            f"{folder} holds another set than the one that was evaluated, which was replaced meanwhile. "
+            "Nothing was recorded. Evaluate the set that is there now."
+        )
     where = provenance(device)
     origin = {name: where[name] for name in ("device", "versions")}
     told = [

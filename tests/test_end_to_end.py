@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from artifacts import make_artifact, make_folder
 from commands import ROOT, TINY, called
 from interruptions import full_disk
 from PIL import Image
@@ -464,6 +465,26 @@ def test_evaluating_again_adds_a_row_and_keeps_the_images(finished, here, tmp_pa
     DistilledDataset.from_folder(tmp_path / "copy").verify()
 
 
+@pytest.mark.parametrize("flags", [(), ("--ipc", "2")])
+def test_a_set_that_was_replaced_while_another_one_was_evaluated_gets_no_row(
+    finished, here, tmp_path, monkeypatch, flags
+):
+    folder = shutil.copytree(finished[0] / "out", tmp_path / "copy")
+    evaluated = pipeline.evaluate_set
+
+    def replaced(*arguments, **options):
+        rows = evaluated(*arguments, **options)
+        shutil.rmtree(folder)
+        make_folder(folder, make_artifact(ipc=1))
+        return rows
+
+    monkeypatch.setattr(pipeline, "evaluate_set", replaced)
+    status, _, error = here("evaluate.py", "copy", *flags, "--no-random", settings=["evaluate.epochs=1"])
+    assert (status, "which was replaced meanwhile" in " ".join(error.split())) == (2, True)
+    assert DistilledDataset.from_folder(folder).info.results == make_artifact(ipc=1).metadata.results
+    assert not (tmp_path / "copy.run" / "results.json").exists()
+
+
 def test_a_set_can_be_loaded_whenever_its_evaluation_is_killed(finished, tmp_path, monkeypatch):
     folder = shutil.copytree(finished[0] / "out", tmp_path / "copy")
     rows, sync, states = read_artifact(folder / ARTIFACT_FILE).metadata.results, os.fsync, []
@@ -473,7 +494,8 @@ def test_a_set_can_be_loaded_whenever_its_evaluation_is_killed(finished, tmp_pat
         sync(file)
 
     monkeypatch.setattr(os, "fsync", synced)  # to write, hash and sync a large file takes its time
-    record_results(folder, [rows[0] | {"ipc": 1}], "cpu")
+    first = read_artifact(folder / ARTIFACT_FILE, ipc=1)
+    record_results(folder, [rows[0] | {"ipc": 1, "content_hash": first.content_hash}], "cpu")
     assert list(map(len, states)) == [len(rows), len(rows), len(rows) + 1]
     DistilledDataset.from_folder(folder).verify()
 
