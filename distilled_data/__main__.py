@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .errors import DistilledDataError, HubError, IntegrityError, LockError, UsageError
 from .files import told
-from .lock import LOCK_FILE, LockedRepository, read_lock, write_lock
+from .lock import LOCK_FILE, LockedRepository, add_locked, read_lock
 from .remote import Repository
 from .terminal import leave, printable
 
@@ -55,8 +55,7 @@ def main(arguments: argparse.Namespace) -> None:
             f"{'unchanged' if entries.get(name) == entry else 'locked'}  {describe(entry)}"
             for name, entry in found.items()
         ]
-        entries = read_lock(path, missing_ok=True) | found  # others may have locked sets meanwhile
-        write_lock(path, entries.values())
+        add_locked(path, found)
         for line in lines:
             print(line)
         return

@@ -14,16 +14,18 @@ TOML, one table for each repository. The commit says where the files are, size a
     ]
 """
 
+import contextlib
 import json
+import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import LockError
-from .files import write_file
+from .files import make_folder, write_file
 from .manifest import Fingerprint, fingerprints, hexadecimal
 
 LOCK_FILE = "distilled.lock"
@@ -87,6 +89,29 @@ def write_lock(path: str | Path, repositories: Iterable[LockedRepository]) -> No
     """Replace `path` atomically. Equal content gives equal bytes. Raises `OutputError`."""
     tables = [_table(repository) for repository in sorted(repositories, key=lambda r: r.id)]
     write_file(path, "\n".join([f"{_HEADER}version = {LOCK_VERSION}\n", *tables]).encode())
+
+
+def add_locked(path: str | Path, found: Mapping[str, LockedRepository]) -> None:
+    """Put entries into the lock file `path`, beside those that others put there, be it at the same time.
+
+    Raises `LockError` and `OutputError`.
+    """
+    make_folder(Path(path).parent)
+    with _alone_in(Path(path).parent):
+        write_lock(path, {**read_lock(path, missing_ok=True), **found}.values())
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Who enters it too waits, but on Windows, and where a mount cannot lock a folder."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def _repository(table: dict[str, Any]) -> LockedRepository:

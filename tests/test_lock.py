@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from artifacts import flip, make_artifact, make_folder
+from children import finish, start
 from huggingface_hub import constants
 
 from distilled_data import (
@@ -23,7 +24,7 @@ from distilled_data import (
 )
 from distilled_data.__main__ import describe
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE
-from distilled_data.lock import LockedRepository, read_lock, write_lock
+from distilled_data.lock import LockedRepository, add_locked, read_lock, write_lock
 from distilled_data.manifest import Fingerprint
 from distilled_data.remote import Repository
 from hub import PushOptions, push_folder
@@ -268,6 +269,21 @@ def test_what_another_command_locks_meanwhile_stays_locked(loopback, push, run, 
     monkeypatch.setattr(Repository, "locked", lambda self: write_lock(path, [OTHER]) or locked(self))
     run("lock", REPO)
     assert set(read_lock(path)) == {OTHER.id, REPO}
+
+
+def lock_one_by_one(path, ids):
+    for name in ids:
+        add_locked(path, {name: dataclasses.replace(OTHER, id=name)})
+
+
+@pytest.mark.skipif(os.name == "nt", reason="nothing is locked there")
+def test_processes_that_lock_sets_at_once_lose_none(tmp_path):
+    path = tmp_path / "new" / "distilled.lock"
+    ids = [[f"org/{process}-{number}" for number in range(20)] for process in range(3)]
+    processes = [start(lock_one_by_one, path, some) for some in ids]
+    assert [finish(process) for process in processes] == [0, 0, 0]
+    assert set(read_lock(path)) == {name for some in ids for name in some}
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_two_revisions_of_one_repository_are_not_locked_at_once(loopback, push, run, tmp_path):
