@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distilled_data import CheckpointError, DivergenceError, UsageError
+from distilled_data.files import make_folder
 from distilled_data.randomness import seed_at
 
 from .batches import DRAWS, Batches, real_loader, reseeded
@@ -18,7 +19,7 @@ from .config import NetworkConfig, PretrainConfig
 from .pool import FeaturePool, build
 from .report import Report, silent
 from .sources import Source
-from .stop import StopRequest
+from .stop import StopRequest, in_turn
 from .train import Course, Networks, Training, counting, grouped, named, trained_at_once
 
 FEW_EPOCHS = 6  # in fewer the rate falls in the middle of an epoch
@@ -63,6 +64,7 @@ def train_pool(
 
     A network is cached under a key of everything that decides its weights; one that is missing, damaged or
     altered is trained again. A training that was interrupted goes on from the checkpoint that lies there too.
+    Processes with the same share to train take turns, and the second finds it trained.
     Raises `Stopped` after saving one, `DivergenceError` for weights that are not finite, and `UsageError` for
     networks with running statistics.
     """
@@ -71,20 +73,27 @@ def train_pool(
     key = pool_key(config, network, source, seed, device)
     folder, mine = cache / "pool" / key, range(share[0], config.networks, share[1])
     found: dict[int, Tensor] = {}
-    for index in mine:
-        if cached := _load_if_valid(_path(folder, index), {"pool": key, "network": index}):
-            found[index] = cached.tensors["trajectory"]
-    missing = [index for index in mine if index not in found]
-    size = config.at_once or trained_at_once(template, source, config.batch_size, device)
-    for group in grouped(missing, size):
-        done, total = len(found) * config.epochs, len(mine) * config.epochs
-        found |= _trained(
-            _training(config, network, source, [seed_at(seed, "pool", i) for i in group], device),
-            folder,
-            group,
-            stop=stop,
-            after_epoch=counting(report, "pretrain", done, total, len(group)),
-        )
+
+    def missing() -> list[int]:
+        for index in [index for index in mine if index not in found]:
+            if cached := _load_if_valid(_path(folder, index), {"pool": key, "network": index}):
+                found[index] = cached.tensors["trajectory"]
+        return [index for index in mine if index not in found]
+
+    if missing():
+        lock = cache / "locks" / f"{key}-{share[0]}-{share[1]}"
+        make_folder(lock.parent)
+        size = config.at_once or trained_at_once(template, source, config.batch_size, device)
+        with in_turn(lock, stop, "pretrain"):  # another run may have the same networks to train
+            for group in grouped(missing(), size):
+                done, total = len(found) * config.epochs, len(mine) * config.epochs
+                found |= _trained(
+                    _training(config, network, source, [seed_at(seed, "pool", i) for i in group], device),
+                    folder,
+                    group,
+                    stop=stop,
+                    after_epoch=counting(report, "pretrain", done, total, len(group)),
+                )
     if all(_path(folder, index).exists() for index in range(config.networks)):
         for path in folder.glob("training-*"):  # of groups that were made up differently
             last = path.name.split(".")[0].split("-")[2]

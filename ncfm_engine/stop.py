@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -69,18 +70,23 @@ def in_turn(
 ) -> Iterator[None]:
     """Holds the lock `file`; another process may hold it for hours, and a stop is heard meanwhile.
 
-    Raises `Stopped` then, which says `place` first. While it waits it calls `look`.
+    Raises `Stopped` then, which says `place` first. While it waits it calls `look`; that it waits, it tells
+    in a warning.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(file)
+    lock, told = FileLock(file), False
+    waiting = f"{place}, waiting for another process that does the same"
     while not lock.is_locked:
         try:
             lock.acquire(timeout=0.5)
         except Timeout:
             if stop and stop.requested:
-                raise Stopped(f"{place}, waiting for another process that does the same") from None
+                raise Stopped(waiting) from None
             look()
+            if not told:
+                warnings.warn(waiting, stacklevel=3)
+            told = True
     try:
         yield
     finally:

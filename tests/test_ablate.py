@@ -302,6 +302,7 @@ def test_what_was_distilled_with_other_networks_is_not_used(laboratory, tmp_path
     assert len(list((tmp_path / "work").iterdir())) == 2
 
 
+@pytest.mark.filterwarnings("ignore:distil, waiting")
 def test_two_studies_do_not_distil_the_same_set_at_once(laboratory, tmp_path):
     first, second = laboratory(), laboratory()
     expected = first.run(Variant(), 0)["curve"]

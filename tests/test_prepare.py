@@ -325,6 +325,7 @@ def test_who_waits_for_another_process_hears_a_stop(tmp_path, shards):
     stop = StopAfter(1)
     with (
         FileLock(tmp_path / "store" / LOCK_FILE),
+        pytest.warns(UserWarning, match="prepare .*store, waiting for another process"),
         pytest.raises(Stopped, match="waiting for another process"),
     ):
         prepare(ShardReader(shards), tmp_path / "store", workers=0, stop=stop)

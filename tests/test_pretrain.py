@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 import os
 import signal
+import warnings
 
 import pytest
 import torch
-from children import finish, start
+from children import context, finish, received, start
 from interruptions import StopAfter
 from loops import plain_epochs
 from torch.nn.utils import parameters_to_vector
@@ -20,7 +21,7 @@ from ncfm_engine.config import NetworkConfig, PretrainConfig
 from ncfm_engine.pool import FlatNetwork, build
 from ncfm_engine.pretrain import _milestones, pool_key, pool_schedule, pretrain, train_pool
 from ncfm_engine.sources import load_source
-from ncfm_engine.stop import Stopped
+from ncfm_engine.stop import Stopped, StopRequest
 from ncfm_engine.train import Training
 
 TINY = PretrainConfig(networks=2, epochs=2, batch_size=512)  # 3 steps an epoch
@@ -98,6 +99,42 @@ def test_a_killed_pretraining_goes_on_from_its_checkpoint_to_the_same_bits(digit
     whole = pretrain(TINY, NARROW, digits, **ON_CPU, cache=tmp_path / "whole")
     assert torch.equal(pool.trajectory, whole.trajectory)
     assert not list(tmp_path.rglob("training-*"))
+
+
+def pretrain_in_turn(cache, said, go_on=None):
+    """Says when one network is trained, and waits then to go on, or when it waits for another process."""
+    epochs = []
+
+    def report(stage, done, total):
+        epochs.append(done)
+        if done == 3 and go_on:
+            said.put("begun")
+            go_on.get()
+
+    warnings.showwarning = lambda message, *place: said.put(str(message))
+    pretrain(TINY, NARROW, load_source("digits"), **ON_CPU, cache=cache, report=report)
+    said.put(epochs)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_of_two_processes_that_need_the_same_networks_one_trains_each(digits, tmp_path, killed):
+    said, go_on = context.SimpleQueue(), context.SimpleQueue()
+    first = start(pretrain_in_turn, tmp_path, said, go_on)
+    try:
+        assert received(said, first) == "begun"
+        second = start(pretrain_in_turn, tmp_path, said)
+        assert received(said, second) == "pretrain, waiting for another process that does the same"
+        if not killed:
+            go_on.put(None)
+            assert received(said, first) == [0, 1, 2, 2, 3, 4, 4]
+            assert finish(first) == 0
+    finally:
+        first.kill()
+    assert received(said, second) == ([2, 3, 4, 4] if killed else [4])
+    assert finish(second) == 0
+    pool = pretrain(TINY, NARROW, digits, **ON_CPU, cache=tmp_path, stop=StopRequest(0))
+    whole = pretrain(TINY, NARROW, digits, **ON_CPU, cache=tmp_path / "whole")
+    assert torch.equal(pool.trajectory, whole.trajectory)
 
 
 def test_a_process_that_is_done_leaves_the_progress_of_the_others(digits, tmp_path):

@@ -27,6 +27,7 @@ from optuna.trial import TrialState, create_trial
 from distilled_data import DistilledDataset, OutputError, UsageError
 from hub import PushOptions, push_folder
 from ncfm_engine import trust
+from ncfm_engine.cache import cache_folder
 from ncfm_engine.config import EvaluateConfig, Recipe
 from ncfm_engine.networks import build_network
 from ncfm_engine.proxies import FULL, PROXIES
@@ -487,12 +488,15 @@ def test_a_search_stops_when_its_time_is_up_and_goes_on(here, set_folder, tmp_pa
     assert (tmp_path / name / "search.db").exists()
 
 
-def test_a_search_that_waits_for_the_teacher_of_another_hears_a_stop(here, set_folder, tmp_path):
-    (tmp_path / "found").mkdir()
+@pytest.mark.filterwarnings("ignore:pretrain, waiting")
+def test_a_search_that_waits_for_the_teacher_of_another_hears_a_stop(here, set_folder, monkeypatch):
+    monkeypatch.setattr("ncfm_engine.pretrain.pool_key", lambda *_: "teacher")
+    (locks := cache_folder() / "locks").mkdir(parents=True)
     arguments = (set_folder, *AXES, "--verify", "1", "--output", "found", "--jobs", "1")
-    with FileLock(tmp_path / "found" / ".teacher.lock"):
+    waiting = "pretrain, waiting for another process that does the same"
+    with FileLock(locks / "teacher-0-1"):
         status, output, _ = here("search_architectures.py", *arguments, "--time-budget", "1s", settings=QUICK)
-    assert (status, "(pretrain, waiting for another process that does the same)" in output) == (75, True)
+    assert (status, f"({waiting})" in output) == (75, True)
 
 
 def test_the_strategies_that_end_early_say_what_they_ended(here, set_folder, tmp_path):

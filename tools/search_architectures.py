@@ -48,7 +48,7 @@ from ncfm_engine.proxies import PROTOCOL, PROXIES, VALIDATION, Proxy, proxies, s
 from ncfm_engine.report import Bars, Report, silent
 from ncfm_engine.search import CHECKS, EARLY_ENDING, STRATEGIES, sqlite_url
 from ncfm_engine.spaces import SPACES, Architecture, Space, load_space
-from ncfm_engine.stop import StopRequest, in_turn
+from ncfm_engine.stop import StopRequest
 from tools.architectures.campaign import ACCURACY, ALL, COMPARED, RANKINGS, Campaign
 from tools.architectures.crew import Crew, Leash, default_jobs, is_hand
 from tools.architectures.report import REPORT_FILE, RESULTS_FILE, full_trainings, read, summary, write
@@ -256,9 +256,8 @@ def ways_to_score(
     make_folder(output)
     pool = None
     if labels == "soft" and arguments.verify is not None:
-        with in_turn(output / ".teacher.lock", stop, "pretrain"):  # one trains it, if it has to be trained
-            options = {"cache": cache_folder(), "device": device, "stop": stop, "report": show}
-            pool = teacher_pool(dataset, seen, dataset=arguments.dataset, **options)
+        options = {"cache": cache_folder(), "device": device, "stop": stop, "report": show}
+        pool = teacher_pool(dataset, seen, dataset=arguments.dataset, **options)
     checks = CHECKS if arguments.strategy in EARLY_ENDING else 1
     options = {"labels": labels, "seed": arguments.seed, "device": device, "checks": checks, "pool": pool}
     return proxies(dataset, source, test, config, **options)
