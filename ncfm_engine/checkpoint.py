@@ -55,9 +55,9 @@ def save_checkpoint(
     head = {"format": FORMAT, "identity": dict(identity), "progress": dict(progress)}
     head["sha256"] = _digest(head, stored)
     content = save(stored, {"checkpoint": json.dumps(head)})
-    with contextlib.suppress(_DamagedError, CheckpointError, OutputError):
+    with contextlib.suppress(_DamagedError, CheckpointError, OutputError, FileNotFoundError):
         _read(path)  # a damaged one must not replace the one before it
-        _keep(path)
+        _keep(path)  # unless another process, which did the same, is done and discards both
     write_file(path, content)
 
 

@@ -15,7 +15,7 @@ from interruptions import full_disk
 
 from distilled_data import CheckpointError, OutputError
 from ncfm_engine import checkpoint as module
-from ncfm_engine.checkpoint import identity_of, load_checkpoint, previous_of, save_checkpoint
+from ncfm_engine.checkpoint import discard, identity_of, load_checkpoint, previous_of, save_checkpoint
 
 IDENTITY = {"distill.alpha": 0.5, "dataset": "digits", "evaluate.labels": ("hard",)}
 
@@ -63,6 +63,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_used_is_named(path, dam
         UserWarning, match="not a whole checkpoint .* going on from the one before it, .*previous"
     ):
         assert load_checkpoint(path, IDENTITY).progress == {"step": 1}
+
+
+def test_one_that_another_process_discards_while_the_next_is_saved_ends_nothing(path, monkeypatch):
+    keep = module._keep
+    monkeypatch.setattr(module, "_keep", lambda path: discard(path) or keep(path))
+    save(path, 3)
+    assert load_checkpoint(path, IDENTITY).progress == {"step": 3}
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_damaged_checkpoint_never_replaces_the_one_before_it(path, monkeypatch):
