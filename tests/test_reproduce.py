@@ -16,11 +16,13 @@ from interruptions import full_disk
 
 from distilled_data import CheckpointError, DistilledDataset, OutputError, UsageError
 from distilled_data.format import ARTIFACT_FILE
+from ncfm_engine import pipeline
 from ncfm_engine.config import Recipe
 from ncfm_engine.plan import make_plan
 from ncfm_engine.presets import PRESETS
 from ncfm_engine.report import silent
 from ncfm_engine.stop import Stopped, StopRequest
+from tools.command_line import lock_of
 from tools.reproduction import campaign, readme
 from tools.reproduction.findings import Finding, curve, difference, is_kept, markdown, read, write
 from tools.reproduction.ranking import augmentation_robust_score, label_robust_score
@@ -366,6 +368,21 @@ def test_other_architectures_are_as_narrow_as_the_table(table, name):
     for row in TABLES[table]:
         recipe = PRESETS[row.preset].recipe()
         assert recipe.replace(made.evaluation(row, "vgg11")).network.name == name
+
+
+def test_nobody_else_records_results_in_a_set_while_a_campaign_does(tmp_path, monkeypatch):
+    recorded, folders = campaign.record_results, []
+
+    def record(folder, *rest):
+        with pytest.raises(UsageError, match="another process is at work on"), lock_of(folder):
+            pass
+        folders.append(folder)
+        recorded(folder, *rest)
+
+    for module in (campaign, pipeline):
+        monkeypatch.setattr(module, "record_results", record)
+    make(tmp_path)
+    assert len(folders) == 2  # the set itself, and its evaluation without augmentation
 
 
 def test_a_dry_run_counts_and_makes_nothing(here, tmp_path):

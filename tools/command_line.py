@@ -41,6 +41,7 @@ EXIT_CODES = (
     "Exit codes: 0 done, 2 wrong usage or input, or an output that cannot be written, "
     "75 stopped on request, 1 anything else."
 )
+RECORDING = 30.0  # seconds that others may take to record their results
 DATA = "folder with the files of a named dataset; without it they are downloaded"
 
 

@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 
 from command_line import (
+    RECORDING,
     add_set_flags,
     command_parser,
     is_repository,
@@ -37,8 +38,6 @@ from ncfm_engine.pipeline import describe_set, evaluate_set, record_results, set
 from ncfm_engine.plan import RESULTS_FILE, resolve_device, run_folder_of, shown_run_folder_of
 from ncfm_engine.report import Bars
 from ncfm_engine.stop import StopRequest
-
-RECORDING = 30.0  # seconds that others may take to record their results
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
 """Making the rows of a table: each in stages that resume, the most telling of all rows first."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Collection, Iterator, Sequence
@@ -23,6 +24,7 @@ from ncfm_engine.plan import LOSS_PLOT_FILE, RESULTS_FILE, Plan, make_plan
 from ncfm_engine.presets import PRESETS
 from ncfm_engine.report import Report, plot_variants
 from ncfm_engine.stop import Stopped, StopRequest
+from tools.command_line import RECORDING, lock_of
 
 from .findings import curve
 from .summary import markdown, summary
@@ -127,29 +129,32 @@ class Campaign:
             plot_variants(curves, self.results / CURVES_FILE)
 
     def _do(self, row: Row, stage: str, plan: Plan, stop: StopRequest, report: Report) -> None:
-        if stage == DISTIL:
-            outcome = run(plan, report, stop)
-            assert outcome, "one process"
-            rows = outcome.rows
-        else:
-            costs = Costs(plan.run_folder / COSTS_FILE, plan.device, resume=True)
-            # all settings, since those in the set may be of an earlier evaluation
-            recipe = dataclasses.asdict(self._recipe(row, stage, plan))
-            with costs.stage(f"evaluating, {stage}"):
-                rows = evaluate_folder(
-                    plan.output,
-                    changes=flatten({name: recipe[name] for name in ("evaluate", "network")}),
-                    cache=plan.cache,
-                    device=plan.device,
-                    dataset=plan.dataset,
-                    reading=plan.reading,
-                    resume=True,
-                    stop=stop,
-                    report=report,
-                )
-            record_results(plan.output, rows, plan.device)
-            write_results(plan.run_folder / RESULTS_FILE, rows, plan.device, costs.stages)
-        complete_folder(plan.output)
+        with contextlib.ExitStack() as held:
+            if stage == DISTIL:
+                held.enter_context(lock_of(plan.output, RECORDING))
+                outcome = run(plan, report, stop)
+                assert outcome, "one process"
+                rows = outcome.rows
+            else:
+                costs = Costs(plan.run_folder / COSTS_FILE, plan.device, resume=True)
+                # all settings, since those in the set may be of an earlier evaluation
+                recipe = dataclasses.asdict(self._recipe(row, stage, plan))
+                with costs.stage(f"evaluating, {stage}"):
+                    rows = evaluate_folder(
+                        plan.output,
+                        changes=flatten({name: recipe[name] for name in ("evaluate", "network")}),
+                        cache=plan.cache,
+                        device=plan.device,
+                        dataset=plan.dataset,
+                        reading=plan.reading,
+                        resume=True,
+                        stop=stop,
+                        report=report,
+                    )
+                held.enter_context(lock_of(plan.output, RECORDING))  # evaluate.py may have rows for it too
+                record_results(plan.output, rows, plan.device)
+                write_results(plan.run_folder / RESULTS_FILE, rows, plan.device, costs.stages)
+            complete_folder(plan.output)
         stages = _done(plan)["stages"] | {stage: _key(rows[0])}  # of all label kinds
         write_json(plan.run_folder / STAGES_FILE, {"source": _source(plan), "stages": stages})
         forget_progress(plan.run_folder, rows)
