@@ -305,6 +305,8 @@ def test_another_process_is_waited_for_as_long_as_is_said(tmp_path):
     taken.wait()
     with pytest.raises(UsageError, match="another process is at work on"), lock_of(tmp_path / "out"):
         pass
+    with pytest.raises(UsageError, match=r"is kept; .*--resume"), lock_of(tmp_path / "out", 0.1):
+        pass
     threading.Timer(0.1, done.set).start()
     with lock_of(tmp_path / "out", 60):
         other.join()

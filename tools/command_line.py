@@ -259,7 +259,10 @@ def locked(place: Path, file: Path, seconds: float = 0) -> Iterator[None]:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise UsageError(f"another process is at work on {place}; wait for it, or choose another") from error
+        told = f"another process is at work on {place}; wait for it, or choose another"
+        if seconds:  # it comes after the work
+            told += ". What was trained is kept; where a command has --resume, that goes on with it"
+        raise UsageError(told) from error
     except OSError as error:
         of_cache = cache_folder() in file.parents
         advice = "Choose another cache by XDG_CACHE_HOME." if of_cache else "Check the folder."
