@@ -17,6 +17,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from children import context, finish, received, start
 from photographs import encoded
 from PIL import Image
 
@@ -379,6 +380,34 @@ def test_what_was_downloaded_is_prepared_once(monkeypatch):
     fingerprint = load_source("mnist").fingerprint
     monkeypatch.setattr(ArchiveReader, "read", None)
     assert load_source("mnist").fingerprint == fingerprint
+
+
+def download_and_load(said, go_on):
+    from torchvision.datasets import MNIST
+
+    def download(self):
+        if not Path(self.raw_folder).exists():
+            said.put("downloads")
+            go_on.get()
+            write_mnist(Path(self.root))
+
+    MNIST.download = download
+    warnings.showwarning = lambda message, *place: said.put(str(message))
+    said.put(len(load_source("mnist", workers=0).train))
+
+
+def test_of_two_processes_that_need_the_same_download_one_makes_it(tmp_path):
+    said, go_on, cache = context.SimpleQueue(), context.SimpleQueue(), {"XDG_CACHE_HOME": str(tmp_path)}
+    processes = [first := start(download_and_load, said, go_on, **cache)]
+    try:
+        assert received(said, first) == "downloads"
+        processes.append(second := start(download_and_load, said, go_on, **cache))
+        assert received(said, second) == "download mnist, waiting for another process that does the same"
+        go_on.put(None)
+        assert [finish(process) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def test_a_data_folder_is_never_downloaded_to(tmp_path, monkeypatch):

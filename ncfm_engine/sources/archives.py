@@ -1,5 +1,6 @@
 """Published data sets that torchvision can download and read."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from distilled_data.errors import MissingExtraError, SourceError
+from distilled_data.files import make_folder
 
 from ..cache import cache_folder
+from ..stop import in_turn
 from .reader import PARTS, Damage, Origin, Record, Unit, stamp
 
 _KRIZHEVSKY = """@techreport{krizhevsky2009learning,
@@ -123,8 +126,12 @@ class ArchiveReader:
         )
         files = [self.root / archive.folder / file for file in archive.files]
         if not all(file.is_file() for file in files):
-            for part in PARTS:
-                self._load(part)  # downloads it, or says what is missing
+            with contextlib.ExitStack() as held:
+                if self.downloaded:  # torchvision would write over what another process has of it
+                    make_folder(self.root)
+                    held.enter_context(in_turn(self.root / f".{name}.lock", None, f"download {name}"))
+                for part in PARTS:
+                    self._load(part)  # downloads it, or says what is missing
         stamps = [[file.name, *stamp(file)] for file in files]
         self.units = [Unit(part, stamps) for part in PARTS]
 
