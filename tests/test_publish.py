@@ -443,19 +443,6 @@ def test_a_plan_is_of_one_commit_while_somebody_else_commits(loopback, options, 
     assert plan_push(folders[1], "org/digits", options()).parent == head != loopback.head("org/digits").oid
 
 
-@pytest.mark.parametrize("moment", ["POST .*/preupload/", "PUT /lfs/"])
-def test_a_folder_that_changes_while_it_is_pushed_is_published_as_it_was_planned(
-    loopback, options, tmp_path, moment
-):
-    folder = make_folder(tmp_path, make_artifact(2))
-    before = {name: (folder / name).read_bytes() for name in FOLDER_FILES if name != CARD_FILE}
-    loopback.fault(moment, "do", lambda: make_folder(tmp_path, make_artifact(2, logits=False)))
-    push_folder(folder, "org/digits", options())
-    published = loopback.files("org/digits")
-    assert {name: published[name] for name in before} == before
-    assert before[ARTIFACT_FILE] != (folder / ARTIFACT_FILE).read_bytes()
-
-
 def test_a_folder_that_changed_after_planning_is_not_pushed(loopback, options, tmp_path):
     folder = make_folder(tmp_path, make_artifact(2))
     push_folder(folder, "org/digits", options())
