@@ -949,11 +949,14 @@ def test_a_finished_run_is_not_replaced_unasked(finished, here):
 
 
 def test_two_processes_do_not_distil_into_one_folder(here, tmp_path, monkeypatch):
+    words = ("--dataset", "digits", "--output", str(tmp_path / "out"))
+
     def run(*_):
-        status, _, error = here(
-            "distill_and_push.py", "--dataset", "digits", "--output", str(tmp_path / "out")
-        )
-        assert (status, "another process is at work on" in error) == (2, True)
+        for _ in range(2):
+            status, _, error = here("distill_and_push.py", *words)
+            assert (status, "another process is at work on" in error) == (2, True)
+            (tmp_path / "out").mkdir(exist_ok=True)
+            (tmp_path / "out" / ARTIFACT_FILE).touch()  # as the first one does sooner or later
         raise Stopped("seen")
 
     monkeypatch.setattr("ncfm_engine.pipeline.run", run)

@@ -93,12 +93,13 @@ def main(arguments: argparse.Namespace) -> None:
         print(describe(plan, open_source(plan)))
         if arguments.repo:
             print(f"publishes    {push_command(plan.output, arguments)}")
-    check_output(plan)
     if arguments.dry_run:
+        check_output(plan)
         return
-    if arguments.repo and speaks():
-        check_access(arguments.repo, push_options(arguments))
     with lock_of(plan.output), Bars() as bars:
+        check_output(plan)  # while another process fills it, --resume is no advice
+        if arguments.repo and speaks():
+            check_access(arguments.repo, push_options(arguments))
         outcome = run(plan, bars)
         if outcome is None:  # one of several processes, and not the one that writes
             return
