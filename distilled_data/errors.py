@@ -28,6 +28,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
+from .terminal import shortened
+
+FEW = 100  # names that an error lists: all settings, but not the classes of ImageNet
+
 
 class DistilledDataError(Exception):
     """Base of all errors raised on purpose. `exit_code` is what a command line ends with."""
@@ -42,7 +46,7 @@ class UsageError(DistilledDataError, ValueError):
 
 
 class UnknownNameError(UsageError):
-    """A name is not in a fixed list; the message has the close ones."""
+    """A name is not in a fixed list; the message has the close ones, and all if they are few."""
 
     @classmethod
     def of(cls, kind: str, name: str, known: Iterable[str], close: Sequence[str] = ()) -> Self:
@@ -50,7 +54,8 @@ class UnknownNameError(UsageError):
         known = sorted(known)
         close = close or difflib.get_close_matches(name, known, n=3)
         hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
-        return cls(f"unknown {kind} {name!r}. {hint}Known: {', '.join(known)}.")
+        listed = shortened(known, FEW if len(known) <= FEW else 5)
+        return cls(f"unknown {kind} {name!r}. {hint}Known: {listed}.")
 
 
 class MissingExtraError(DistilledDataError, ImportError):

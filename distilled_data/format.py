@@ -13,6 +13,7 @@ Axis 0 is the rank, so `images[:k]` is the IPC-k set; axis 1 is the class, so la
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch import Tensor
 from .errors import FormatError, NewerFormatError, UnknownNameError, UsageError
 from .files import regular, write_file
 from .indexing import as_int, ordered
+from .terminal import shortened
 
 FORMAT_VERSION = 1
 METADATA_KEY = "distilled_data"
@@ -85,7 +87,8 @@ class Metadata:
         check(isinstance(self.dataset, str) and self.dataset != "", "dataset must be a name", self.dataset)
         check(all(isinstance(c, str) and c for c in self.classes), "classes must be names", self.classes)
         check(len(self.classes) > 1, "there must be two classes or more", self.classes)
-        check(len(set(self.classes)) == len(self.classes), "class names must differ", self.classes)
+        repeated = {name: count for name, count in Counter(self.classes).items() if count > 1}
+        check(not repeated, "class names must differ", repeated)
         check(self.channels in (1, 3), "channels must be 1 or 3", self.channels)
         check(self.factor <= MAX_FACTOR, f"factor must be {MAX_FACTOR} or less", self.factor)
         for name in ("height", "width"):
@@ -298,15 +301,18 @@ def resolve_ipc(ipc: int | None, stored: int) -> int:
 def select_classes(artifact: Artifact, classes: Sequence[str | int]) -> Artifact:
     """The artifact restricted to `classes` (names or indices), renumbered in that order."""
     names = artifact.metadata.classes
+    numbers = {name: number for number, name in enumerate(names)}
     classes = ordered("names or indices", classes)
     for wanted in classes:
-        if isinstance(wanted, str) and wanted not in names:
+        if isinstance(wanted, str) and wanted not in numbers:
             raise UnknownNameError.of("class", wanted, names)
         if not isinstance(wanted, str) and (isinstance(wanted, bool) or wanted not in range(len(names))):
             raise UsageError(f"class index {wanted} is not a whole number in 0..{len(names) - 1}")
-    index = [names.index(c) if isinstance(c, str) else int(c) for c in classes]
-    if len(set(index)) != len(index) or len(index) < 2:
-        raise UsageError(f"classes must be two or more different ones, got {classes}")
+    index = [numbers[c] if isinstance(c, str) else int(c) for c in classes]
+    if repeated := [repr(names[number]) for number, count in Counter(index).items() if count > 1]:
+        raise UsageError(f"classes must be different ones, got {shortened(repeated)} more than once")
+    if len(index) < 2:
+        raise UsageError(f"classes must be two or more, got {classes}")
     logits = None if artifact.logits is None else artifact.logits[:, index][..., index]
     metadata = dataclasses.replace(artifact.metadata, classes=tuple(names[i] for i in index))
     return Artifact(artifact.images[:, index], metadata, logits)

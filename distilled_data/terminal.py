@@ -4,12 +4,19 @@ import contextlib
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
 
 def printable(text: str) -> str:
     """`text` without characters that a terminal obeys: names in a set are those of whoever made it."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def shortened(words: Sequence[str], most: int = 5) -> str:
+    """Words with commas; of more than `most` the first, and how many others there are."""
+    others = len(words) - most
+    return ", ".join(words[:most]) + (f" and {others} more" if others > 0 else "")
 
 
 def without_login(address: str) -> str:

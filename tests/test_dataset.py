@@ -158,6 +158,26 @@ def test_an_unknown_class_is_refused_and_names_the_close_ones(folder, whole):
         whole.select(classes=["aunt", "bee"])
 
 
+def test_errors_about_a_thousand_classes_name_those_that_matter():
+    names = [f"class {number}" for number in range(1000)]
+    images = torch.zeros(1, 1000, 1, 2, 2, dtype=torch.uint8)
+    data = DistilledDataset.from_tensors(images, names, mean=[0.5], std=[0.5])
+    told = {
+        r"Did you mean 'class 70'.* Known: class 0, class 1, .* class 101 and 995 more\.$": (
+            lambda: data.select(classes=["Class 70", "class 1"])
+        ),
+        r"must be different ones, got 'class 7', 'class 999' more than once$": (
+            lambda: data.select(classes=[*names, 7, "class 999"])
+        ),
+        r"class names must differ, got \{'maillot': 3, 'crane': 2\}$": lambda: data.from_tensors(
+            images, [*names[:995], "maillot", "crane", "maillot", "maillot", "crane"], mean=[0.5], std=[0.5]
+        ),
+    }
+    for message, mistake in told.items():
+        with pytest.raises((UsageError, FormatError), match=message):
+            mistake()
+
+
 # order, decoding and normalisation
 
 

@@ -127,7 +127,7 @@ def test_images_are_read_in_blocks_and_one_may_be_larger(tmp_path, monkeypatch, 
         ({"images": IMAGES, "labels": LABELS + 1, "classes": np.array(CLASSES)}, r"label 4 is not in 0 to 3"),
         (
             {"images": IMAGES, "labels": LABELS, "classes": np.array(["a", "b", "c", "c"])},
-            "4 class names; expected two or more, all different",
+            "4 class names; expected two or more, all different; more than once: 'c'",
         ),
         ({"images": IMAGES, "labels": LABELS.astype(object)}, "Object arrays cannot be loaded"),
     ],

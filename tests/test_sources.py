@@ -540,6 +540,9 @@ def test_the_parts_of_a_folder_must_hold_the_same_classes(tmp_path):
     save_classes(tmp_path / "test", classes="abd")
     with pytest.raises(SourceError, match=r"only train has c; only test has d\. Add"):
         load_folder(tmp_path)
+    save_classes(tmp_path / "test", classes="efghij")
+    with pytest.raises(SourceError, match=r"only test has d, e, f, g, h and 2 more\. Add"):
+        load_folder(tmp_path)
 
 
 def test_test_images_that_are_training_images_too_are_told_of(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 from distilled_data.errors import MissingExtraError, UsageError
 from distilled_data.export import to_png
 from distilled_data.files import new_folder, write_file
+from distilled_data.terminal import shortened
 
 from .images import Images
 from .reader import CLASSES_FILE, PARTS, class_names
@@ -27,10 +28,10 @@ def to_webdataset(source: Source, folder: str | Path) -> list[Path]:
     size = max(1, SHARD_BYTES // (source.channels * source.height * source.width))
     with new_folder(folder) as place:
         write_file(place / CLASSES_FILE, "".join(f"{name}\n" for name in source.classes).encode())
-        if class_names(place / CLASSES_FILE) != list(source.classes):
+        if lost := sorted(set(source.classes) - set(class_names(place / CLASSES_FILE))):
             raise UsageError(
-                f"the classes {', '.join(map(repr, source.classes))} cannot be named in {CLASSES_FILE}, one "
-                "on a line; expected no line breaks, and no spaces at their ends"
+                f"the classes {shortened([*map(repr, lost)])} cannot be named in {CLASSES_FILE}, one on a "
+                "line; expected no line breaks, and no spaces at their ends"
             )
         for part, images in zip(PARTS, (source.train, source.test), strict=True):
             pixels, labels = Images.of(images.images), images.targets.tolist()

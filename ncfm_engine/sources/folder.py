@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from distilled_data.errors import SourceError
+from distilled_data.terminal import shortened
 
 from .reader import PARTS, Damage, Origin, Record, Unit, stamp
 from .sorting import check_no_class_empty
@@ -163,7 +164,7 @@ def _class_names(parts: Mapping[Path, Mapping[str, object]], root: Path) -> list
     ]
     if names[0] != names[-1]:
         alone = zip(parts, (names[0] - names[-1], names[-1] - names[0]), strict=False)
-        found = "; ".join(f"only {part.name} has {', '.join(sorted(own))}" for part, own in alone if own)
+        found = "; ".join(f"only {part.name} has {shortened(sorted(own))}" for part, own in alone if own)
         raise SourceError(
             f"{' and '.join(map(str, parts))} must hold the same class folders; {found}. Add the folders "
             "with their images, or remove those without a counterpart; images without labels are no test "

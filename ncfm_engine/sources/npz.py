@@ -12,7 +12,7 @@ from numpy.lib import format as npy
 from distilled_data.errors import SourceError
 
 from ..cache import sha256_of
-from .reader import Damage, Origin, Record, Unit, stamp
+from .reader import Damage, Origin, Record, Unit, fault_of, stamp
 
 _NAMES = {  # of MedMNIST, of Keras, of tools/convert.py; the first pair that is there counts
     "train": (("train_images", "train_labels"), ("x_train", "y_train"), ("images", "labels"), ("x", "y")),
@@ -38,8 +38,8 @@ class NpzReader:
                 held = {name.removesuffix(".npy") for name in file.namelist() if name.endswith(".npy")}
                 if classes is None and "classes" in held:
                     classes = [str(name) for name in self._whole(file, "classes").astype(np.str_).flatten()]
-                    if len(set(classes)) < max(2, len(classes)):
-                        raise ValueError(f"{len(classes)} class names; expected two or more, all different")
+                    if fault := fault_of(classes):
+                        raise ValueError(fault)
                 factor = self._whole(file, "factor") if {"factor", "mean", "std"} <= held else np.array(1)
                 if factor.dtype.kind in "iu" and factor.size == 1 and factor.item() > 1:  # of our own export
                     raise ValueError(

@@ -1,6 +1,7 @@
 """What every source of real data gives: its origin, and its images in units that are read independently."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from distilled_data.errors import UsageError
+from distilled_data.terminal import shortened
 
 PARTS: tuple[str, ...] = ("train", "test")
 CLASSES_FILE = "classes.txt"  # beside shards: the names of their classes, one on a line
@@ -110,9 +112,18 @@ def class_names(path: Path) -> list[str]:
         raise UsageError(
             f"the class names in {path} cannot be read: {error}. Expected a name on each line."
         ) from error
-    if len(set(names)) != len(names) or len(names) < 2:
-        raise UsageError(f"{path} holds {len(names)} class names; expected two or more, all different")
+    if fault := fault_of(names):
+        raise UsageError(f"{path} holds {fault}")
     return names
+
+
+def fault_of(names: Sequence[str]) -> str:
+    """What is wrong with these names of classes; nothing with those that can be used."""
+    repeated = [repr(name) for name, count in Counter(names).items() if count > 1]
+    if not repeated and len(names) > 1:
+        return ""
+    more = f"; more than once: {shortened(repeated)}" if repeated else ""
+    return f"{len(names)} class names; expected two or more, all different{more}"
 
 
 def stamp(path: Path) -> list[int]:
