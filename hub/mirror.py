@@ -6,23 +6,27 @@ import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from torch import Tensor
 
 from distilled_data import Artifact, DistilledDataset, Metadata
-from distilled_data.export import to_png
+from distilled_data.export import AT_ONCE, to_png
 
 
 def parquet_bytes(artifact: Artifact) -> bytes:
     """A parquet file with one row per decoded view, in the order of `DistilledDataset`: rank, class, view.
 
     Columns: `image` (PNG), `label` (class index, with the names), and `soft_label` (probabilities) where
-    the artifact has teacher logits. The first k * classes * views rows are the IPC-k set.
+    the artifact has teacher logits. The first k * classes * views rows are the IPC-k set. A row group has
+    the rows of one rank, `AT_ONCE` at most: the Hub's viewer reads none of more than 300 MB.
     """
     schema = _schema(artifact.metadata, soft=artifact.logits is not None)
     file = io.BytesIO()
     with pq.ParquetWriter(file, schema) as writer:
-        # One rank at a time: all views decoded at once can be gigabytes.
         for rank in range(artifact.metadata.ipc):
-            writer.write_table(_rows(_rank(artifact, rank), schema))
+            views = _rank(artifact, rank)
+            for rows in torch.arange(len(views), device="cpu").split(AT_ONCE):
+                writer.write_table(_rows(views, rows, schema))
     return file.getvalue()
 
 
@@ -44,11 +48,11 @@ def _rank(artifact: Artifact, rank: int) -> DistilledDataset:
     return DistilledDataset(Artifact(metadata=dataclasses.replace(artifact.metadata, ipc=1), **tensors))
 
 
-def _rows(views: DistilledDataset, schema: pa.Schema) -> pa.Table:
+def _rows(views: DistilledDataset, rows: Tensor, schema: pa.Schema) -> pa.Table:
     columns: dict[str, object] = {
-        "image": [{"bytes": to_png(image), "path": None} for image in views.images],
-        "label": views.targets.numpy(),
+        "image": [{"bytes": to_png(image), "path": None} for image in views.decoded(rows)],
+        "label": views.targets[rows].numpy(),
     }
     if "soft_label" in schema.names:
-        columns["soft_label"] = list(views.soft_targets.numpy())
+        columns["soft_label"] = list(views[rows][1].numpy())
     return pa.table(columns, schema=schema)

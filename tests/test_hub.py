@@ -12,12 +12,13 @@ from artifacts import DIGITS, make_artifact, make_folder
 from commands import ROOT
 from huggingface_hub import DatasetCard
 from PIL import Image, ImageDraw
+from pyarrow.parquet import ParquetFile
 
 from distilled_data import Artifact, DistilledDataset, UsageError
 from distilled_data.decode import decode
-from distilled_data.format import ARTIFACT_FILE, CARD_FILE, FOLDER_FILES, read_artifact
+from distilled_data.format import ARTIFACT_FILE, CARD_FILE, FOLDER_FILES, PARQUET_FILE, read_artifact
 from distilled_data.manifest import verify_folder
-from hub import complete_folder
+from hub import complete_folder, mirror
 from hub.card import render_card, text_of
 from hub.preview import CELL, GAP, preview_png
 
@@ -98,6 +99,16 @@ def test_the_rows_of_a_smaller_ipc_are_the_first_rows_of_the_mirror(load, tmp_pa
     whole = make_folder(tmp_path / "whole", make_artifact(ipc=2))
     part = make_folder(tmp_path / "part", read_artifact(whole / ARTIFACT_FILE, ipc=1))
     assert load(whole)["image"][:40] == load(part)["image"][:]
+
+
+def test_a_rank_of_many_views_is_mirrored_part_by_part(load, tmp_path, monkeypatch):
+    whole = load(make_folder(tmp_path / "whole", make_artifact()))
+    monkeypatch.setattr(mirror, "AT_ONCE", 15)
+    parts = make_folder(tmp_path / "parts", make_artifact())
+    groups = ParquetFile(parts / PARQUET_FILE).metadata
+    assert [groups.row_group(group).num_rows for group in range(6)] == [15, 15, 10] * 2
+    for name in ("image", "label", "soft_label"):
+        assert load(parts)[name][:] == whole[name][:]
 
 
 # The folder
