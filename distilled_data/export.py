@@ -32,6 +32,7 @@ def to_hf(data: "DistilledDataset[Any]") -> "datasets.Dataset":
     """See `DistilledDataset.to_hf`."""
     with MissingExtraError.unless("datasets", "data", "a Hugging Face dataset"):
         import datasets
+        import pyarrow
     features: dict[str, Any] = {
         "image": datasets.Image(),
         "label": datasets.ClassLabel(names=list(data.classes)),
@@ -42,7 +43,8 @@ def to_hf(data: "DistilledDataset[Any]") -> "datasets.Dataset":
     }
     if data.artifact.logits is not None:
         features["soft_label"] = datasets.Sequence(datasets.Value("float32"))
-        columns["soft_label"] = data.soft_targets.tolist()
+        rows = list(data.soft_targets.numpy())  # which datasets would make numbers of Python of
+        columns["soft_label"] = pyarrow.array(rows, pyarrow.list_(pyarrow.float32()))
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,18 @@ def test_a_hugging_face_dataset_has_images_names_and_soft_labels(data):
     assert rows["label"][:] == data.targets.tolist()
     assert rows.features["label"].names == list(data.classes)
     assert torch.allclose(torch.tensor(rows["soft_label"][:]), data.soft_targets)
+
+
+def test_soft_labels_of_many_classes_become_no_numbers_of_python(data):
+    data.to_hf()  # imports
+    count = 500
+    images = torch.zeros(1, count, 1, 2, 2, dtype=torch.uint8)
+    many = DistilledDataset.from_tensors(images, logits=torch.zeros(1, count, count), mean=[0.5], std=[0.5])
+    tracemalloc.start()
+    many.to_hf()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 * count**2  # a float and the place in the list that names it take 32 bytes
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning")

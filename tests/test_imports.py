@@ -24,7 +24,9 @@ class Row:
 
 
 TABLE = {
-    "distilled_data": Row(BASE, {"PIL", "datasets", "huggingface_hub", "typing_extensions", "webdataset"}),
+    "distilled_data": Row(
+        BASE, {"PIL", "datasets", "huggingface_hub", "pyarrow", "typing_extensions", "webdataset"}
+    ),
     "ncfm_engine": Row(
         BASE | {"distilled_data", "torchvision"},
         {"filelock", "matplotlib", "optuna", "sklearn", "sqlalchemy", "tqdm"},
