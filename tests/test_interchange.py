@@ -680,6 +680,20 @@ def test_the_command_is_told_what_a_file_does_not_say(pixels, tmp_path, here):
     assert (data.info.source["id"], data.info.source["license"]) == ("ours", "mit")
 
 
+def test_the_command_reads_names_with_commas_from_a_file(tmp_path, here):
+    names = tuple(f"{name}, digit" for name in DIGITS)
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    make_folder(tmp_path / "set", make_artifact())
+    write_set(DistilledDataset.from_folder(tmp_path / "set"), tmp_path / "set.pt")
+    words = ["--classes", "classes.txt", "--factor", "2", "--values", "unit"]
+    assert here("convert.py", "set.pt", "out", *words)[::2] == (0, "")
+    assert DistilledDataset.from_folder(tmp_path / "out").classes == names
+    (tmp_path / "classes.txt").write_text("a\na")
+    status, _, errors = here("convert.py", "set.pt", "two", *words)
+    assert status == 2
+    assert "more than once: 'a'" in errors
+
+
 def test_of_several_sets_the_command_takes_the_default_and_no_previews(tmp_path, here):
     folders = {
         f"ipc{ipc}": make_folder(tmp_path / "sets" / f"ipc{ipc}", make_artifact(ipc=ipc)) for ipc in (1, 2)

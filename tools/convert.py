@@ -26,6 +26,7 @@ from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, write_artifact
 from distilled_data.interchange import labels_beside, read_set, write_set
 from distilled_data.tensors import VALUES
 from hub import complete_folder
+from ncfm_engine.sources.reader import class_names
 
 WORDS = ("name", "classes", "factor", "values", "mean", "std", "license", "experiment")  # of `read_set`
 
@@ -38,8 +39,8 @@ def parser() -> argparse.ArgumentParser:
     add("--name", help="name of the dataset (default: that of the file)")
     add(
         "--classes",
-        type=lambda text: text.split(","),
-        help="class names in label order, with commas (default: numbers; those of cifar10 and cifar100)",
+        help="class names in label order: with commas, or a file with one on each line (default: numbers; "
+        "those of cifar10 and cifar100)",
     )
     add("--factor", type=int, help="each image is factor x factor tiles (NCFM, IDC: 2; default: guessed)")
     add("--values", choices=VALUES, help="pixels are 0 to 255, 0 to 1, or normalised (default: guessed)")
@@ -63,7 +64,10 @@ def main(arguments: argparse.Namespace) -> None:
         export(data, arguments.output)
         print(f"{data}\nwritten to {arguments.output}")
         return
-    artifact = read_set(arguments.source, **{name: getattr(arguments, name) for name in WORDS})
+    words = {name: getattr(arguments, name) for name in WORDS}
+    if (text := arguments.classes) is not None:  # those of ImageNet have commas in them
+        words["classes"] = class_names(Path(text)) if os.path.isfile(text) else text.split(",")
+    artifact = read_set(arguments.source, **words)
     data = DistilledDataset(artifact)
     if arguments.output.suffix in (".npz", ".pt"):
         export(data, arguments.output)
