@@ -109,12 +109,16 @@ class Footprint:
     def pixels(self) -> int:
         return self.source.channels * self.source.height * self.source.width
 
+    @property
+    def bank(self) -> int:
+        """Bytes of the real features that are kept."""
+        return 4 * self.config.kept_entries * self.num_classes * self.real_per_class * self.dim
+
     def fixed(self, layout: Layout) -> dict[str, int]:
         """What lies on the device all the time, by name."""
         config, share = self.config, self.num_classes / self.source.num_classes
         tensors = 4 + (1 if config.ema else 0) + (2 if config.quantised else 0)
         synthetic = 4 * tensors * self.ipc * self.num_classes * self.pixels
-        bank = config.kept_entries * self.num_classes * self.real_per_class * self.dim * 4
         counted = {
             "workspaces of the libraries": 0 if self.cpu else WORKSPACE,
             "synthetic images with gradient and optimiser": synthetic,
@@ -123,8 +127,8 @@ class Footprint:
         }
         if layout.images_resident:
             counted["real images"] = int(len(self.source.train) * share) * self.pixels
-        if bank and layout.bank_resident:
-            counted["bank of real features"] = bank
+        if self.bank and layout.bank_resident:
+            counted["bank of real features"] = self.bank
         return counted
 
     def step(self, layout: Layout) -> int:

@@ -37,6 +37,7 @@ from .ranks import Ranks
 from .sampling import real_per_class
 from .sources import Source
 from .sources.hub import divided
+from .sources.store import MEMORY
 from .spaces import Architecture, Space
 from .train import Networks
 
@@ -258,8 +259,21 @@ def footprint(plan: Plan, source: Source, ranks: Ranks | None = None) -> Footpri
 
 
 def layout_of(plan: Plan, source: Source, ranks: Ranks | None = None) -> Layout:
-    """How steps are cut: to the memory budget, or else to what a GPU has free. Raises `UsageError`."""
-    return layout_for(footprint(plan, source, ranks), plan.device, plan.memory)
+    """How steps are cut: to the memory budget, or else to what a GPU has free. Raises `UsageError`; warns of
+    a bank that the host's memory is too small for, which would end the process after pretraining.
+    """
+    counts = footprint(plan, source, ranks)
+    layout = layout_for(counts, plan.device, plan.memory)
+    if (counts.cpu or not layout.bank_resident) and counts.bank > MEMORY:
+        warnings.warn(
+            f"the bank of real features takes {counts.bank / 2**30:.1f} GiB, and this machine has "
+            f"{MEMORY / 2**30:.1f}: {counts.num_classes} classes x {counts.real_per_class} real images x "
+            f"{counts.dim} features x {plan.recipe.distill.kept_entries}. Lower distill.real_batch, "
+            "distill.bank_size or network.width, or raise network.depth; or keep none, with --set "
+            "distill.real_features=fresh.",
+            stacklevel=2,
+        )
+    return layout
 
 
 def compiles(plan: Plan) -> bool:
@@ -283,7 +297,7 @@ def describe(plan: Plan, source: Source) -> str:
     check_packing(config, source, recipe.ipc)
     check_blendable(build(recipe.network, source, recipe.seed), recipe.network)
     counts = footprint(plan, source)
-    layout = layout_for(counts, plan.device, plan.memory)
+    layout = layout_of(plan, source)
     real, views = counts.real_per_class, counts.views_per_class
     times, counted = estimate_seconds(recipe, source, plan.device), operations(recipe, source)
     ready = cached_networks(recipe, source, plan.device, plan.cache)

@@ -12,6 +12,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from distilled_data import OutputError, UnknownNameError, UsageError
 from distilled_data.format import ARTIFACT_FILE, MANIFEST_FILE, PARQUET_FILE
+from ncfm_engine import plan as plans
 from ncfm_engine.checkpoint import previous_of, save_checkpoint
 from ncfm_engine.costs import COSTS_FILE
 from ncfm_engine.distill import CHECKPOINT_FILE, METRICS_FILE
@@ -218,6 +219,22 @@ def test_a_memory_budget_cuts_the_classes_and_one_that_is_too_small_is_refused(p
         UsageError, match=r"--memory 1KiB is below the minimum of \d\.\dMiB: bank of real features"
     ):
         layout_of(dataclasses.replace(plan, memory=1024), digits)
+
+
+def test_a_bank_that_the_machine_has_no_memory_for_is_told_of_before_anything_is_trained(
+    plan, digits, monkeypatch, recwarn
+):
+    bank = footprint(plan, digits).fixed(layout_of(plan, digits))["bank of real features"]
+    monkeypatch.setattr(plans, "MEMORY", bank)
+    layout_of(plan, digits)
+    assert not recwarn
+    monkeypatch.setattr(plans, "MEMORY", bank - 1)
+    layout_of(
+        dataclasses.replace(plan, recipe=plan.recipe.replace({"distill.real_features": "fresh"})), digits
+    )
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"the bank of real features takes .*: 10 classes x \d+ real images"):
+        describe(plan, digits)
 
 
 def test_the_probe_takes_batches_as_training_has_them_with_gradients_and_without(plan, digits):
