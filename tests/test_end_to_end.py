@@ -878,6 +878,15 @@ def test_one_of_several_processes_plans_and_tells(here, monkeypatch):
         assert told == ["note: so\n" if speaks else "", "note: so\n"]
 
 
+def test_a_note_is_told_once_where_a_library_changes_the_filters_in_between(capsys):
+    with notes(), warnings.catch_warnings(action="default"):
+        warnings.showwarning = lambda *place: sys.stderr.write(warnings.formatwarning(*place[:4]))
+        for text in ("so", "so", "else"):
+            with warnings.catch_warnings():
+                warnings.warn(text, stacklevel=1)
+    assert capsys.readouterr().err == "note: so\nnote: else\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -105,14 +105,19 @@ def _has_others() -> bool:
 @contextmanager
 def notes() -> Iterator[None]:
     """Warnings meant for the user are shown as errors are: one paragraph, without a line of our code. Of
-    several processes, which have the same to say, one tells them.
+    several processes, which have the same to say, one tells them, once: Python forgets what it has shown
+    where a library changes the filters for a moment.
     """
-    before = warnings.formatwarning
+    before, told = warnings.formatwarning, set[str]()
 
     def show(message: Warning | str, category: type[Warning], *place: Any) -> str:
         if category not in (UserWarning, OwnWarning):
             return before(message, category, *place)
-        return paragraph(f"note: {message}") + "\n" if category is OwnWarning or speaks() else ""
+        text = paragraph(f"note: {message}") + "\n"
+        if category is UserWarning and (text in told or not speaks()):
+            return ""
+        told.add(text)
+        return text
 
     warnings.formatwarning = show
     try:
