@@ -7,10 +7,12 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TextIO
 
 from distilled_data import MissingExtraError, OutputError
 from distilled_data.files import write_file
+
+LOGGED_SECONDS = 30.0  # between two lines of a bar in a log, which a run of hours would fill with it
 
 
 class OwnWarning(UserWarning):
@@ -28,10 +30,13 @@ def silent(stage: str, done: int, total: int, **figures: float) -> None:
 
 
 class Bars:
-    """One tqdm bar per stage, with step time and time left; a context manager that ends the last one."""
+    """One tqdm bar per stage, with step time and time left; a context manager that ends the last one. In a
+    log a bar is a line at the beginning of its stage, every `LOGGED_SECONDS` and at the end.
+    """
 
     def __init__(self):
         self._stage, self._bar = "", None
+        self._show_warning = warnings.showwarning
 
     def __call__(self, stage: str, done: int, total: int, **figures: float) -> None:
         with contextlib.suppress(OSError):  # a log on a full disk, or whose reader is gone, ends no run
@@ -44,16 +49,32 @@ class Bars:
             self.close()
             # A resumed stage begins at `done`, which must not count as progress of this process.
             options = {"unit": "step", "dynamic_ncols": True, "disable": sys.stderr is None}
+            if sys.stderr is not None and not sys.stderr.isatty():
+                often = {"mininterval": LOGGED_SECONDS, "maxinterval": LOGGED_SECONDS}
+                options |= {"file": _Lines(sys.stderr), **often}
             self._bar = tqdm(desc=stage, total=total, initial=done, **options)
             self._stage = stage
         self._bar.total = total  # a process trains its share first, then has the networks of all
         self._bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()}, refresh=False)
         self._bar.update(done - self._bar.n)
 
+    def _warn(self, *warning: Any, **place: Any) -> None:
+        """Show a warning in the place of the bar, which is shown again below it."""
+        bar = self._bar
+        with contextlib.suppress(OSError):
+            if bar is not None:
+                bar.clear()
+        self._show_warning(*warning, **place)
+        with contextlib.suppress(OSError):
+            if bar is not None:
+                bar.refresh()
+
     def __enter__(self) -> Self:
+        self._show_warning, warnings.showwarning = warnings.showwarning, self._warn
         return self
 
     def __exit__(self, *error: object) -> None:
+        warnings.showwarning = self._show_warning
         self.close()
 
     def close(self) -> None:
@@ -61,6 +82,20 @@ class Bars:
         if bar is not None:
             with contextlib.suppress(OSError):
                 bar.close()
+
+
+class _Lines:
+    """A log, in which a bar becomes a line each time that it would be drawn over itself."""
+
+    def __init__(self, log: TextIO):
+        self._log = log
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            self._log.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self._log.flush()
 
 
 @contextlib.contextmanager

@@ -3,7 +3,9 @@
 import errno
 import io
 import json
+import re
 import sys
+import warnings
 
 import pytest
 
@@ -34,11 +36,52 @@ def test_a_bar_goes_on_where_the_run_does_and_ends_with_its_stage(capsys):
         bars("distil", 40, 100, loss=0.123456)
         bars("label", 1, 2)
         bars("label", 1, 4)
-    first, last = (text.split("\r")[-1] for text in capsys.readouterr().err.strip().split("\n"))
+    _, first, _, last = capsys.readouterr().err.splitlines()
     assert first.startswith("distil:  40%")
     assert "40/100" in first
     assert "loss=0.1235" in first
     assert last.startswith("label:  25%")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+    def lines(self):
+        """What is seen in the end."""
+        for line in self.getvalue().split("\n"):
+            seen = ""
+            for text in line.split("\r"):
+                seen = text + seen[len(text) :]
+            yield seen.rstrip()
+
+
+def test_a_warning_is_a_line_of_its_own_and_the_bar_goes_on_below(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(
+        warnings, "showwarning", lambda message, *_: print(f"note: {message}", file=sys.stderr)
+    )
+    with warnings.catch_warnings(), Bars() as bars:
+        warnings.simplefilter("always")
+        warnings.warn("before any bar", stacklevel=1)
+        bars("distil", 3, 10)
+        warnings.warn("beside it", stacklevel=1)
+    before, beside, bar, end = sys.stderr.lines()  # type: ignore[attr-defined]
+    assert (before, beside, end) == ("note: before any bar", "note: beside it", "")
+    assert bar.startswith("distil:  30%")
+
+
+def test_a_log_gets_a_line_of_a_bar_every_half_minute(monkeypatch, capsys):
+    now = 0
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
+    with Bars() as bars:
+        for now in range(1001):
+            bars("distil", now, 1000)
+    said = capsys.readouterr().err
+    assert "\r" not in said
+    steps = [int(found) for found in re.findall(r"(\d+)/1000 ", said)]
+    assert (steps[0], steps[1], steps[-1]) == (0, 30, 1000)
+    assert len(steps) == said.count("\n") <= 40
 
 
 def test_losses_are_drawn_over_their_steps(axes, tmp_path):
