@@ -55,6 +55,7 @@ from tools.command_line import (
     json_file,
     lock_of,
     notes,
+    paragraph,
     push_command,
     reading,
     run_command,
@@ -920,6 +921,12 @@ def test_wrong_usage_ends_with_2_and_one_paragraph(here, arguments, message):
     assert message in " ".join(error.split())
     assert "\n\n" not in error.strip()
     assert not Path("distilled").exists()
+
+
+@pytest.mark.parametrize(("columns", "longest"), [("60", 60), ("300", 100)])
+def test_a_paragraph_is_as_wide_as_the_terminal_but_not_wider_than_reads_well(monkeypatch, columns, longest):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert max(map(len, paragraph("a word " * 80).splitlines())) in range(longest - 6, longest + 1)
 
 
 def test_an_output_within_a_file_is_refused(here, tmp_path, finished):

@@ -8,6 +8,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import sys
 import textwrap
 import warnings
@@ -126,7 +127,9 @@ def notes() -> Iterator[None]:
         warnings.formatwarning = before
 
 
-def paragraph(text: str, width: int = 100) -> str:
+def paragraph(text: str, width: int | None = None) -> str:
+    """Lines of so many characters: as the terminal has them, if nothing is said, but 100 at most."""
+    width = width or min(100, shutil.get_terminal_size((100, 24)).columns)
     return textwrap.fill(printable(text), width, break_long_words=False, break_on_hyphens=False)
 
 
