@@ -1,4 +1,5 @@
-"""The allocator of glibc: what is freed is kept for the next step, and given back before the next stage.
+"""The allocator of glibc: what is freed is kept for the next step, and given back before the next stage, or
+the next candidate of a search.
 
 glibc by itself gives large blocks back as soon as they are freed, and the kernel has to fill them with zeros
 for every step anew: on a CPU that can be half the time of an evaluation.

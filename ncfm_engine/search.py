@@ -34,6 +34,7 @@ import torch
 from distilled_data import DeviceMemoryError, MissingExtraError, OutputError, UnknownNameError, UsageError
 from distilled_data.terminal import without_login
 
+from .allocator import give_back
 from .memory import is_out_of_memory
 from .report import Report, silent
 from .spaces import Architecture, Space, settings_kept
@@ -474,10 +475,13 @@ def _pruner(strategy: str) -> Any:
 
 def _free(_: Study, trial: FrozenTrial) -> None:
     """An error holds what the training had until garbage is collected, which takes 0.2 s. So may a network
-    that refers to itself, but only the memory of a GPU is too scarce to wait for that.
+    that refers to itself, but only the memory of a GPU is too scarce to wait for that. What is kept for the
+    steps of one candidate (see `keep_freed`) is given back, or every process would hold for hours what its
+    largest one needed.
     """
     if trial.state.name == "FAIL" or torch.cuda.is_available():
         gc.collect()
+    give_back()
 
 
 @contextlib.contextmanager

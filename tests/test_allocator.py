@@ -3,14 +3,19 @@
 import platform
 import resource
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from children import finish, start
 
 from ncfm_engine.allocator import give_back, keep_freed
-from ncfm_engine.costs import Costs
+from ncfm_engine.costs import Costs, held
+from ncfm_engine.search import Scores, open_studies, search, sqlite_url
+from ncfm_engine.spaces import Space
 
 LIBRARY, VERSION = platform.libc_ver()
 NEW = LIBRARY == "glibc" and tuple(map(int, VERSION.split("."))) >= (2, 35)
@@ -47,9 +52,26 @@ def check_peaks() -> None:
         sys.exit(f"the small stage is said to take {small} MiB, the one that took 100 more {large}")
 
 
+def check_candidates() -> None:
+    keep_freed()
+    before = []
+
+    def score(architecture, check):
+        before.append(held("VmRSS") // 2**20)
+        faults_of_a_step()
+        return Scores([1.0])
+
+    space = Space({"a": (1, 2)}, torch.nn.Linear)
+    with TemporaryDirectory() as folder:
+        studies = open_studies(sqlite_url(Path(folder) / "search.db"), {"x": "exhaustive"})
+        search(studies["x"], space, list(space), score)
+    if before[1] > before[0] + 50:
+        sys.exit(f"{before[1]} MiB are held after a candidate that took 100, {before[0]} before it")
+
+
 @pytest.mark.skipif(not NEW, reason="only glibc keeps blocks, and such large ones since 2.35")
-@pytest.mark.parametrize("check", [check_faults, check_peaks])
-def test_freed_memory_is_kept_within_a_stage(check, tmp_path):
+@pytest.mark.parametrize("check", [check_faults, check_peaks, check_candidates])
+def test_freed_memory_is_kept_within_a_stage_or_a_candidate(check, tmp_path):
     process = start(check, output=tmp_path / "said")
     assert finish(process) == 0, (tmp_path / "said").read_text()
 
