@@ -35,6 +35,7 @@ from distilled_data import DeviceMemoryError, MissingExtraError, OutputError, Un
 from distilled_data.terminal import without_login
 
 from .allocator import give_back
+from .costs import held
 from .memory import is_out_of_memory
 from .report import Report, silent
 from .spaces import Architecture, Space, settings_kept
@@ -51,6 +52,7 @@ HEARTBEAT_SECONDS = 15  # between two signs of life of a running trial
 GRACE_SECONDS = 60  # without one, after which its process is taken for dead
 WAIT_SECONDS = 1.0  # between two looks at what other processes are doing
 BUSY_SECONDS = 60  # that a process waits for others that write to the same file
+MUCH = 2**30  # bytes of main memory, for one process of a search to hold between two candidates
 LIVES = 3  # times that a candidate may cost its process the life, or all memory, before it counts as failed
 
 TAKEN = "another process has it"
@@ -476,12 +478,13 @@ def _pruner(strategy: str) -> Any:
 def _free(_: Study, trial: FrozenTrial) -> None:
     """An error holds what the training had until garbage is collected, which takes 0.2 s. So may a network
     that refers to itself, but only the memory of a GPU is too scarce to wait for that. What is kept for the
-    steps of one candidate (see `keep_freed`) is given back, or every process would hold for hours what its
-    largest one needed.
+    steps of a candidate (see `keep_freed`) is given back where it is much, or every process would hold for
+    hours what its largest one needed; that takes as long as a tenth of a training of small ones.
     """
     if trial.state.name == "FAIL" or torch.cuda.is_available():
         gc.collect()
-    give_back()
+    if held("RssAnon") > MUCH:
+        give_back()
 
 
 @contextlib.contextmanager
