@@ -16,6 +16,7 @@ os.environ["XDG_CACHE_HOME"] = os.environ["HF_HOME"]  # until a test has a cache
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["COLUMNS"] = "100"  # of errors and help: without a terminal, too, and whatever xdist's workers say
 os.environ["MATPLOTLIBRC"] = os.path.dirname(__file__)
 os.environ.pop("HF_TOKEN", None)
 os.environ.pop("HF_HUB_OFFLINE", None)
