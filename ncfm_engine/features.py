@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .kernels import half_precision
 from .pool import FeaturePool, FlatNetwork
 
 
@@ -32,14 +33,11 @@ class FrozenNetwork:
 
     def features(self, images: Tensor) -> Tensor:
         """Last maps of normalised images [N, channels, H, W], flattened, L2-normalised: float32 [N, D]."""
-        with self._autocast():
+        with half_precision(self._device.type, self._half):
             maps = self._features(images.contiguous(memory_format=torch.channels_last))
         return F.normalize(maps.flatten(1).float())
 
     def logits(self, images: Tensor) -> Tensor:
         """float32 [N, classes]."""
-        with self._autocast():
+        with half_precision(self._device.type, self._half):
             return self._logits(images.contiguous(memory_format=torch.channels_last)).float()
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._half)

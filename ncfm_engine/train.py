@@ -27,7 +27,7 @@ from distilled_data.randomness import generator_at
 
 from .batches import Batches
 from .checkpoint import under
-from .kernels import tuned_convolutions
+from .kernels import half_precision, tuned_convolutions
 from .memory import bytes_saved, is_out_of_memory
 from .networks import is_faster_with_channels_last
 from .report import Report
@@ -100,7 +100,7 @@ class Networks:
         """Logits float32 [M, B, classes] of images [M, B, channels, H, W], or [B, ...] for all networks."""
         device, half = self.weights.device.type, self.precision == "bfloat16"
         own = images.ndim == 5
-        with torch.autocast(device, torch.bfloat16, enabled=half):
+        with half_precision(device, half):
             if len(self.weights) == 1:
                 return self._alone(images[0] if own else images)[None].float()
             with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # fused attention cannot be stacked

@@ -20,7 +20,6 @@ from distilled_data.loader import Loader
 from distilled_data.randomness import generator_at
 from ncfm_engine.batches import Batches, real_loader, reseeded
 from ncfm_engine.checkpoint import load_checkpoint, save_checkpoint
-from ncfm_engine.kernels import TUNED_FROM, tuned_convolutions
 from ncfm_engine.networks import Network, PatchEncoder, build_network, pooled_classifier
 from ncfm_engine.stop import Stopped
 from ncfm_engine.train import Course, Networks, Training, grouped, trained_at_once
@@ -429,18 +428,6 @@ def test_weights_that_require_no_gradient_stay_what_each_network_has(loader):
     stacked(images).square().sum().backward()
     assert stacked.weights.shape[1] + frozen[0].numel() == sum(p.numel() for p in networks[0].parameters())
     assert torch.equal(stacked.buffers[name], frozen)
-
-
-@pytest.mark.parametrize(
-    ("before", "steps", "tuned"),
-    [(False, TUNED_FROM - 1, False), (False, TUNED_FROM, True), (True, 1, True)],
-)
-def test_convolutions_are_tuned_where_the_steps_are_enough(monkeypatch, before, steps, tuned):
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
-    with contextlib.suppress(Stopped), tuned_convolutions(steps):
-        assert torch.backends.cudnn.benchmark is tuned
-        raise Stopped
-    assert torch.backends.cudnn.benchmark is before
 
 
 def test_networks_are_grouped_in_order():
