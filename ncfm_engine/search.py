@@ -20,6 +20,7 @@ import math
 import random
 import statistics
 import time
+import traceback
 import warnings
 import weakref
 import zlib
@@ -38,7 +39,7 @@ from .allocator import give_back
 from .costs import held
 from .memory import is_out_of_memory
 from .report import Report, silent
-from .spaces import Architecture, Space, settings_kept
+from .spaces import LIBRARIES, Architecture, Space, settings_kept
 from .stop import Stopped, StopRequest
 from .trust import DECIMALS
 
@@ -86,6 +87,7 @@ class Result:
     curve: Sequence[float] = ()  # accuracies at the checks
     seconds: float = 0.0  # that the scoring took
     reason: str = ""
+    place: str = ""  # in the code of the user, where it failed
     attempts: int = 1  # with those whose process died or was stopped
     machine: str = ""  # that scored it
 
@@ -317,6 +319,7 @@ def _result(candidate: Architecture, trials: Sequence[FrozenTrial]) -> Result | 
             [value for _, value in sorted(trial.intermediate_values.items())],
             scored.get("seconds", 0.0),
             notes.get("reason", ""),
+            notes.get("place", ""),
             len(finished),
             scored.get("machine", ""),
         )
@@ -426,6 +429,7 @@ class _Worker:
             # A lone surrogate cannot be written, and a report is no place for colours of a terminal.
             text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text[:500])
             trial.set_user_attr("memory" if lack else "reason", text)
+            trial.set_user_attr("place", _place(error))
             if isinstance(error, SystemExit):  # of a user's code: one candidate has failed, not the search
                 raise RuntimeError(text) from None
             raise
@@ -440,6 +444,17 @@ class _Worker:
         same = [other for other in trials if other.number < trial.number and _key(other.params) == key]
         busy = any(not other.state.is_finished() for other in same)
         return not key or busy or _result(trial.params, same) is not None
+
+
+def _place(error: BaseException) -> str:
+    """Where an error came out of code that is not installed, nor of this project: file and line, or ""."""
+    place, own = "", {__name__.partition(".")[0], "distilled_data"}
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = Path(frame.f_code.co_filename)
+        installed = any(map(file.is_relative_to, LIBRARIES)) or not file.is_file()
+        if not installed and frame.f_globals.get("__name__", "").partition(".")[0] not in own:
+            place = f"{file.name}, line {line}"
+    return place
 
 
 def _pruner(strategy: str) -> Any:

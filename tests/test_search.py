@@ -1,6 +1,7 @@
 """A study: every candidate is done once, whoever does it and whoever is killed meanwhile."""
 
 import gc
+import inspect
 import os
 import random
 import sqlite3
@@ -161,8 +162,23 @@ def test_what_a_candidate_raises_is_recorded_and_the_study_goes_on(database):
     }
     assert results[1, True].value is None
     assert states(study) == {"COMPLETE": 3, "FAIL": 3}
+    lines, first = inspect.getsourcelines(score)
+    [raised] = [first + index for index, line in enumerate(lines) if "raise" in line]
+    assert {r.place for r in results.values()} == {"", f"test_search.py, line {raised}"}
     search(study, SMALL, list(SMALL), score)
     assert len(study.trials) == 6  # they are not tried again
+
+
+def test_the_place_of_an_error_is_the_last_in_code_of_the_user(database):
+    def score(architecture, check):
+        if architecture["b"]:
+            torch.nn.Sequential(torch.nn.Linear(4, 2))(torch.zeros(1, 7))  # fails in torch
+        raise UsageError("too few")
+
+    few = [{"a": 1, "b": b} for b in (True, False)]
+    first = score.__code__.co_firstlineno
+    places = [result.place for result in search(open_study(database, "x"), SMALL, few, score)]
+    assert places == [f"test_search.py, line {first + line}" for line in (2, 3)]
 
 
 def test_what_a_candidate_sets_for_its_process_is_not_left_to_those_after_it(database, tmp_path, monkeypatch):

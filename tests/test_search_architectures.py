@@ -421,7 +421,9 @@ def test_networks_that_cannot_be_trained_are_in_the_report_with_the_reason(here,
     assert rows["plain"]["full"]["state"] == "complete"
     states = {kind: row["distilled"]["state"] for kind, row in rows.items()}
     assert states == {"plain": "complete", "raises": "failed", "hungry": "failed", "diverges": "failed"}
-    assert "- kind=raises, distilled images: ValueError: three heads are too many\n" in output
+    line = 1 + SPACE.splitlines().index('        raise ValueError("three heads are too many")')
+    where = rf"(unlucky\_space.py, line {line})"
+    assert f"- kind=raises, distilled images: ValueError: three heads are too many {where}\n" in output
     assert "- kind=diverges, early stopping: DivergenceError: network 0 diverged before step 2\n" in output
     assert "memory" in rows["hungry"]["distilled"]["reason"]
     assert "tried again when the code of their space has changed, or with another `--storage`." in output

@@ -201,16 +201,18 @@ def markdown(content: Content) -> str:
     elif any(_complete(row.get(FULL)) for row in rows):
         begun = any(row.get(way) is None for row in rows for way in PROXIES)
         lines += ["", TITLE, "", OPEN if begun else UNKNOWN]
-    failed: dict[tuple[str, str], list[str]] = {}
+    failed: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         for way in TITLES:
             if row.get(way) and row[way]["state"] == "failed":
-                failed.setdefault((way, row[way]["reason"]), []).append(_name(row["architecture"]))
+                why = way, row[way]["reason"], row[way].get("place", "")
+                failed.setdefault(why, []).append(_name(row["architecture"]))
     if failed:
         lines += ["", "## Failed", ""]
-        for (way, reason), names in failed.items():
+        for (way, reason, place), names in failed.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            lines.append(f"- {names[0]}{more}, {TITLES[way]}: {plain(reason)}")
+            where = f" ({plain(place)})" if place else ""
+            lines.append(f"- {names[0]}{more}, {TITLES[way]}: {plain(reason)}{where}")
         lines += ["", AGAIN]
     lines += ["", MACHINES.join([*content["machines"], f"`{content['command']}`"]) + "."]
     return "\n".join(lines) + "\n"
