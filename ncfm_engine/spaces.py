@@ -87,7 +87,8 @@ class Space:
             kinds = {type(value) for value in values} if ordered else set()
             if not ordered or len(values) == 0 or not kinds <= {str, int, float, bool}:
                 raise UsageError(
-                    f"axis {name}: expected texts, numbers or truth values, in an order, got {values!r}"
+                    f"axis {name}: expected texts, numbers or truth values, in an order, got {values!r}. "
+                    "Give names to what is none of these, and let build look them up."
                 )
             if not all(math.isfinite(value) for value in values if isinstance(value, float)):
                 raise UsageError(f"axis {name} has a value that is not finite: {values!r}")
@@ -295,6 +296,11 @@ def load_space(name: str) -> Space:
     module, colon, function = name.partition(":")
     if not colon:
         raise UnknownNameError.of("space", name, [*SPACES, "module:function"])
+    if module.endswith(".py") or "/" in module or os.sep in module:
+        raise UsageError(
+            f"the space {name}: expected a module as an import statement names it, got a path. From the "
+            f"folder that it is in: {Path(module).name.removesuffix('.py')}:{function}"
+        )
     sys.path.insert(0, "")  # the folder in which the command was called
     try:
         make = getattr(importlib.import_module(module), function)

@@ -169,6 +169,12 @@ def test_senseless_axes_are_refused(values, message):
         Space({"a": values}, torch.nn.Linear)
 
 
+@pytest.mark.parametrize("values", [(1, None), ((1, 2), (3, 4)), (torch.nn.ReLU, torch.nn.GELU), ({"k": 1},)])
+def test_what_no_axis_holds_is_told_with_what_to_do(values):
+    with pytest.raises(UsageError, match=r"got .*\. Give names to what is none of these, and let build look"):
+        Space({"a": values}, torch.nn.Linear)
+
+
 def test_a_space_without_an_axis_is_refused():
     with pytest.raises(UsageError, match="one axis at least"):
         Space({}, torch.nn.Linear)
@@ -402,6 +408,9 @@ def test_a_space_of_the_user_is_what_his_function_returns(tmp_path, monkeypatch)
         load_space("mine:other")
     with pytest.raises(UsageError, match=r"mine:nothing cannot be had: .*nothing"):
         load_space("mine:nothing")
+    for path in ("mine.py", "./mine", "folder/mine.py", str(tmp_path / "mine.py")):
+        with pytest.raises(UsageError, match=r"got a path\. From the folder that it is in: mine:space$"):
+            load_space(f"{path}:space")
     with pytest.raises(UsageError, match="nowhere:space cannot be had: No module named 'nowhere'"):
         load_space("nowhere:space")
     with pytest.raises(UnknownNameError, match=r"unknown space 'convnets'. Did you mean 'convnet'\?"):
