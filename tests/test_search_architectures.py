@@ -59,6 +59,14 @@ def content(folder):
     return json.loads((folder / "search.json").read_text())
 
 
+def module_of(report, which):
+    """What the code in a report makes, of which it says `which` candidate that is."""
+    _, found, code = report.partition(f"\n{which}")
+    assert found
+    exec(code.partition("```python\n")[2].partition("```")[0], names := {})
+    return names
+
+
 def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("ncfm_engine.plan.seconds_of", lambda *_: (0, 0.01))  # of 30 images, twice; of 1438
     words = "--labels hard --seeds 2 --verify 1 --output found"
@@ -106,6 +114,10 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path, monk
     of_truth = f"(networks of each: {settings['full_repeats']}, epochs: {settings['full_epochs']})"
     assert f" s each {of_truth}. Rank correlation" in output
     assert output == (tmp_path / "found" / "report.md").read_text() + "\n"
+    best = max(verified, key=lambda k: found["candidates"][k]["full"]["value"])
+    made = module_of(output, "The best of those trained in full")
+    assert made["architecture"] == found["candidates"][best]["architecture"]
+    assert made["network"](torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     assert str(tmp_path) not in (tmp_path / "found" / "search.json").read_text()
     for name in ("scatter.png", "regret.png"):
         assert (tmp_path / "found" / name).read_bytes().startswith(b"\x89PNG")
@@ -428,6 +440,12 @@ def test_networks_that_cannot_be_trained_are_in_the_report_with_the_reason(here,
     assert "memory" in rows["hungry"]["distilled"]["reason"]
     assert "tried again when the code of their space has changed, or with another `--storage`." in output
     assert "(1 complete, 3 failed)" in output
+    assert module_of(output, "The best of those")["network"](torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert here("search_architectures.py", *arguments, "--dry-run", settings=QUICK)[0] == 0  # no warning
+    (tmp_path / "unlucky_space.py").write_text(SPACE.replace("too many", "too few"))
+    with pytest.warns(UserWarning, match="the code of unlucky_space:space has changed since searches"):
+        assert here("search_architectures.py", *arguments, "--dry-run", settings=QUICK)[0] == 0
+    (tmp_path / "unlucky_space.py").write_text(SPACE)
     few = (*arguments[:5], "--axis", "kind=raises,hungry")
     (tmp_path / "leaving_space.py").write_text(SPACE.replace("raise ValueError", "raise SystemExit"))
     leaving = [word.replace("unlucky", "leaving") for word in few]
@@ -1114,6 +1132,16 @@ def test_a_report_shows_the_ten_best_of_those_that_were_scored_to_the_end(tmp_pa
         *(f"| {a} | {a + 1:.1f} ± 1.4 | {'90.0' if a == 3 else '-'} | 1.3 |" for a in range(11, 1, -1)),
     ]
     assert "The 10 best; the rest is in `search.json`." in lines
+    assert "```python" not in lines  # it is not known for which images
+    images = {"channels": 3, "size": [32, 32], "classes": 10}
+    known = markdown(HEAD | {"trust": {}, "candidates": rows, "images": images})
+    assert "The best of those trained in full, as a new module:" in known
+    assert "architecture = {'a': 3}\nnetwork = load_space('s').network(architecture, channels=3, " in known
+    rows[3]["full"] = None
+    unknown = markdown(HEAD | {"trust": {}, "candidates": rows, "images": images})
+    assert "The first of these, as a new module:" in unknown
+    assert "architecture = {'a': 11}\n" in unknown
+    rows[3]["full"] = result(90.0)
     assert "10 best" not in markdown(content(tmp_path) | {"candidates": rows[:10]})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.md", "search.json"]
     assert content(tmp_path) == HEAD | {"trust": {}, "verified": {}, "candidates": rows}

@@ -19,6 +19,7 @@ import dataclasses
 import gc
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,8 @@ def main(arguments: argparse.Namespace) -> None:
         config = training_of(arguments, dataset, known)
         asked = what_is_asked(arguments, dataset, space, config)
         check_folder(output, asked)
+        if not is_hand():
+            tell_of_changes(output, asked)
         if arguments.dry_run:
             print(describe(arguments, dataset, space, candidates, config, device, output))
             return
@@ -267,6 +270,7 @@ def what_is_asked(
     arguments: argparse.Namespace, dataset: DistilledDataset, space: Space, config: EvaluateConfig
 ) -> dict[str, Any]:
     """What the report says of the search, known before anything is read or trained."""
+    info = dataset.info
     return {
         "dataset": dataset.info.dataset,
         "set": Path(arguments.artifact.partition("@")[0]).name,
@@ -274,6 +278,12 @@ def what_is_asked(
         "ipc": dataset.ipc,
         "labels": labels_of(arguments, dataset),
         "space": arguments.space,
+        "code": space.code if ":" in arguments.space else None,  # as decides which trials are of this space
+        "images": {
+            "channels": info.channels,
+            "size": [info.height, info.width],
+            "classes": len(info.classes),
+        },
         "axes": {axis: list(values) for axis, values in space.axes.items()},
         "truth_of": arguments.truth_of.resolve().name if arguments.truth_of else None,
         "strategy": arguments.strategy,
@@ -382,6 +392,18 @@ def check_folder(output: Path, asked: dict[str, Any]) -> None:
         raise UsageError(
             f"{output} holds the results of another search: {'; '.join(other)}. Choose another --output; "
             "what they have in common is not trained again with the same --storage."
+        )
+
+
+def tell_of_changes(output: Path, asked: dict[str, Any]) -> None:
+    """Warn where results are there that the user's code as it is now does not go on with."""
+    path = output / RESULTS_FILE
+    before = read_json(path).get("code") if path.exists() else None
+    if before not in (None, asked["code"]):
+        warnings.warn(
+            f"the code of {asked['space']} has changed since {path} was written: candidates are trained "
+            "again, and the results there replaced. With another --output they stay.",
+            stacklevel=2,
         )
 
 

@@ -195,6 +195,7 @@ def markdown(content: Content) -> str:
         "",
         *([f"The {SHOWN} best; the rest is in `{RESULTS_FILE}`.", ""] if len(complete) > SHOWN else []),
         *_best(complete[:SHOWN], FULL in rows[0]),
+        *_module(content, complete),
     ]
     if content["trust"]:
         lines += ["", *_trust_table(content), *_by_loss(content)]
@@ -250,6 +251,28 @@ def _best(rows: Sequence[Content], verified: bool) -> list[str]:
 def _loss(result: Content) -> str:
     mean = statistics.fmean(result["losses"])
     return f"{mean:.3f}" if mean < 1e9 else "-"  # see `Proxy.score`: it was no number
+
+
+def _module(content: Content, ranked: Sequence[Content]) -> list[str]:
+    """How the one to go on with is made; of a search of an older version nobody knows for which images."""
+    if not ranked or "images" not in content:
+        return []
+    known = [row for row in ranked if _complete(row.get(FULL))]
+    best = max(known, key=lambda row: row[FULL]["value"]) if known else ranked[0]
+    which = "best of those trained in full" if known else "first of these"
+    channels, size, classes = content["images"].values()
+    images = f"channels={channels}, size={tuple(size)}, classes={classes}"
+    return [
+        "",
+        f"The {which}, as a new module:",
+        "",
+        "```python",
+        "from ncfm_engine.spaces import load_space",
+        "",
+        f"architecture = {dict(best['architecture'])!r}",
+        f"network = load_space({content['space']!r}).network(architecture, {images}, seed=0)",
+        "```",
+    ]
 
 
 def _mean(result: Content | None) -> str:
