@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distilled_data import DistilledDataset, UnknownNameError, UsageError
 from distilled_data.loader import Loader
-from distilled_data.randomness import seeded
+from distilled_data.randomness import generator_at, seeded
 
 
 def counting(samples: int = 10, **options) -> Loader:
@@ -501,6 +501,18 @@ def test_callables_draw_the_same_when_an_epoch_is_resumed(data, augment):
     resumed.load_state_dict(data.loader(5, **options).state_dict() | {"batch": 2})
     assert same(list(resumed), expected[2:])
     assert same(list(data.dataloader(5, **options)), expected)
+
+
+def test_torch_from_2_11_on_can_seed_the_cpu(monkeypatch):
+    fork = torch.random.fork_rng
+
+    def as_torch_2_11_forks(devices, device_type):
+        return fork(devices, device_type=torch.device(device_type).type)
+
+    monkeypatch.setattr(torch.random, "fork_rng", as_torch_2_11_forks)
+    with seeded(0, "augment"):
+        drawn = torch.rand(3)
+    assert torch.equal(drawn, torch.rand(3, generator=generator_at(0, "augment")))
 
 
 def test_on_a_mac_the_generator_of_its_gpu_is_seeded_too_and_left_as_it_was(monkeypatch):
