@@ -40,6 +40,7 @@ def seeded_with(seed: int, device: torch.device | str = "cpu") -> Iterator[None]
     device, before, theirs = torch.device(device), random.getstate(), np.random.get_state()
     kind = device.type if device.type in ("cuda", "mps") else None  # that has a generator of its own
     try:
+        # torch 2.11 takes no None for the kind of no devices
         with torch.random.fork_rng([device] if kind else [], device_type=kind or "cuda"):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach all GPUs
             if kind == "cuda":

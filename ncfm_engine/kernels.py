@@ -28,7 +28,7 @@ def half_precision(device: str, half: bool) -> Iterator[None]:
 class WideProducts(TorchFunctionMode):
     """What autocast would have multiplied in bfloat16 is rounded to it, but multiplied in float32.
 
-    A CPU without instructions for bfloat16 takes two to five times as long to multiply in it. The results are
+    A CPU without instructions for bfloat16 takes two to ten times as long to multiply in it. The results are
     the same but for the order of the sums: a product of two factors of 8 bits has 16, and float32 holds 24.
     """
 

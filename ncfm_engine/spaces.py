@@ -142,6 +142,11 @@ class Space:
         text = "".join(source for module in sorted(modules) for source in _sources(module))
         return f"{name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
+    @property
+    def own_code(self) -> str | None:
+        """`code` where it is the user's: None for networks of this project, which no edit of his changes."""
+        return None if self.build in [space.build for space in SPACES.values()] else self.code
+
     def with_axes(self, changes: Mapping[str, str]) -> "Space":
         """This space with other values, separated by commas, on some axes. Texts must be among those there.
 

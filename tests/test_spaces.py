@@ -1,5 +1,6 @@
 """Search spaces: every combination once, other values by name, functions of the user."""
 
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -202,6 +203,13 @@ def test_the_code_of_a_user_is_known_by_its_text(tmp_path, monkeypatch):
     codes.append(Space({"a": (1,)}, script.net).code)
     hashes = [code.split()[1] for code in codes]
     assert hashes[0] == hashes[2] == hashes[3] != hashes[1]
+
+
+def test_networks_of_this_project_have_no_code_of_a_user_under_any_name():
+    ours = load_space("convnet")
+    assert dataclasses.replace(ours, axes={"width": (8,)}, name="mine:space").own_code is None
+    theirs = Space({"a": (1,)}, torch.nn.Linear)
+    assert theirs.own_code == theirs.code
 
 
 def test_the_code_of_a_user_is_all_modules_that_it_is_made_of(tmp_path, monkeypatch):

@@ -134,9 +134,14 @@ def main(arguments: argparse.Namespace) -> None:
         output = arguments.output or Path("searches") / folder_name(arguments, dataset)
         config = training_of(arguments, dataset, known)
         asked = what_is_asked(arguments, dataset, space, config)
-        check_folder(output, asked)
-        if not is_hand():
-            tell_of_changes(output, asked)
+        before = check_folder(output, asked)
+        if not is_hand() and before.get("code") not in (None, asked["code"]):
+            warnings.warn(
+                f"the code of {arguments.space} has changed since {output / RESULTS_FILE} was written: "
+                "candidates are trained again, and the results there replaced. With another --output they "
+                "stay.",
+                stacklevel=2,
+            )
         if arguments.dry_run:
             print(describe(arguments, dataset, space, candidates, config, device, output))
             return
@@ -272,13 +277,13 @@ def what_is_asked(
     """What the report says of the search, known before anything is read or trained."""
     info = dataset.info
     return {
-        "dataset": dataset.info.dataset,
+        "dataset": info.dataset,
         "set": Path(arguments.artifact.partition("@")[0]).name,
         "content_hash": dataset.content_hash,
         "ipc": dataset.ipc,
         "labels": labels_of(arguments, dataset),
         "space": arguments.space,
-        "code": space.code if ":" in arguments.space else None,  # as decides which trials are of this space
+        "code": space.own_code,
         "images": {
             "channels": info.channels,
             "size": [info.height, info.width],
@@ -372,11 +377,13 @@ def database_of(arguments: argparse.Namespace, output: Path) -> Path:
     return theirs if theirs.exists() and not ours.exists() else ours
 
 
-def check_folder(output: Path, asked: dict[str, Any]) -> None:
-    """Raise `UsageError` where the results of another search lie, which these would replace."""
+def check_folder(output: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """What this search has written there before, {} if nothing. Raises `UsageError` where the results of
+    another search lie, which these would replace.
+    """
     path = output / RESULTS_FILE
     if not path.exists():
-        return
+        return {}
     found = read_json(path)
     if not isinstance(found.get("settings"), dict):
         raise UsageError(f"{path} is not what a search has found. Choose another --output.")
@@ -393,18 +400,7 @@ def check_folder(output: Path, asked: dict[str, Any]) -> None:
             f"{output} holds the results of another search: {'; '.join(other)}. Choose another --output; "
             "what they have in common is not trained again with the same --storage."
         )
-
-
-def tell_of_changes(output: Path, asked: dict[str, Any]) -> None:
-    """Warn where results are there that the user's code as it is now does not go on with."""
-    path = output / RESULTS_FILE
-    before = read_json(path).get("code") if path.exists() else None
-    if before not in (None, asked["code"]):
-        warnings.warn(
-            f"the code of {asked['space']} has changed since {path} was written: candidates are trained "
-            "again, and the results there replaced. With another --output they stay.",
-            stacklevel=2,
-        )
+    return found
 
 
 def machine_of(device: str) -> str:

@@ -11,7 +11,7 @@ from ncfm_engine.cache import sha256_of
 from ncfm_engine.proxies import FULL, PROXIES, Proxy
 from ncfm_engine.report import Report
 from ncfm_engine.search import EARLY_ENDING, Result, adopt, open_studies, results_of, search
-from ncfm_engine.spaces import SPACES, Architecture, Space
+from ncfm_engine.spaces import Architecture, Space
 from ncfm_engine.stop import StopRequest
 from ncfm_engine.trust import select
 
@@ -128,8 +128,8 @@ class Campaign:
     def _name(self, way: str) -> str:
         axes = {name: list(values) for name, values in self.space.axes.items()}
         identity = {"axes": axes, "strategy": self._strategy(way), **self.ways[way].identity}
-        if self.space.build not in [space.build for space in SPACES.values()]:
-            identity["code"] = self.space.code
+        if self.space.own_code:
+            identity["code"] = self.space.own_code
         return f"{way} {sha256_of(identity)[:12]}"
 
 
