@@ -57,8 +57,8 @@ def test_a_fresh_process_reports_seconds_and_bytes(benchmark, tmp_path, what, mo
     code = benchmark.START + benchmark.COLD[what] + benchmark.MEASURE
     seconds, memory = benchmark.fresh(code, str(tmp_path))()
     assert 0 < seconds < 60
-    batch = 4 * 256 * 3 * 32 * 32 if "batch" in what else 0
-    assert 15e6 < memory - batch < most * 15.4e6  # one copy of the artifact
+    batch = 4 * 256 * 3 * 32 * 32 if "batch" in what else 0  # at most: it may lie in what imports have freed
+    assert 15e6 < memory < most * 15.4e6 + batch  # one copy of the artifact
 
 
 def test_training_is_timed_and_ratios_are_to_the_first(benchmark, feeds, capsys):

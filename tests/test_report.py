@@ -133,6 +133,7 @@ class Full(io.StringIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of tqdm before 4.69
 @pytest.mark.parametrize("stream", [Full(), None])
 def test_a_stream_that_is_full_or_closed_ends_no_run(monkeypatch, stream):
     monkeypatch.setattr(sys, "stderr", stream)
