@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import operator
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -30,6 +30,27 @@ def seeded(
 ) -> contextlib.AbstractContextManager[None]:
     """`seeded_with` the seed at an address, for code that takes no generator: others' augmentation."""
     return seeded_with(seed_at(*address), device)
+
+
+def generator_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of torch's own generators, of the CPU and of `device`, by its type."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_generators(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Let torch's own generators go on from what `generator_states` returned for `device`."""
+    for kind, state in states.items():
+        if kind == "cpu":
+            torch.set_rng_state(state)
+        elif kind == "cuda":
+            torch.cuda.set_rng_state(state, device)
+        elif kind == "mps":
+            torch.mps.set_rng_state(state)
 
 
 @contextlib.contextmanager

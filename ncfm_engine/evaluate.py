@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -11,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from distilled_data import DistilledDataset, DivergenceError, UsageError
+from distilled_data import DistilledDataset, UsageError
 from distilled_data.loader import Loader
 from distilled_data.randomness import generator_at, seed_at
 
 from .batches import DRAWS, Batches, real_loader, real_test_loader, reseeded
 from .cache import sha256_of
-from .checkpoint import discard, load_checkpoint, save_checkpoint
+from .checkpoint import discard
 from .config import EvaluateConfig, NetworkConfig, flatten
 from .label import Ensemble, label
 from .pool import FeaturePool, build
+from .progress import Finished, Progress
 from .report import Report, silent
 from .sampling import ClassSampler
 from .sources import Source
@@ -73,15 +73,15 @@ def evaluate(
     identity = _identity(dataset, source, config, network, seed, device, pool)
     teacher, settings = pool.weights_hash if pool else None, settings_hash(config, network, seed)
     path = folder and _progress_path(folder, settings, dataset.content_hash, teacher)
-    progress = _Progress(path, identity, resume)
+    progress = Progress(path, identity, resume)
     trainings = _Trainings(source, config, network, seed, device, progress, stop, report)
     options: dict[str, Any] = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
 
     @cache
-    def full() -> list[list[float]]:
+    def full() -> list[Finished]:
         """Trained after the first label kind, whose scores say most if the time runs out."""
         all_images = same_images(real_loader(source, source.train, **options))
-        return trainings.scores("all real images", config.full_repeats, config.full_epochs, all_images)
+        return trainings.run("all real images", config.full_repeats, config.full_epochs, all_images)
 
     return [_row(dataset, labels, pool, random, trainings, full, options) for labels in config.labels]
 
@@ -110,7 +110,7 @@ def _row(
     pool: FeaturePool | None,
     random: bool,
     trainings: "_Trainings",
-    full: Callable[[], list[list[float]]],
+    full: Callable[[], list[Finished]],
     options: dict[str, Any],
 ) -> dict[str, Any]:
     source, config, device = trainings.source, trainings.config, trainings.device
@@ -122,11 +122,11 @@ def _row(
     names = f"{labels} labels, distilled", f"{labels} labels, random"
     batches = [math.ceil(n / config.batch_size) for n in (len(dataset), dataset.ipc * source.num_classes)]
     epochs = epochs_of_as_many_steps(config.epochs, *batches)
-    of_distilled = trainings.scores(names[0], config.repeats, config.epochs, distilled, CHECKS)
+    of_distilled = trainings.run(names[0], config.repeats, config.epochs, distilled, CHECKS)
     of_random = []
     if random:
         images = random_images(dataset, source, labels, pool, device, options)
-        of_random = trainings.scores(names[1], config.repeats, epochs, images)
+        of_random = trainings.run(names[1], config.repeats, epochs, images)
     of_all = full()
     row = {
         "dataset": source.name,
@@ -139,11 +139,11 @@ def _row(
         "test_images": len(source.test),
         "settings": settings_hash(config, trainings.network, trainings.seed),
         "n": config.repeats,
-        **_mean_std("last", [last for last, _ in of_distilled]),
-        **_mean_std("best", [best for _, best in of_distilled]),
-        **_mean_std("random", [last for last, _ in of_random]),
+        **_mean_std("last", [each.scores[-1] for each in of_distilled]),
+        **_mean_std("best", [max(each.scores) for each in of_distilled]),
+        **_mean_std("random", [each.scores[-1] for each in of_random]),
         "random_n": len(of_random),
-        **_mean_std("full", [last for last, _ in of_all]),
+        **_mean_std("full", [each.scores[-1] for each in of_all]),
         "full_n": len(of_all),
         "seconds": round(sum(trainings.progress.seconds.get(name, 0.0) for name in names), 1),
         "seed": trainings.seed,
@@ -155,49 +155,6 @@ def _row(
     return row
 
 
-class _Progress:
-    """Scores of the finished trainings and the state of the one that runs, in one checkpoint at `path`.
-
-    `scores` is [last, best] by "name repeat", `seconds` the time spent by name. Without a path they are only
-    held in memory.
-    """
-
-    def __init__(self, path: Path | None, identity: dict[str, Any], resume: bool):
-        self.path, self.identity = path, identity
-        self.scores: dict[str, list[float]] = {}
-        self.seconds: dict[str, float] = {}
-        self._found = load_checkpoint(path, identity) if path and resume else None
-        if self._found:
-            self.scores, self.seconds = self._found.progress["scores"], self._found.progress["seconds"]
-        elif path:
-            discard(path)
-
-    def run(self, name: str, repeats: list[int], start: Callable[[], Training], **options: Any) -> None:
-        """Run the training of these repeats that `start` makes, from where it was stopped, and record it."""
-        began, before = time.monotonic(), self.seconds.get(name, 0.0)
-        title, training = f"evaluate, {name}, {named(repeats)}", start()
-        if self._found and self._found.progress["running"] == title:
-            training.restore(self._found.tensors, self._found.progress["training"])
-        self._found = None
-
-        def save(tensors: Mapping[str, Tensor], training: Mapping[str, Any], running: str = title) -> None:
-            self.seconds[name] = before + time.monotonic() - began
-            if self.path:
-                progress = {"scores": self.scores, "seconds": self.seconds}
-                progress |= {"running": running, "training": training}
-                save_checkpoint(self.path, tensors, identity=self.identity, progress=progress)
-
-        training.run(title, save=save, **options)
-        if not training.networks.weights.isfinite().all() or any(map(math.isnan, training.scores[-1])):
-            raise DivergenceError(
-                f"{title}: the weights or the logits are not finite after {training.step} steps. Lower "
-                "evaluate.learning_rate."
-            )
-        for repeat, values in zip(repeats, zip(*training.scores, strict=True), strict=True):
-            self.scores[f"{name} {repeat}"] = [values[-1], max(values)]
-        save({}, {}, running="")
-
-
 @dataclass(frozen=True)
 class _Trainings:
     """The trainings of one evaluation: those that are recorded already are not run again."""
@@ -207,15 +164,13 @@ class _Trainings:
     network: NetworkConfig
     seed: int
     device: str
-    progress: _Progress
+    progress: Progress
     stop: StopRequest | None
     report: Report
 
-    def scores(
-        self, name: str, repeats: int, epochs: int, loaders: Loaders, checks: int = 1
-    ) -> list[list[float]]:
-        """The last and the best accuracy of every repeat."""
-        recorded, config = self.progress.scores, self.config
+    def run(self, name: str, repeats: int, epochs: int, loaders: Loaders, checks: int = 1) -> list[Finished]:
+        """What every repeat comes to."""
+        recorded, config = self.progress.finished, self.config
         missing = [repeat for repeat in range(repeats) if f"{name} {repeat}" not in recorded]
         self.progress.seconds.setdefault(name, 0.0)
         network = build(self.network, self.source, self.seed)
@@ -225,8 +180,10 @@ class _Trainings:
             seeds = [seed_at(self.seed, repeat) for repeat in group]
             self.progress.run(
                 name,
+                f"evaluate, {name}, {named(group)}",
                 group,
                 partial(self._start, loaders, seeds, epochs, checks),
+                seed=seed_at(self.seed, "training", *group),
                 stop=self.stop,
                 after_epoch=counting(self.report, f"evaluate ({name})", done, repeats * epochs, len(group)),
             )
@@ -263,13 +220,14 @@ def train_and_test(
         networks = [build(network, source, seed)]
         return start_training([loader], networks, source, config, epochs=epochs, checks=checks)
 
-    progress = _Progress(path, identity or {}, resume=True)
-    if not progress.scores:
-        progress.run("training", [0], start, stop=stop)
+    progress = Progress(path, identity or {}, resume=True)
+    if not progress.finished:
+        own = seed_at(seed, "training", 0)
+        progress.run("training", "evaluate, training", [0], start, seed=own, stop=stop)
     if path:
         discard(path)
-    [(last, best)] = progress.scores.values()
-    return last, best
+    [(scores, _)] = progress.finished.values()
+    return scores[-1], max(scores)
 
 
 def start_training(

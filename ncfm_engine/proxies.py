@@ -16,23 +16,26 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from distilled_data import DistilledDataset, DivergenceError, UsageError
-from distilled_data.randomness import seed_at, seeded
+from distilled_data.randomness import seed_at
 
-from .batches import real_loader
+from .batches import DRAWS, real_loader
+from .cache import sha256_of
 from .config import EvaluateConfig
 from .evaluate import Loaders, deciding, normalised_as, random_images, same_images, start_training
 from .pool import FeaturePool
+from .progress import Progress
 from .search import Check, Scores
 from .sources import Source, hold_out
 from .spaces import Architecture, Space
-from .stop import StopRequest
-from .train import grouped, trained_at_once
+from .stop import Stopped, StopRequest
+from .train import grouped, named, trained_at_once
 
 PROXIES, FULL = ("distilled", "random", "early"), "full"
 LATE = 0.25  # share of the steps, the last ones, whose mean loss (see `Training.losses`) ranks candidates too
@@ -54,6 +57,7 @@ class Proxy:
     device: str
     checks: int  # tests of each training, evenly spaced, the last one at the end
     identity: Mapping[str, Any]  # all that decides a score, besides the architecture
+    folder: Path | None = None  # where trainings are kept that were stopped, to go on from there
 
     def score(
         self, space: Space, architecture: Architecture, check: Check, stop: StopRequest | None = None
@@ -61,28 +65,51 @@ class Proxy:
         """Accuracies of the networks in percent, and their losses late in the training, one that is no number
         as the highest there is; `check` gets the accuracies of the first one, whatever is trained beside it.
 
-        Raises `DivergenceError` for weights that are not finite, `DeviceMemoryError`, `Stopped`, and whatever
-        the building of the network raises.
+        With a `folder`, what another process began there is gone on with, and what cannot be kept there is
+        told in a warning. Raises `DivergenceError` for weights that are not finite, `DeviceMemoryError`,
+        `Stopped`, and whatever the building of the network raises.
         """
-        scores = Scores([], [])
-        size = self.config.at_once or 1
+        progress = self._progress(space, architecture)
+        before, size = progress.seconds.get(self.name, 0.0), self.config.at_once or 1
         if self.repeats > 1 and not self.config.at_once:
             network = self._network(space, architecture, 0)
             size = trained_at_once(network, self.source, self.config.batch_size, self.device)
-        for group in grouped(range(self.repeats), size):
-            some = self._train(space, architecture, group, check, stop)
-            scores = Scores([*scores.accuracies, *some.accuracies], [*scores.losses, *some.losses])
-            check = _unheard
-        return scores
+        names = [f"{self.name} {repeat}" for repeat in range(self.repeats)]
+        missing = [repeat for repeat, name in enumerate(names) if name not in progress.finished]
+        try:
+            if 0 not in missing:
+                for accuracy in progress.finished[names[0]].scores:
+                    check(accuracy)
+            for group in grouped(missing, size):
+                self._train(progress, space, architecture, group, check if group[0] == 0 else _unheard, stop)
+        except (Stopped, KeyboardInterrupt):
+            raise
+        except BaseException:
+            progress.forget()
+            raise
+        progress.forget()
+        done = [progress.finished[name] for name in names]
+        # Who masks a logit is trained well, but has a loss that is no number: it comes last, whatever sorts.
+        losses = torch.tensor([each.loss for each in done]).nan_to_num(nan=torch.finfo(torch.float32).max)
+        return Scores([each.scores[-1] for each in done], losses.tolist(), before)
+
+    def _progress(self, space: Space, architecture: Architecture) -> Progress:
+        """That of this candidate, of all processes that would train it alike."""
+        identity = {**self.identity, "architecture": dict(architecture), "code": space.own_code}
+        identity |= {"checks": self.checks, "draws": DRAWS}
+        identity |= {"torch": torch.__version__, "device": torch.device(self.device).type}
+        path = self.folder and self.folder / f"{self.name}-{sha256_of(identity)[:12]}.safetensors"
+        return Progress(path, identity, resume=True, dispensable=True)
 
     def _train(
         self,
+        progress: Progress,
         space: Space,
         architecture: Architecture,
         group: list[int],
         check: Check,
         stop: StopRequest | None,
-    ) -> Scores:
+    ) -> None:
         seeds = [seed_at(self.seed, repeat) for repeat in group]
         networks = [self._network(space, architecture, seed) for seed in seeds]
         if len(set(map(id, networks))) < len(networks):
@@ -96,11 +123,15 @@ class Proxy:
                     raise DivergenceError(f"network {repeat} diverged before step {training.step}")
             check(scores[0])
 
-        with seeded(self.seed, "training", *group, device=self.device):  # dropout, if a module has any
-            training.run(f"{self.name} {dict(architecture)}", stop=stop, after_test=after_test)
-        # Who masks a logit is trained well, but has a loss that is no number: it comes last, whatever sorts.
-        losses = training.losses.nan_to_num(nan=torch.finfo(torch.float32).max)
-        return Scores(training.scores[-1], losses.tolist())
+        progress.run(
+            self.name,
+            f"{self.name} {dict(architecture)}, {named(group)}",
+            group,
+            lambda: training,
+            seed=seed_at(self.seed, "training", *group),
+            stop=stop,
+            after_test=after_test,
+        )
 
     def _network(self, space: Space, architecture: Architecture, seed: int) -> nn.Module:
         source = self.source
@@ -136,12 +167,14 @@ def proxies(
     device: str,
     checks: int = 1,
     pool: FeaturePool | None = None,
+    folder: Path | None = None,
 ) -> dict[str, Proxy]:
     """All of `PROXIES`, and `FULL`, by their names: `config.epochs` passes over `dataset`, or as many steps
     over others.
 
     `source` has held out the images that they are tested on; `test` is the same with the test set, for the
     truth. `labels` are "hard" or "soft"; `pool` labels the random images, and is needed for soft labels only.
+    In `folder` trainings are kept that were stopped.
     Raises `UsageError` for more `checks` than a training has steps.
     """
     options: dict[str, Any] = {"batch_size": config.batch_size, "device": device, "augment": config.augment}
@@ -169,7 +202,8 @@ def proxies(
         drawn |= {"teacher": pool.weights_hash if pool else said.get("teacher", {}).get("weights_sha256")}
 
     def proxy(name: str, loaders: Loaders, epochs: float, identity: Mapping[str, Any]) -> Proxy:
-        return Proxy(name, loaders, epochs, config.repeats, source, config, seed, device, checks, identity)
+        few = config.repeats
+        return Proxy(name, loaders, epochs, few, source, config, seed, device, checks, identity, folder)
 
     torch.optim.AdamW([torch.zeros(1)])  # the first one imports for a second, which is no candidate's
     other = seed_at(seed, FULL)  # or what was lucky with its first weights would be so again

@@ -66,10 +66,13 @@ Check = Callable[[float], None]  # gets a score on the way; what it raises ends 
 
 
 class Scores(NamedTuple):
-    """Of the networks of a candidate: accuracies in percent, and losses late in training, if known."""
+    """Of the networks of a candidate: accuracies in percent, losses late in training, if known, and seconds
+    that were taken by processes which were stopped.
+    """
 
     accuracies: Sequence[float]
     losses: Sequence[float] = ()
+    before: float = 0.0
 
 
 Score = Callable[[Architecture, Check], Scores]
@@ -433,9 +436,9 @@ class _Worker:
             if isinstance(error, SystemExit):  # of a user's code: one candidate has failed, not the search
                 raise RuntimeError(text) from None
             raise
-        seconds = round(time.monotonic() - began, 2)
-        notes = {"seconds": seconds, "machine": self.machine}
-        trial.set_user_attr("scored", {name: [*values] for name, values in scores._asdict().items()} | notes)
+        seconds = round(scores.before + time.monotonic() - began, 2)
+        values = {"accuracies": [*scores.accuracies], "losses": [*scores.losses]}
+        trial.set_user_attr("scored", values | {"seconds": seconds, "machine": self.machine})
         return mean
 
     def _is_taken(self, trial: Trial) -> bool:

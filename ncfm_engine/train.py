@@ -331,9 +331,9 @@ class Training:
 
     @property
     def losses(self) -> Tensor:
-        """[M]: the mean loss of each network in the steps that are weighed, if nothing was restored, with all
-        its logits multiplied by the one of `SCALES` that makes it lowest. A network that is wide begins with
-        large logits, which says nothing about how good it is.
+        """[M]: the mean loss of each network in the steps that are weighed, with all its logits multiplied by
+        the one of `SCALES` that makes it lowest. A network that is wide begins with large logits, which says
+        nothing about how good it is.
         """
         return self._losses.amin(0)
 
@@ -351,6 +351,8 @@ class Training:
         tensors |= {f"optimiser.{name}": value for name, value in moments.items() if value is not None}
         tensors |= {f"buffer.{name}": value for name, value in self.networks.buffers.items()}
         tensors |= {f"snapshot.{k}": weights for k, weights in enumerate(self.snapshots)}
+        if self.course.weighed:
+            tensors["losses"] = self._losses
         return tensors, {"step": self.step, "scores": self.scores}
 
     @torch.no_grad()
@@ -365,6 +367,8 @@ class Training:
             self.networks.buffers[name].copy_(value)
         snapshots = under("snapshot.", tensors)
         self.snapshots = [snapshots[str(k)] for k in range(len(snapshots))]
+        if self.course.weighed:
+            self._losses.copy_(tensors["losses"])
 
 
 @torch.no_grad()

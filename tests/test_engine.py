@@ -317,7 +317,7 @@ def test_an_evaluation_stopped_again_and_again_gives_the_same_rows(
 
     # A clock that ticks ten seconds with every step, which is when the stop is asked for.
     clock = SimpleNamespace(monotonic=lambda: 10.0 * sum(stop.asked for stop in stops))
-    monkeypatch.setattr("ncfm_engine.evaluate.time", clock)
+    monkeypatch.setattr("ncfm_engine.progress.time", clock)
     whole = evaluated(10**6)
     assert [row["seconds"] for row in whole] == [10 * 2 * 2 * 6 / size] * 2
     stops.clear()

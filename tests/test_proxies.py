@@ -16,7 +16,7 @@ from ncfm_engine.proxies import FULL, PROXIES, proxies, splits
 from ncfm_engine.sources import Source, hold_out
 from ncfm_engine.spaces import SPACES, Space
 from ncfm_engine.stop import Stopped
-from tests.interruptions import StopAfter
+from tests.interruptions import StopAfter, full_disk
 
 ARCHITECTURE = {"width": 8, "depth": 2, "norm": "batch", "activation": "relu", "pooling": "avg"}
 CONFIG = EvaluateConfig(epochs=6, batch_size=50, repeats=2, full_epochs=1, full_repeats=1)
@@ -269,6 +269,85 @@ def test_a_network_whose_logits_are_no_numbers_when_it_is_tested_has_diverged(wa
 def test_a_stop_is_answered_in_the_middle_of_a_training(ways):
     with pytest.raises(Stopped, match=r"distilled .*'width': 8.* epoch 1 of 6"):
         ways()["distilled"].score(SPACES["convnet"], ARCHITECTURE, quiet, stop=StopAfter(4))
+
+
+class Drawing(torch.nn.Sequential):
+    """A module that draws at random when it is trained."""
+
+    def __init__(self, inputs, classes):
+        super().__init__(torch.nn.Flatten(), torch.nn.Dropout(0.3), torch.nn.Linear(inputs, classes))
+
+
+DRAWING = Space({"x": (1,)}, lambda channels, size, classes, x: Drawing(64, classes))
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_training_stopped_again_and_again_comes_to_the_same_in_another_process(ways, tmp_path, at_once):
+    config, told = dataclasses.replace(CONFIG, at_once=at_once), []
+    whole = ways(config, checks=3)["random"].score(DRAWING, {"x": 1}, told.append)
+    stops, heard = [], []
+    while True:
+        heard.append([])
+        stops.append(StopAfter(5))
+        try:
+            proxy = ways(config, checks=3, folder=tmp_path)["random"]
+            found = proxy.score(DRAWING, {"x": 1}, heard[-1].append, stop=stops[-1])
+            break
+        except Stopped:
+            assert {path.name.split("-")[0] for path in tmp_path.iterdir()} == {"random"}
+    assert sum(stop.asked for stop in stops) == 36 // at_once + len(stops) - 1  # no step was taken twice
+    assert len(stops) > 3
+    assert (found.accuracies, found.losses) == (whole.accuracies, whole.losses)
+    assert heard[-1] == told  # the last process knows all that the first network got on the way
+    assert found.before > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_stopped_training_left_is_used_for_that_candidate_alone(ways, tmp_path):
+    def stopped(name, architecture, config=CONFIG):
+        with pytest.raises(Stopped):
+            ways(config, folder=tmp_path)[name].score(
+                SPACES["convnet"], architecture, quiet, stop=StopAfter(2)
+            )
+        return sum(".previous" not in path.name for path in tmp_path.iterdir())
+
+    assert stopped("distilled", ARCHITECTURE) == 1
+    assert stopped("random", ARCHITECTURE) == 2
+    assert stopped("distilled", ARCHITECTURE | {"depth": 1}) == 3
+    assert stopped("distilled", ARCHITECTURE, dataclasses.replace(CONFIG, learning_rate=0.5)) == 4
+
+
+def test_a_training_that_fails_or_is_ended_early_leaves_nothing(ways, tmp_path):
+    def end(accuracy):
+        raise ValueError("enough")
+
+    way = ways(checks=3, folder=tmp_path)["distilled"]
+    with pytest.raises(Stopped):
+        way.score(SPACES["convnet"], ARCHITECTURE, quiet, stop=StopAfter(2))
+    assert list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="enough"):
+        way.score(SPACES["convnet"], ARCHITECTURE, end)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_training_begins_anew(ways, tmp_path):
+    way = ways(folder=tmp_path)["distilled"]
+    whole = ways()["distilled"].score(SPACES["convnet"], ARCHITECTURE, quiet)
+    with pytest.raises(Stopped):
+        way.score(SPACES["convnet"], ARCHITECTURE, quiet, stop=StopAfter(2))
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:-9])
+    with pytest.warns(UserWarning, match=r"not a whole checkpoint .* This training begins anew\."):
+        assert way.score(SPACES["convnet"], ARCHITECTURE, quiet).accuracies == whole.accuracies
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_stops_no_training(ways, tmp_path, monkeypatch):
+    monkeypatch.setattr(module_of_training, "CHECKPOINT_SECONDS", 0.0)
+    whole = ways()["distilled"].score(SPACES["convnet"], ARCHITECTURE, quiet)
+    with full_disk(100), pytest.warns(UserWarning, match=r"could not write .* This run goes on without it\."):
+        found = ways(folder=tmp_path)["distilled"].score(SPACES["convnet"], ARCHITECTURE, quiet)
+    assert found.accuracies == whole.accuracies
 
 
 def test_a_module_of_the_user_can_be_stacked_with_others(ways):

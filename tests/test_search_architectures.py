@@ -33,6 +33,7 @@ from ncfm_engine.networks import build_network
 from ncfm_engine.proxies import FULL, PROXIES
 from ncfm_engine.search import STRATEGIES
 from ncfm_engine.spaces import SPACES, Space
+from ncfm_engine.train import Training
 from tools.architectures import crew
 from tools.architectures.campaign import Campaign
 from tools.architectures.crew import LEADER
@@ -506,6 +507,30 @@ def test_a_search_stops_when_its_time_is_up_and_goes_on(here, set_folder, tmp_pa
     assert "(3 complete)" in output
     assert "trusted" not in output  # nothing was verified
     assert (tmp_path / name / "search.db").exists()
+
+
+def test_a_search_goes_on_in_the_middle_of_a_training(here, set_folder, tmp_path, monkeypatch):
+    def run(output, stops_at):
+        steps.append(0)
+        monkeypatch.setattr(crew.Leash, "requested", property(lambda self: steps[-1] >= stops_at))
+        words = f"--axis width=4 --candidates 1 --labels hard --jobs 1 --output {output}".split()
+        return here("search_architectures.py", set_folder, *words, settings=["evaluate.epochs=20"])
+
+    def descend(*arguments):
+        steps[-1] += 1
+        return one(*arguments)
+
+    steps, one = [], Training._descend
+    monkeypatch.setattr(Training, "_descend", descend)
+    assert run("whole", math.inf)[0] == 0
+    assert run("stopped", 4)[0] == 75
+    assert len(list((tmp_path / "stopped" / "trainings").iterdir())) == 1
+    assert run("stopped", math.inf)[0] == 0
+    assert steps == [20, 4, 16]
+    found = [content(tmp_path / name)["candidates"][0]["distilled"] for name in ("whole", "stopped")]
+    assert found[0]["accuracies"] == found[1]["accuracies"]
+    assert found[0]["losses"] == found[1]["losses"]
+    assert not (tmp_path / "stopped" / "trainings").exists()
 
 
 @pytest.mark.filterwarnings("ignore:pretrain, waiting")

@@ -8,7 +8,7 @@
 Candidates are tested on images held out of the training set. With --verify some of them are trained on all
 images and tested on the test set; so are those that random images and early stopping would have picked,
 which score all candidates too, or with --compare verified only those that are trained in full.
-The same command goes on where it was stopped, but for what was being trained; started on several machines
+The same command goes on where it was stopped, in the middle of a training too; started on several machines
 with the same --storage, all of them work on it together. Results: search.json, report.md and plots in the
 output folder.
 """
@@ -19,6 +19,7 @@ import dataclasses
 import gc
 import hashlib
 import json
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ from tools.architectures.crew import Crew, Leash, default_jobs, is_hand
 from tools.architectures.report import REPORT_FILE, RESULTS_FILE, full_trainings, read, summary, write
 
 DATABASE_FILE = "search.db"
+TRAININGS_FOLDER = "trainings"  # that were stopped; in the output folder
 EPOCHS = 300  # over the distilled images, where the recipe of the set has more
 RANDOM = 100  # candidates
 OF_TRUTH = ("full_epochs", "full_repeats")  # settings of full trainings
@@ -191,6 +193,7 @@ def main(arguments: argparse.Namespace) -> None:
         finally:
             gc.unfreeze()
         save()
+    shutil.rmtree(output / TRAININGS_FOLDER, ignore_errors=True)  # others have ended what is left there
     if not is_hand():
         print(printable((output / REPORT_FILE).read_text(encoding="utf-8")))
         if not any(result and result.state == "complete" for result in campaign.results()["distilled"]):
@@ -268,6 +271,7 @@ def ways_to_score(
         pool = teacher_pool(dataset, seen, dataset=arguments.dataset, **options)
     checks = CHECKS if arguments.strategy in EARLY_ENDING else 1
     options = {"labels": labels, "seed": arguments.seed, "device": device, "checks": checks, "pool": pool}
+    options["folder"] = output.resolve() / TRAININGS_FOLDER  # a module may change the current one
     return proxies(dataset, source, test, config, **options)
 
 
