@@ -87,7 +87,7 @@ def distill(
     if checkpoint:
         images = checkpoint.tensors["images"]
     else:
-        images = initial_images(config, source, pool, ipc=ipc, seed=seed, device=device)
+        images = initial_images(config, source, pool, ipc=ipc, seed=seed)
     match = Match(config, game, images[:, part].contiguous().to(device), ranks, folder, identity)
     if checkpoint:
         match.load(checkpoint)

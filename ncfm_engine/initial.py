@@ -19,12 +19,12 @@ from .sources import Source
 
 
 def initial_images(
-    config: DistillConfig, source: Source, pool: FeaturePool, *, ipc: int, seed: int, device: str = "cpu"
+    config: DistillConfig, source: Source, pool: FeaturePool, *, ipc: int, seed: int
 ) -> Tensor:
-    """Packed images [ipc, C, channels, H, W] in [0, 1]: real images shrunk into the tiles, or noise.
+    """Packed images [ipc, C, channels, H, W] in [0, 1] on the CPU: real ones shrunk into the tiles, or noise.
 
     Typical ones are chosen by the features of one trained network of `pool`, which `seed` picks, and fill the
-    ranks in the order of the choice.
+    ranks in the order of the choice. They are computed where the pool lies.
     """
     check_packing(config, source, ipc)
     height, width, factor = source.height, source.width, config.factor
@@ -36,7 +36,7 @@ def initial_images(
     if config.initialisation == "real":
         index = ClassSampler(source.train).draw(ipc * factor**2, generator)
     else:
-        index = _typical(config, source, pool, ipc * factor**2, seed, device)
+        index = _typical(config, source, pool, ipc * factor**2, seed)
     tiles = source.train.images[index.T.flatten()].float() / 255
     tiles = torch.nn.functional.interpolate(
         tiles, size=(height // factor, width // factor), mode="bilinear", antialias=True
@@ -45,10 +45,9 @@ def initial_images(
     return grid.permute(0, 3, 4, 1, 5, 2, 6).reshape(shape).clamp(0, 1)
 
 
-def _typical(
-    config: DistillConfig, source: Source, pool: FeaturePool, count: int, seed: int, device: str
-) -> Tensor:
+def _typical(config: DistillConfig, source: Source, pool: FeaturePool, count: int, seed: int) -> Tensor:
     """Rows of the training images, int64 [C, count]."""
+    device = str(pool.trajectory.device)
     network = FrozenNetwork(pool, device, precision=config.precision)
     network.load(seed_at(seed, "choosing network") % len(pool), 1.0)
     mean, std = per_channel(source.mean).to(device), per_channel(source.std).to(device)

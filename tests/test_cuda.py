@@ -55,6 +55,13 @@ def test_a_step_on_the_gpu_is_the_step_on_the_cpu_but_for_the_frequencies(
     assert difference < 0.01
 
 
+def test_typical_images_are_found_with_a_pool_on_the_gpu(digits, pool_there):
+    config = dataclasses.replace(SMALL, initialisation="herding")
+    images = initial_images(config, digits, pool_there, ipc=2, seed=0)
+    assert images.device.type == "cpu"
+    assert images.shape == (2, 10, 1, 8, 8)
+
+
 @contextmanager
 def no_waiting():
     """Whatever waits for the device in here raises."""

@@ -144,6 +144,13 @@ def test_images_can_start_as_typical_ones_of_their_class(digits, pool, kind):
     assert far["chosen"] < far["random"]
 
 
+def test_typical_images_are_looked_for_where_the_pool_lies(digits, pool):
+    elsewhere = dataclasses.replace(pool, trajectory=pool.trajectory.to("meta"))
+    config = dataclasses.replace(CONFIG, initialisation="herding")
+    with pytest.raises(RuntimeError, match="autocast device_type 'meta'"):  # where no network can compute
+        initial_images(config, digits, elsewhere, ipc=2, seed=0)
+
+
 @pytest.mark.parametrize(
     ("kind", "choose"),
     [
