@@ -166,7 +166,8 @@ def plot_agreement(columns: Columns, picks: Columns, best: float, path: Path) ->
         axis.scatter(*picks[title], s=90, facecolors="none", edgecolors="C3", label="best as scored")
         axis.axhline(best, color="grey", linewidth=0.8, linestyle=":", label="best in full")
         axis.set(xlabel="accuracy as scored, percent", ylabel="accuracy by full training, percent")
-    axes[0].legend(frameon=False, loc="lower right")
+    shown = axes[0].get_legend_handles_labels()
+    figure.legend(*shown, frameon=False, loc="outside lower center", ncols=2)  # points are anywhere within
     _write(figure, path)
 
 

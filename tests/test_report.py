@@ -117,6 +117,12 @@ def test_scores_are_drawn_against_the_truth_with_the_picks_and_the_best(axes):
     points = {title: [c.get_offsets().tolist() for c in axis.collections] for title, axis in drawn.items()}
     assert points == {"distilled": [[[1, 3], [2, 4]], [[2, 4]]], "random": [[[5, 7], [6, 8]], [[6, 8]]]}
     assert [list(axis.lines[0].get_ydata()) for axis in drawn.values()] == [[9, 9], [9, 9]]
+    figure = drawn["random"].figure
+    figure.draw_without_rendering()
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["best as scored", "best in full"]
+    panels = [axis.get_tightbbox() for axis in drawn.values()]
+    assert not any(legend.get_window_extent().overlaps(panel) for panel in panels)  # nor what they hold
 
 
 def test_regret_is_drawn_over_seconds(axes):
