@@ -1,6 +1,5 @@
 """What a run is going to do, before it does anything: the resolved recipe and what it will cost."""
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -35,10 +34,11 @@ from .presets import find_preset
 from .pretrain import check_blendable, count_cached, pool_schedule
 from .ranks import Ranks
 from .sampling import real_per_class
+from .search import place_of, reason_of
 from .sources import Source
 from .sources.hub import divided
 from .sources.store import MEMORY
-from .spaces import Architecture, Space
+from .spaces import Architecture, Space, name_of
 from .train import Networks
 
 RESULTS_FILE = "results.json"
@@ -408,17 +408,20 @@ def seconds_of_some(
     classes: int,
     device: str,
     precision: str,
-) -> float:
+) -> tuple[float, str]:
     """Seconds per image of forward and backward, the mean of `PROBED` random candidates of a search; 0 where
-    none of them can be trained.
+    none of them can be trained, and then why one of them cannot.
     """
     shape: dict[str, Any] = {"channels": images.shape[1], "size": tuple(images.shape[2:]), "classes": classes}
-    seconds = []
+    seconds, why = [], ""
     for candidate in random.Random(0).sample(candidates, min(PROBED, len(candidates))):
-        with contextlib.suppress(Exception, SystemExit):  # a search records it as failed
+        try:
             network = space.network(candidate, **shape, seed=0)
             seconds.append(seconds_of(network, images, device, precision)[1])
-    return statistics.fmean(seconds) if seconds else 0.0
+        except (Exception, SystemExit) as error:  # a search records it as failed
+            place = place_of(error)
+            why = f"{name_of(candidate)}: {reason_of(error)}" + (f" ({place})" if place else "")
+    return (statistics.fmean(seconds), "") if seconds else (0.0, why)
 
 
 def many(count: int, noun: str) -> str:

@@ -428,11 +428,9 @@ class _Worker:
             if isinstance(error, torch.AcceleratorError) and not lack:
                 self._fatal = error
                 raise
-            text = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0].rstrip(": ")
-            # A lone surrogate cannot be written, and a report is no place for colours of a terminal.
-            text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text[:500])
+            text = reason_of(error)
             trial.set_user_attr("memory" if lack else "reason", text)
-            trial.set_user_attr("place", _place(error))
+            trial.set_user_attr("place", place_of(error))
             if isinstance(error, SystemExit):  # of a user's code: one candidate has failed, not the search
                 raise RuntimeError(text) from None
             raise
@@ -449,7 +447,14 @@ class _Worker:
         return not key or busy or _result(trial.params, same) is not None
 
 
-def _place(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What an error of a user's code is called, on one line."""
+    text = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0].rstrip(": ")
+    # A lone surrogate cannot be written, and a report is no place for colours of a terminal.
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text[:500])
+
+
+def place_of(error: BaseException) -> str:
     """Where an error came out of code that is not installed, nor of this project: file and line, or ""."""
     place, own = "", {__name__.partition(".")[0], "distilled_data"}
     for frame, line in traceback.walk_tb(error.__traceback__):

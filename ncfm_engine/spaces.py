@@ -60,6 +60,11 @@ Choice = str | int | float | bool
 Architecture = Mapping[str, Choice]  # one value of every axis
 
 
+def name_of(architecture: Architecture) -> str:
+    """What an architecture is called in messages, e.g. "width=4 depth=2"."""
+    return " ".join(f"{name}={value}" for name, value in architecture.items())
+
+
 @dataclass(frozen=True)
 class Space:
     """All combinations of the values of `axes`.

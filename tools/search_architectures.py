@@ -145,7 +145,7 @@ def main(arguments: argparse.Namespace) -> None:
                 stacklevel=2,
             )
         if arguments.dry_run:
-            print(describe(arguments, dataset, space, candidates, config, device, output))
+            print(printable(describe(arguments, dataset, space, candidates, config, device, output)))
             return
         campaign = Campaign(
             space,
@@ -342,7 +342,7 @@ def describe(
     steps, batch = config.epochs * len(loader), min(config.batch_size, loader.count)
     info = dataset.info
     images = torch.zeros(batch, info.channels, info.height, info.width)
-    each = seconds_of_some(space, candidates, images, len(info.classes), device, config.precision)
+    each, why = seconds_of_some(space, candidates, images, len(info.classes), device, config.precision)
     seconds = (count + compared * (len(ways) - 1)) * config.repeats * steps * batch * each
     times = [f"{in_words(seconds)} on {', '.join(ways)}"]
     if most:
@@ -367,7 +367,7 @@ def describe(
         f"strategy     {arguments.strategy}{rungs}",
         f"truth        {truth}",
         *([f"teacher      {labelling}, where the cache lacks them"] * soft),
-        f"time         {time if each else 'unknown: none of the candidates tried could be trained'}",
+        f"time         {f'unknown: none of the candidates tried could be trained; {why}' if why else time}",
         f"writes       {output}, trials into {database}",
     ]
     return "\n".join(lines)

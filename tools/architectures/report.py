@@ -13,7 +13,7 @@ from hub.card import plain
 from ncfm_engine.proxies import FULL, PROXIES
 from ncfm_engine.report import plot_agreement, plot_regret
 from ncfm_engine.search import EARLY_ENDING, Result
-from ncfm_engine.spaces import Architecture
+from ncfm_engine.spaces import name_of
 from ncfm_engine.trust import BEST, FIRST, trust, trust_by_loss
 from tools.listing import write_rows
 from tools.markdown import score, table
@@ -207,7 +207,7 @@ def markdown(content: Content) -> str:
         for way in TITLES:
             if row.get(way) and row[way]["state"] == "failed":
                 why = way, row[way]["reason"], row[way].get("place", "")
-                failed.setdefault(why, []).append(_name(row["architecture"]))
+                failed.setdefault(why, []).append(name_of(row["architecture"]))
     if failed:
         lines += ["", "## Failed", ""]
         for (way, reason, place), names in failed.items():
@@ -221,10 +221,6 @@ def markdown(content: Content) -> str:
 
 def _rank(result: Content, by: str) -> float:
     return result["value"] if by == ACCURACY else -statistics.fmean(result["losses"])
-
-
-def _name(architecture: Architecture) -> str:
-    return " ".join(f"{name}={value}" for name, value in architecture.items())
 
 
 def _best(rows: Sequence[Content], verified: bool) -> list[str]:
