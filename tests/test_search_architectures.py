@@ -505,10 +505,13 @@ def test_a_search_stops_when_its_time_is_up_and_goes_on(here, set_folder, tmp_pa
     status, output, _ = here("search_architectures.py", *arguments, "--time-budget", "2s", settings=QUICK)
     assert status == 75  # 180 of them take longer, wherever it was stopped
     assert "go on with the same command" in output
+    stopped = "\n\n**The search was stopped before its end.** The same command goes on with it.\n\n"
+    assert stopped in (tmp_path / name / "report.md").read_text()
     few = (*arguments, "--candidates", "3")
     status, output, error = here("search_architectures.py", *few, settings=QUICK)
     assert status == 0, error
     assert "(3 complete)" in output
+    assert stopped not in output
     assert "trusted" not in output  # nothing was verified
     assert (tmp_path / name / "search.db").exists()
 

@@ -178,21 +178,21 @@ def main(arguments: argparse.Namespace) -> None:
                 crew.mend(stage, done)
             show(f"search ({stage.partition(' ')[0]})", done, total, **figures)
 
-        def save() -> None:
+        def save(stopped: bool) -> None:
             if not is_hand():
                 check_folder(output, asked)  # another search may have put its results there meanwhile
-                write(output, summary(begun, campaign))
+                write(output, summary(begun | {"stopped": stopped}, campaign))
 
         gc.freeze()  # what is there by now, or the collections after each candidate take 0.25 s with it
         try:
             campaign.run(stop, report)
         except BaseException:
             with contextlib.suppress(UsageError, CheckpointError):  # why it ends says more
-                save()
+                save(stopped=True)
             raise
         finally:
             gc.unfreeze()
-        save()
+        save(stopped=False)
     shutil.rmtree(output / TRAININGS_FOLDER, ignore_errors=True)  # others have ended what is left there
     if not is_hand():
         print(printable((output / REPORT_FILE).read_text(encoding="utf-8")))

@@ -62,6 +62,7 @@ PRUNED = (
 )
 FEW = " There is no correlation to show: too few of them, {}, were scored to the end in all three ways."
 
+STOPPED = "**The search was stopped before its end.** The same command goes on with it."
 RANKED = " Ranked by the training loss, the lowest first."
 BY_LOSS = (
     "The same by the training loss instead of the accuracy (`--rank-by loss`): the mean of the last quarter "
@@ -193,6 +194,7 @@ def markdown(content: Content) -> str:
         + (", from which the distilled images were made too." if content["seen"] else ".")
         + ("" if ranked_by == ACCURACY else RANKED),
         "",
+        *([STOPPED, ""] if content.get("stopped") else []),
         *([f"The {SHOWN} best; the rest is in `{RESULTS_FILE}`.", ""] if len(complete) > SHOWN else []),
         *_best(complete[:SHOWN], FULL in rows[0]),
         *_module(content, complete),
