@@ -56,6 +56,9 @@ SETTINGS: Sequence[tuple[Callable[[], Any], Callable[[Any], object]]] = (
 
 GIVEN = ("channels", "size", "classes")  # arguments of `build` besides the axes
 
+TO_NAMES = "Give names to what is none of these, and let build look them up."
+TO_PYTHON = "They have to be Python's own: .tolist() makes them, of arrays and of single values."
+
 Choice = str | int | float | bool
 Architecture = Mapping[str, Choice]  # one value of every axis
 
@@ -91,9 +94,10 @@ class Space:
             ordered = isinstance(values, Sequence) and not isinstance(values, str)
             kinds = {type(value) for value in values} if ordered else set()
             if not ordered or len(values) == 0 or not kinds <= {str, int, float, bool}:
+                numpy = any(hasattr(value, "tolist") for value in [values, *(values if ordered else [])])
                 raise UsageError(
                     f"axis {name}: expected texts, numbers or truth values, in an order, got {values!r}. "
-                    "Give names to what is none of these, and let build look them up."
+                    + (TO_PYTHON if numpy else TO_NAMES)
                 )
             if not all(math.isfinite(value) for value in values if isinstance(value, float)):
                 raise UsageError(f"axis {name} has a value that is not finite: {values!r}")
@@ -112,8 +116,10 @@ class Space:
     def draw(self, count: int | None = None, seed: int = 0) -> list[Architecture]:
         """`count` different architectures (all, if there are no more, or None), in random order.
 
-        Raises `UsageError` where all are too many to list.
+        Raises `UsageError` where all are too many to list, and for a negative `count`.
         """
+        if count is not None and count < 0:
+            raise UsageError(f"count must be 0 or more, got {count}")
         generator = generator_at(seed, "architectures")
         size = math.prod(map(len, self.axes.values()))  # `len` of a space has to fit into 64 bits
         if size <= LISTED:

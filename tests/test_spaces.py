@@ -41,6 +41,8 @@ def test_a_draw_is_random_without_repetition_and_a_longer_one_begins_with_it():
     assert few != list(space)[:20]
     assert few != space.draw(20, seed=1)
     assert len(space.draw(10**6)) == len(space)
+    with pytest.raises(UsageError, match="count must be 0 or more, got -1"):
+        space.draw(-1)
 
 
 def test_weights_that_python_and_numpy_draw_are_those_of_the_seed():
@@ -174,6 +176,16 @@ def test_senseless_axes_are_refused(values, message):
 def test_what_no_axis_holds_is_told_with_what_to_do(values):
     with pytest.raises(UsageError, match=r"got .*\. Give names to what is none of these, and let build look"):
         Space({"a": values}, torch.nn.Linear)
+
+
+@pytest.mark.parametrize(
+    "values", [np.geomspace(0.1, 1, 3), list(np.arange(3)), (1, np.float64(2)), [torch.tensor(1)]]
+)
+def test_numbers_of_numpy_and_torch_are_told_to_be_made_those_of_python(values):
+    with pytest.raises(UsageError, match=r"got .*\. They have to be Python's own: \.tolist\(\) makes them"):
+        Space({"a": values}, torch.nn.Linear)
+    python = [getattr(value, "tolist", lambda value=value: value)() for value in values]
+    assert list(Space({"a": python}, torch.nn.Linear).axes["a"]) == python
 
 
 def test_a_space_without_an_axis_is_refused():
