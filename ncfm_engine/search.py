@@ -52,6 +52,7 @@ else:
 HEARTBEAT_SECONDS = 15  # between two signs of life of a running trial
 GRACE_SECONDS = 60  # without one, after which its process is taken for dead
 WAIT_SECONDS = 1.0  # between two looks at what other processes are doing
+OPENINGS = 4  # times that a storage is tried again, for others may be making its tables at that moment
 BUSY_SECONDS = 60  # that a process waits for others that write to the same file
 MUCH = 2**30  # bytes of main memory, for one process of a search to hold between two candidates
 LIVES = 3  # times that a candidate may cost its process the life, or all memory, before it counts as failed
@@ -157,10 +158,10 @@ def open_studies(storage: str, strategies: Mapping[str, str], *, make: bool = Tr
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is in the results
     patient = {"connect_args": {"timeout": BUSY_SECONDS}} if storage.startswith("sqlite") else {}
     try:
-        with contextlib.suppress(SQLAlchemyError, optuna.exceptions.OptunaError):
-            return opened()
-        # Another process may have been making the tables: then they are there now.
-        time.sleep(random.uniform(0.1, 0.5))
+        for _ in range(OPENINGS):
+            with contextlib.suppress(SQLAlchemyError, optuna.exceptions.OptunaError):
+                return opened()
+            time.sleep(random.uniform(0.1, 0.5))
         return opened()
     except (ImportError, ValueError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
         place = without_login(storage).partition("?")[0]  # where a password may be too

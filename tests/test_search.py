@@ -688,15 +688,15 @@ def test_processes_killed_at_random_moments_and_resumed_by_two_at_once_do_everyt
 
 
 def test_tables_that_another_process_makes_at_the_same_time_are_no_error(database, monkeypatch):
-    failures = [IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed: alembic_version"))]
+    failures = [IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed: alembic_version"))] * 3
 
-    def fail_once(storage, *arguments, **options):
+    def fail_at_first(storage, *arguments, **options):
         if failures:
             raise failures.pop()
         make(storage, *arguments, **options)
 
     make = RDBStorage.__init__
-    monkeypatch.setattr(RDBStorage, "__init__", fail_once)
+    monkeypatch.setattr(RDBStorage, "__init__", fail_at_first)
     assert open_study(database, "x").study_name == "x"
     assert not failures
 
