@@ -1,8 +1,10 @@
 """What all commands share: exit codes, errors in one paragraph, sizes and times as people write them."""
 
 import argparse
+import atexit
 import dataclasses
 import difflib
+import gc
 import hashlib
 import io
 import os
@@ -64,6 +66,7 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
 
     75 is EX_TEMPFAIL of sysexits.h: run the command again, here with --resume.
     """
+    atexit.register(gc.freeze)  # or Python looks through all that torch has imported before it ends
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console or log that lacks a character must not end a run
             stream.reconfigure(errors="backslashreplace")
