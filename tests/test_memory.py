@@ -29,6 +29,7 @@ def count(digits, pool, config=BASE, ipc=10, device="cpu") -> Footprint:
 @contextlib.contextmanager
 def recorded():
     """A profile of memory; what torch makes of the other events at its end would take ten times as long."""
+    gc.collect()  # garbage that is freed meanwhile would count
     unread = mock.patch.object(torch.autograd.profiler.profile, "_parse_kineto_results", return_value=[])
     options = {"activities": [ProfilerActivity.CPU], "profile_memory": True, "acc_events": True}
     with unread, profile(**options) as record:
@@ -82,7 +83,6 @@ def test_what_a_run_keeps_of_its_images_is_counted(digits, pool):
     base = dataclasses.replace(BASE, iterations=2, calibration=0.0, real_batch=20, frequencies=16)
     for change in ({}, {"ema": 0.9}, {"quantised": 1.0}, {"ema": 0.9, "quantised": 1.0}):
         config = dataclasses.replace(base, **change)
-        gc.collect()  # garbage that is freed meanwhile would count
         with recorded() as record:
             distill(config, digits, pool, ipc=ipc, seed=0, device="cpu", layout=layout)
         peaks.append(peak_of(record) - (peaks[0] if peaks else 0))
