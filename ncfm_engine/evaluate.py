@@ -224,8 +224,7 @@ def train_and_test(
     if not progress.finished:
         own = seed_at(seed, "training", 0)
         progress.run("training", "evaluate, training", [0], start, seed=own, stop=stop)
-    if path:
-        discard(path)
+    progress.forget()
     [(scores, _)] = progress.finished.values()
     return scores[-1], max(scores)
 

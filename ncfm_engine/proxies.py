@@ -202,8 +202,8 @@ def proxies(
         drawn |= {"teacher": pool.weights_hash if pool else said.get("teacher", {}).get("weights_sha256")}
 
     def proxy(name: str, loaders: Loaders, epochs: float, identity: Mapping[str, Any]) -> Proxy:
-        few = config.repeats
-        return Proxy(name, loaders, epochs, few, source, config, seed, device, checks, identity, folder)
+        settings = config.repeats, source, config, seed, device, checks
+        return Proxy(name, loaders, epochs, *settings, identity, folder)
 
     torch.optim.AdamW([torch.zeros(1)])  # the first one imports for a second, which is no candidate's
     other = seed_at(seed, FULL)  # or what was lucky with its first weights would be so again
