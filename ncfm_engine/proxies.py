@@ -27,6 +27,7 @@ from distilled_data.randomness import seed_at
 
 from .batches import DRAWS, real_loader
 from .cache import sha256_of
+from .checkpoint import discard
 from .config import EvaluateConfig
 from .evaluate import Loaders, deciding, normalised_as, random_images, same_images, start_training
 from .pool import FeaturePool
@@ -34,7 +35,7 @@ from .progress import Progress
 from .search import Check, Scores
 from .sources import Source, hold_out
 from .spaces import Architecture, Space
-from .stop import Stopped, StopRequest
+from .stop import StopRequest
 from .train import grouped, named, trained_at_once
 
 PROXIES, FULL = ("distilled", "random", "early"), "full"
@@ -65,41 +66,41 @@ class Proxy:
         """Accuracies of the networks in percent, and their losses late in the training, one that is no number
         as the highest there is; `check` gets the accuracies of the first one, whatever is trained beside it.
 
-        With a `folder`, what another process began there is gone on with, and what cannot be kept there is
-        told in a warning. Raises `DivergenceError` for weights that are not finite, `DeviceMemoryError`,
-        `Stopped`, and whatever the building of the network raises.
+        With a `folder`, what was begun there before is gone on with, until `forget` is called; what cannot be
+        kept there is told in a warning. Raises `DivergenceError` for weights that are not finite,
+        `DeviceMemoryError`, `Stopped`, and whatever the building of the network raises.
         """
-        progress = self._progress(space, architecture)
+        identity = self._identity(space, architecture)
+        progress = Progress(self._path(identity), identity, resume=True, dispensable=True)
         before, size = progress.seconds.get(self.name, 0.0), self.config.at_once or 1
         if self.repeats > 1 and not self.config.at_once:
             network = self._network(space, architecture, 0)
             size = trained_at_once(network, self.source, self.config.batch_size, self.device)
         names = [f"{self.name} {repeat}" for repeat in range(self.repeats)]
         missing = [repeat for repeat, name in enumerate(names) if name not in progress.finished]
-        try:
-            if 0 not in missing:
-                for accuracy in progress.finished[names[0]].scores:
-                    check(accuracy)
-            for group in grouped(missing, size):
-                self._train(progress, space, architecture, group, check if group[0] == 0 else _unheard, stop)
-        except (Stopped, KeyboardInterrupt):
-            raise
-        except BaseException:
-            progress.forget()
-            raise
-        progress.forget()
+        if 0 not in missing:
+            for accuracy in progress.finished[names[0]].scores:
+                check(accuracy)
+        for group in grouped(missing, size):
+            self._train(progress, space, architecture, group, check if group[0] == 0 else _unheard, stop)
         done = [progress.finished[name] for name in names]
         # Who masks a logit is trained well, but has a loss that is no number: it comes last, whatever sorts.
         losses = torch.tensor([each.loss for each in done]).nan_to_num(nan=torch.finfo(torch.float32).max)
         return Scores([each.scores[-1] for each in done], losses.tolist(), before)
 
-    def _progress(self, space: Space, architecture: Architecture) -> Progress:
-        """That of this candidate, of all processes that would train it alike."""
+    def forget(self, space: Space, architecture: Architecture) -> None:
+        """Remove what the `folder` has of a candidate: when what became of it is recorded elsewhere."""
+        if path := self._path(self._identity(space, architecture)):
+            discard(path)
+
+    def _identity(self, space: Space, architecture: Architecture) -> dict[str, Any]:
+        """Of the trainings of this candidate, in all processes that would train it alike."""
         identity = {**self.identity, "architecture": dict(architecture), "code": space.own_code}
         identity |= {"checks": self.checks, "draws": DRAWS}
-        identity |= {"torch": torch.__version__, "device": torch.device(self.device).type}
-        path = self.folder and self.folder / f"{self.name}-{sha256_of(identity)[:12]}.safetensors"
-        return Progress(path, identity, resume=True, dispensable=True)
+        return identity | {"torch": torch.__version__, "device": torch.device(self.device).type}
+
+    def _path(self, identity: Mapping[str, Any]) -> Path | None:
+        return self.folder and self.folder / f"{self.name}-{sha256_of(identity)[:12]}.safetensors"
 
     def _train(
         self,

@@ -180,6 +180,7 @@ def search(
     *,
     machine: str = "",
     others: Callable[[], bool] = lambda: False,
+    recorded: Callable[[Architecture], None] = lambda candidate: None,
     stop: StopRequest | None = None,
     report: Report = silent,
 ) -> list[Result]:
@@ -189,13 +190,14 @@ def search(
     with an accuracy `CHECKS` times, the last time at the end, or not at all if the strategy ends nothing
     early; what it raises itself makes the candidate a failed one. What is scored here is said to be scored by
     `machine`, in words. While there are `others` that score, this process looks on: a candidate that kills
-    its process does not kill this one. Raises `Stopped` when `stop` is requested: what is in work is left to
+    its process does not kill this one. `recorded` is called with a candidate when it is in the storage what
+    became of it here. Raises `Stopped` when `stop` is requested: what is in work is left to
     the next process. Raises `UsageError` for a candidate that is there twice, and
     `OutputError` where the storage fails.
     """
     if len({_key(candidate) for candidate in candidates}) < len(candidates):
         raise UsageError("a candidate is there twice")
-    worker = _Worker(study, space, score, machine)
+    worker = _Worker(study, space, score, machine, recorded)
     with _storage_of(study):
         while True:
             progress = _Progress(study, candidates)
@@ -344,8 +346,15 @@ def _axes_of(space: Space) -> dict[str, Any]:
 class _Worker:
     """Runs one trial after the other in this process."""
 
-    def __init__(self, study: Study, space: Space, score: Score, machine: str = ""):
-        self.study, self.score, self.machine = study, score, machine
+    def __init__(
+        self,
+        study: Study,
+        space: Space,
+        score: Score,
+        machine: str = "",
+        recorded: Callable[[Architecture], None] = lambda candidate: None,
+    ):
+        self.study, self.score, self.machine, self.recorded = study, score, machine, recorded
         self._axes = _axes_of(space)
         self._number = -1  # of the trial in work
         self._fatal: Exception | None = None  # after which this process cannot compute any more
@@ -365,7 +374,7 @@ class _Worker:
         self._number = -1
         try:
             with _calm():
-                self.study.optimize(self._objective, n_trials=1, catch=(Exception,), callbacks=[_free])
+                self.study.optimize(self._objective, n_trials=1, catch=(Exception,), callbacks=[self._end])
         except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
             # This process was taken for dead, since it was asleep for long: another one does the trial.
             trials = self.study.get_trials(deepcopy=False)
@@ -440,6 +449,11 @@ class _Worker:
         trial.set_user_attr("scored", values | {"seconds": seconds, "machine": self.machine})
         return mean
 
+    def _end(self, _: Study, trial: FrozenTrial) -> None:
+        if _result(trial.params, [trial]):
+            self.recorded(trial.params)
+        _free(trial)
+
     def _is_taken(self, trial: Trial) -> bool:
         """Whether an earlier trial of the same candidate is done or in work, or this one has no candidate."""
         key, trials = _key(trial.params), self.study.get_trials(deepcopy=False)
@@ -499,7 +513,7 @@ def _pruner(strategy: str) -> Any:
     return OncePerCandidate()
 
 
-def _free(_: Study, trial: FrozenTrial) -> None:
+def _free(trial: FrozenTrial) -> None:
     """An error holds what the training had until garbage is collected, which takes 0.2 s. So may a network
     that refers to itself, but only the memory of a GPU is too scarce to wait for that. What is kept for the
     steps of a candidate (see `keep_freed`) is given back where it is much, or every process would hold for

@@ -2,17 +2,23 @@
 
 import dataclasses
 import math
+import sqlite3
+from functools import partial
 
 import pytest
 import torch
+from optuna.trial import TrialState
 
-from distilled_data import DistilledDataset, DivergenceError, UsageError
+from distilled_data import DistilledDataset, DivergenceError, OutputError, UsageError
 from distilled_data.randomness import seed_at
+from ncfm_engine import progress as module_of_progress
 from ncfm_engine import proxies as module
+from ncfm_engine import search as module_of_search
 from ncfm_engine import train as module_of_training
 from ncfm_engine.config import EvaluateConfig, NetworkConfig
 from ncfm_engine.evaluate import random_subset, train_and_test
 from ncfm_engine.proxies import FULL, PROXIES, proxies, splits
+from ncfm_engine.search import open_studies, search
 from ncfm_engine.sources import Source, hold_out
 from ncfm_engine.spaces import SPACES, Space
 from ncfm_engine.stop import Stopped
@@ -300,7 +306,6 @@ def test_a_training_stopped_again_and_again_comes_to_the_same_in_another_process
     assert (found.accuracies, found.losses) == (whole.accuracies, whole.losses)
     assert heard[-1] == told  # the last process knows all that the first network got on the way
     assert found.before > 0
-    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_stopped_training_left_is_used_for_that_candidate_alone(ways, tmp_path):
@@ -317,17 +322,59 @@ def test_what_a_stopped_training_left_is_used_for_that_candidate_alone(ways, tmp
     assert stopped("distilled", ARCHITECTURE, dataclasses.replace(CONFIG, learning_rate=0.5)) == 4
 
 
-def test_a_training_that_fails_or_is_ended_early_leaves_nothing(ways, tmp_path):
-    def end(accuracy):
-        raise ValueError("enough")
+def test_what_is_kept_of_a_candidate_is_removed_when_it_is_forgotten(ways, tmp_path):
+    way, other = ways(folder=tmp_path)["distilled"], ARCHITECTURE | {"depth": 1}
+    for architecture in (ARCHITECTURE, other):
+        with pytest.raises(Stopped):
+            way.score(SPACES["convnet"], architecture, quiet, stop=StopAfter(2))
+    kept = set(tmp_path.iterdir())
+    way.forget(SPACES["convnet"], other)
+    assert len(set(tmp_path.iterdir())) == len(kept) / 2
+    way.forget(SPACES["convnet"], ARCHITECTURE)
+    assert not set(tmp_path.iterdir())
+    way.forget(SPACES["convnet"], ARCHITECTURE)
+    ways()["distilled"].forget(SPACES["convnet"], ARCHITECTURE)
 
-    way = ways(checks=3, folder=tmp_path)["distilled"]
-    with pytest.raises(Stopped):
-        way.score(SPACES["convnet"], ARCHITECTURE, quiet, stop=StopAfter(2))
-    assert list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="enough"):
-        way.score(SPACES["convnet"], ARCHITECTURE, end)
-    assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize("late", [False, True], ids=["told a check", "told the score"])
+def test_a_storage_that_fails_when_it_is_told_what_a_training_came_to_costs_no_training(
+    ways, tmp_path, monkeypatch, late
+):
+    for each in (module_of_training, module_of_progress):
+        monkeypatch.setattr(each, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(module_of_search, "BUSY_SECONDS", 0.01)
+    candidate, storage = {"x": 1}, f"sqlite:///{tmp_path / 'search.db'}"
+    folder, other = tmp_path / "trainings", sqlite3.connect(tmp_path / "search.db", isolation_level=None)
+    way, stop = ways(checks=3, folder=folder)["distilled"], StopAfter(1000)
+    study = open_studies(storage, {"x": "exhaustive"})["x"]
+    recorded = partial(way.forget, DRAWING)
+
+    def score(architecture, check):
+        def told(accuracy):
+            heard.append(accuracy)
+            if len(heard) == 2 and not late:
+                other.execute("begin immediate")
+            check(accuracy)
+
+        heard = []
+        scores = way.score(DRAWING, architecture, told, stop)
+        if late:
+            other.execute("begin immediate")
+        return scores
+
+    with pytest.raises(OutputError, match="database is locked"):
+        search(study, DRAWING, [candidate], score, recorded=recorded)
+    other.close()
+    assert list(folder.iterdir())
+    for trial in study.get_trials(deepcopy=False):
+        if not trial.state.is_finished():
+            study.tell(trial.number, state=TrialState.FAIL)  # as a minute later, when it is taken for dead
+    again = partial(way.score, DRAWING, stop=stop)
+    (found,) = search(study, DRAWING, [candidate], again, recorded=recorded)
+    whole = ways(checks=3)["distilled"].score(DRAWING, candidate, quiet)
+    assert (found.accuracies, found.losses) == ([*whole.accuracies], [*whole.losses])
+    assert stop.asked == 2 * 18 + (not late)  # but for the step whose check was told, none was taken twice
+    assert not list(folder.iterdir())
 
 
 def test_a_damaged_training_begins_anew(ways, tmp_path):
@@ -339,7 +386,6 @@ def test_a_damaged_training_begins_anew(ways, tmp_path):
         path.write_bytes(path.read_bytes()[:-9])
     with pytest.warns(UserWarning, match=r"not a whole checkpoint .* This training begins anew\."):
         assert way.score(SPACES["convnet"], ARCHITECTURE, quiet).accuracies == whole.accuracies
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_stops_no_training(ways, tmp_path, monkeypatch):

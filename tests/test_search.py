@@ -1,5 +1,6 @@
 """A study: every candidate is done once, whoever does it and whoever is killed meanwhile."""
 
+import contextlib
 import gc
 import inspect
 import os
@@ -301,6 +302,34 @@ def test_a_storage_that_another_program_has_locked_is_named_and_keeps_what_it_ho
     other.execute("rollback")
     assert [result and result.value for result in results_of(study, few)].count(5.0) == 1
     other.close()
+
+
+def test_what_is_recorded_is_told_and_what_is_to_be_done_again_is_not(database):
+    def score(architecture, check):
+        number = architecture["a"]
+        tried[number] = tried.get(number, 0) + 1
+        if number == 1 and tried[number] == 1:
+            raise OperationalError("SELECT", {}, Exception("locked"))
+        if number == 2 and tried[number] == 1:
+            raise MemoryError
+        if number == 3:
+            raise ValueError("no good")
+        if number == 5:
+            raise KeyboardInterrupt
+        for _ in range(CHECKS):
+            check(-number)
+        return Scores([5.0])
+
+    def recorded(candidate):
+        (result,) = results_of(study, [candidate])
+        told.append((candidate["a"], result.state, tried[candidate["a"]]))
+
+    space, tried, told = Space({"a": (1, 2, 3, 4, 5)}, torch.nn.Linear), {}, []
+    study = open_study(database, "x", "halving")
+    for candidate in space:
+        with contextlib.suppress(KeyboardInterrupt):
+            search(study, space, [candidate], score, recorded=recorded)
+    assert told == [(1, "complete", 2), (2, "pruned", 2), (3, "failed", 1), (4, "pruned", 1)]
 
 
 def test_a_sign_of_life_that_cannot_be_written_is_left_out(database, tmp_path, monkeypatch):

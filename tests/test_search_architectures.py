@@ -520,23 +520,28 @@ def test_a_search_goes_on_in_the_middle_of_a_training(here, set_folder, tmp_path
     def run(output, stops_at):
         steps.append(0)
         monkeypatch.setattr(crew.Leash, "requested", property(lambda self: steps[-1] >= stops_at))
-        words = f"--axis width=4 --candidates 1 --labels hard --jobs 1 --output {output}".split()
+        words = f"--axis width=4 --candidates 2 --labels hard --jobs 1 --output {output}".split()
         return here("search_architectures.py", set_folder, *words, settings=["evaluate.epochs=20"])
 
     def descend(*arguments):
         steps[-1] += 1
         return one(*arguments)
 
+    monkeypatch.setattr("ncfm_engine.train.CHECKPOINT_SECONDS", 0.0)
     steps, one = [], Training._descend
     monkeypatch.setattr(Training, "_descend", descend)
     assert run("whole", math.inf)[0] == 0
-    assert run("stopped", 4)[0] == 75
-    assert len(list((tmp_path / "stopped" / "trainings").iterdir())) == 1
+    assert run("stopped", 24)[0] == 75
+    kept = [path.name.partition(".")[0] for path in (tmp_path / "stopped" / "trainings").iterdir()]
+    assert len(set(kept)) == 1  # of the second one
     assert run("stopped", math.inf)[0] == 0
-    assert steps == [20, 4, 16]
-    found = [content(tmp_path / name)["candidates"][0]["distilled"] for name in ("whole", "stopped")]
-    assert found[0]["accuracies"] == found[1]["accuracies"]
-    assert found[0]["losses"] == found[1]["losses"]
+    assert steps == [40, 24, 16]
+    whole, stopped = (
+        [candidate["distilled"] for candidate in content(tmp_path / name)["candidates"]]
+        for name in ("whole", "stopped")
+    )
+    for key in ("accuracies", "losses"):
+        assert [result[key] for result in whole] == [result[key] for result in stopped]
     assert not (tmp_path / "stopped" / "trainings").exists()
 
 

@@ -112,8 +112,10 @@ class Campaign:
         return PROXIES if self.compare == "all" else PROXIES[:1]
 
     def _score(self, way: str, candidates: Sequence[Architecture], stop: StopRequest, report: Report) -> None:
-        score = partial(self.ways[way].score, self.space, stop=stop)
+        proxy = self.ways[way]
         options = {"machine": self.machine, "others": self.others, "stop": stop, "report": report}
+        options["recorded"] = partial(proxy.forget, self.space)
+        score = partial(proxy.score, self.space, stop=stop)
         search(self._studies[way], self.space, candidates, score, **options)
 
     @cached_property
