@@ -144,6 +144,9 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path, monk
         row | {"full": row["full"] or {"state": "failed", "reason": "?"}} for row in found["candidates"]
     ]
     assert "These candidates are" not in markdown(found | {"candidates": everything}).split("## Failed")[0]
+    could_not = {"distilled": {"state": "failed", "reason": "?"}}
+    everything = [row if row["full"] else row | could_not for row in found["candidates"]]
+    assert "These candidates are" not in markdown(found | {"candidates": everything})
 
     unread = ("--dataset", "npz:missing.npz")  # the folder is looked at before the images are
     status, _, error = here("search_architectures.py", *arguments, "--seed", "3", *unread, settings=QUICK)
@@ -411,6 +414,14 @@ def test_what_many_candidates_failed_by_is_said_once():
     rows = [{"architecture": {"width": width}, "distilled": failed} for width in range(2)]
     text = markdown(HEAD | {"trust": {}, "candidates": rows})
     assert "\n## Failed\n\n- width=0 and 1 more, distilled images: ValueError: no width\n\n" in text
+    in_all_ways = [row | dict.fromkeys(PROXIES, failed) for row in rows]
+    alone = {"architecture": {"width": 2}, "distilled": failed | {"reason": "OSError"}, "random": failed}
+    text = markdown(HEAD | {"trust": {}, "candidates": [*in_all_ways, alone]})
+    assert text.partition("## Failed\n\n")[2].startswith(
+        "- width=0 and 1 more, distilled images, random images, early stopping: ValueError: no width\n"
+        "- width=2, distilled images: OSError\n"
+        "- width=2, random images: ValueError: no width\n\n"
+    )
 
 
 def test_names_and_reasons_are_text_in_the_report_whatever_is_in_them():
@@ -436,8 +447,9 @@ def test_networks_that_cannot_be_trained_are_in_the_report_with_the_reason(here,
     assert states == {"plain": "complete", "raises": "failed", "hungry": "failed", "diverges": "failed"}
     line = 1 + SPACE.splitlines().index('        raise ValueError("three heads are too many")')
     where = rf"(unlucky\_space.py, line {line})"
-    assert f"- kind=raises, distilled images: ValueError: three heads are too many {where}\n" in output
-    assert "- kind=diverges, early stopping: DivergenceError: network 0 diverged before step 2\n" in output
+    ways = "distilled images, random images, early stopping"
+    assert f"- kind=raises, {ways}: ValueError: three heads are too many {where}\n" in output
+    assert f"- kind=diverges, {ways}: DivergenceError: network 0 diverged before step 2\n" in output
     assert "memory" in rows["hungry"]["distilled"]["reason"]
     assert "tried again when the code of their space has changed, or with another `--storage`." in output
     assert "(1 complete, 3 failed)" in output

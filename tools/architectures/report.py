@@ -151,6 +151,10 @@ def _complete(result: Content | None) -> bool:
     return result is not None and result["state"] == "complete"
 
 
+def _has_failed(row: Content, way: str) -> bool:
+    return bool(row.get(way)) and row[way]["state"] == "failed"
+
+
 def _row(result: Result | None) -> dict[str, Any] | None:
     if result is None:
         return None
@@ -204,21 +208,27 @@ def markdown(content: Content) -> str:
     elif any(_complete(row.get(FULL)) for row in rows):
         begun = any(row.get(way) is None for row in rows for way in PROXIES)
         lines += ["", TITLE, "", OPEN if begun else UNKNOWN]
-    failed: dict[tuple[str, str, str], list[str]] = {}
-    for row in rows:
-        for way in TITLES:
-            if row.get(way) and row[way]["state"] == "failed":
-                why = way, row[way]["reason"], row[way].get("place", "")
-                failed.setdefault(why, []).append(name_of(row["architecture"]))
-    if failed:
-        lines += ["", "## Failed", ""]
-        for (way, reason, place), names in failed.items():
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            where = f" ({plain(place)})" if place else ""
-            lines.append(f"- {names[0]}{more}, {TITLES[way]}: {plain(reason)}{where}")
-        lines += ["", AGAIN]
+    lines += _failed(rows)
     lines += ["", MACHINES.join([*content["machines"], f"`{content['command']}`"]) + "."]
     return "\n".join(lines) + "\n"
+
+
+def _failed(rows: Sequence[Content]) -> list[str]:
+    """A line for all candidates that failed for the same reason in the same ways."""
+    failed: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        titles: dict[tuple[str, str], list[str]] = {}
+        for way, title in TITLES.items():
+            if _has_failed(row, way):
+                titles.setdefault((row[way]["reason"], row[way].get("place", "")), []).append(title)
+        for why, same in titles.items():
+            failed.setdefault((", ".join(same), *why), []).append(name_of(row["architecture"]))
+    lines = []
+    for (titles_of_all, reason, place), names in failed.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        where = f" ({plain(place)})" if place else ""
+        lines.append(f"- {names[0]}{more}, {titles_of_all}: {plain(reason)}{where}")
+    return ["", "## Failed", "", *lines, "", AGAIN] if lines else []
 
 
 def _rank(result: Content, by: str) -> float:
@@ -313,7 +323,7 @@ def _trust_table(content: Content) -> list[str]:
         f"{settings['full_epochs']}). Rank correlation with that, and intervals that hold 95 % of "
         "bootstrap samples of the candidates. All three ways take as many optimiser steps"
         + (PRUNED if content["strategy"] in EARLY_ENDING else ".")
-        + _chosen(content["verified"], [row[FULL] is not None for row in rows])
+        + _chosen(content["verified"], rows)
         + (CHOSEN_BEFORE.format(other) if (other := content.get("truth_of")) else "")
         + (NOT_ALL.format(tried, len(rows)) if (tried := _tried_by_all(rows)) < len(rows) else "")
         + ("" if compared >= 3 else FEW.format(compared)),
@@ -369,18 +379,19 @@ def _regrets(found: Content) -> dict[str, list[str]]:
     return rows
 
 
-def _chosen(verified: Content, known: Sequence[bool]) -> str:
-    """Why it is these that were trained in full."""
-    if all(known) or "all" in verified:
+def _chosen(verified: Content, rows: Sequence[Content]) -> str:
+    """Why it is these that were trained in full, "" if these are all that could be."""
+    known = {index for index, row in enumerate(rows) if row[FULL] is not None}
+    failed = {index for index, row in enumerate(rows) if _has_failed(row, PROXIES[0])}
+    if len(known | failed) == len(rows) or "all" in verified:
         return ""
     if OTHERS in verified:
         return CHOSEN_BY_OTHERS
     chosen = {index for group in verified.values() for index in group}
-    all_of_them = chosen >= {index for index, is_known in enumerate(known) if is_known}
     picks = ["of the others"] if any(f"best by {way}" in verified for way in PROXIES) else []
     picks += [f"of the ranking by {by}" for by in RANKINGS if f"best by {by}" in verified]
     also = f", and the picks {' and '.join(picks)}" if picks else ""
-    return (CHOSEN if all_of_them else CHOSEN_BY_BOTH).format(also)
+    return (CHOSEN if chosen >= known else CHOSEN_BY_BOTH).format(also)
 
 
 def _tried_by_all(rows: Sequence[Content]) -> int:
