@@ -55,7 +55,8 @@ class Bars:
             self._bar = tqdm(desc=stage, total=total, initial=done, **options)
             self._stage = stage
         self._bar.total = total  # a process trains its share first, then has the networks of all
-        self._bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()}, refresh=False)
+        shown = {name: f"{value:,.0f}" if value >= 1e4 else f"{value:.4g}" for name, value in figures.items()}
+        self._bar.set_postfix(shown, refresh=False)
         self._bar.update(done - self._bar.n)
 
     def _warn(self, *warning: Any, **place: Any) -> None:
