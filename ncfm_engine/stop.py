@@ -39,13 +39,13 @@ class StopRequest:
         return self._terminated or late
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
+        if _hears_signals():
             heard = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
             self._before.append({number: signal.signal(number, self._on_signal) for number in heard})
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in (self._before.pop() if self._before else {}).items():
+        for number, handler in (self._before.pop() if _hears_signals() else {}).items():
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -62,6 +62,11 @@ class StopRequest:
         if os.getpid() == self._process and "RANK" not in os.environ:
             with contextlib.suppress(OSError):  # `| tee log` may have ended by it
                 os.write(2, STOPPING)  # whatever the main program was writing
+
+
+def _hears_signals() -> bool:
+    """Whether this is the thread that Python allows handlers in."""
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextlib.contextmanager

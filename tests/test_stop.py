@@ -48,6 +48,22 @@ def test_a_request_may_be_entered_twice():
     assert signal.getsignal(signal.SIGINT) == before
 
 
+def test_a_thread_may_enter_the_request_of_the_main_one():
+    """As `pipeline.run` does in a thread of whoever holds the request."""
+
+    def enter():
+        with stop:
+            return True
+
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest() as stop:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(enter).result()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+    assert signal.getsignal(signal.SIGINT) == before
+
+
 def test_nobody_who_hears_it_is_no_error(monkeypatch):
     def broken(file, text):
         raise BrokenPipeError
