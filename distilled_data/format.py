@@ -99,11 +99,11 @@ class Metadata:
             finite = all(isinstance(x, (int, float)) and abs(x) < 1e30 for x in value)
             check(len(value) == self.channels and finite, f"{name} must be one number per channel", value)
         check(all(x >= 1e-30 for x in self.std), "std must be positive, 1e-30 or more", self.std)
-        temperature = self.labels.get("temperature", 1.0) if isinstance(self.labels, dict) else None
-        positive = isinstance(temperature, (int, float)) and 1e-30 < temperature < 1e30
-        check(positive, "labels.temperature must be a positive number, 1e-30 to 1e30", temperature)
         for name in ("labels", "source", "recipe"):
             check(isinstance(getattr(self, name), dict), f"{name} must be an object", getattr(self, name))
+        temperature = self.labels.get("temperature", 1.0)
+        positive = isinstance(temperature, (int, float)) and 1e-30 < temperature < 1e30
+        check(positive, "labels.temperature must be a positive number, 1e-30 to 1e30", temperature)
         check(all(isinstance(r, dict) for r in self.results), "results must be objects", self.results)
 
     def to_json(self) -> str:

@@ -335,6 +335,11 @@ def test_a_value_of_the_metadata_that_makes_no_sense_is_named(artifact, changes)
         Metadata.from_json(metadata_json(artifact, **changes))
 
 
+def test_labels_that_are_no_object_are_told_from_a_temperature(artifact):
+    with pytest.raises(FormatError, match=r"artifact metadata: labels must be an object, got \[\]"):
+        Metadata.from_json(metadata_json(artifact, labels=[]))
+
+
 def test_a_field_of_the_metadata_that_is_there_twice_is_refused(artifact):
     text = artifact.metadata.to_json()
     with pytest.raises(FormatError, match="twice"):
