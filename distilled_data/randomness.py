@@ -33,12 +33,10 @@ def seeded(
 
 
 def generator_states(device: torch.device) -> dict[str, torch.Tensor]:
-    """The states of torch's own generators, of the CPU and of `device`, by its type."""
+    """The states of torch's own generators, of the CPU and of a `device` of CUDA, by its type."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        states["mps"] = torch.mps.get_rng_state()
     return states
 
 
@@ -47,10 +45,8 @@ def set_generators(states: Mapping[str, torch.Tensor], device: torch.device) -> 
     for kind, state in states.items():
         if kind == "cpu":
             torch.set_rng_state(state)
-        elif kind == "cuda":
+        else:
             torch.cuda.set_rng_state(state, device)
-        elif kind == "mps":
-            torch.mps.set_rng_state(state)
 
 
 @contextlib.contextmanager
