@@ -267,7 +267,6 @@ def locked(place: Path, file: Path, seconds: float = 0) -> Iterator[None]:
     """Raise `UsageError` while another process that works at `place` holds the lock `file`."""
     lock = FileLock(file, timeout=seconds)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         told = f"another process is at work on {place}; wait for it, or choose another"

@@ -61,7 +61,6 @@ class Laboratory:
         key = identity(plan, self.source) | {"distill.iterations": recipe.distill.iterations}
         key["pool"] = self._pool_key(recipe)
         folder = self.folder / sha256_of(key)[:16]
-        folder.mkdir(parents=True, exist_ok=True)
         with in_turn(folder / "lock", self.stop, "distil"):  # another study may want the same set
             distilled = distill(
                 recipe.distill,
@@ -152,7 +151,6 @@ class Laboratory:
         }
         name = sha256_of(key)[:16]
         lock = self.plan.cache / "locks" / name
-        lock.parent.mkdir(parents=True, exist_ok=True)
         with in_turn(lock, self.stop, "evaluate"):  # another study may have the same training to do
             accuracy, _ = train_and_test(
                 loader,
