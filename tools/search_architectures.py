@@ -19,6 +19,7 @@ import dataclasses
 import gc
 import hashlib
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -282,7 +283,7 @@ def what_is_asked(
     info = dataset.info
     return {
         "dataset": info.dataset,
-        "set": Path(arguments.artifact.partition("@")[0]).name,
+        "set": set_name(arguments),
         "content_hash": dataset.content_hash,
         "ipc": dataset.ipc,
         "labels": labels_of(arguments, dataset),
@@ -416,10 +417,14 @@ def labels_of(arguments: argparse.Namespace, dataset: DistilledDataset) -> str:
     return arguments.labels or ("hard" if dataset.artifact.logits is None else "soft")
 
 
+def set_name(arguments: argparse.Namespace) -> str:
+    """Of its folder, which may be the current one, or of its repository."""
+    return os.path.basename(os.path.abspath(arguments.artifact.partition("@")[0]))
+
+
 def folder_name(arguments: argparse.Namespace, dataset: DistilledDataset) -> str:
     """Of the set, the space, and what else was asked for, so that another search does not take its place."""
-    name = Path(arguments.artifact.partition("@")[0]).name
-    parts = [name, dataset.content_hash[:6], arguments.space.replace(":", "-")]
+    parts = [set_name(arguments), dataset.content_hash[:6], arguments.space.replace(":", "-")]
     parts += [f"ipc{arguments.ipc}"] if arguments.ipc else []
     parts += [arguments.labels] if arguments.labels else []
     parts += [arguments.strategy] if arguments.strategy != "exhaustive" else []
