@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from importlib.util import decode_source, find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -221,7 +221,7 @@ def _sources(name: str) -> Iterator[str]:
         path = _file(name)
         if path.suffix != ".py" or path in found:
             continue
-        found[path] = path.read_text(encoding="utf-8")
+        found[path] = decode_source(path.read_bytes())
         left += _imported(found[path], name if path.stem == "__init__" else name.rpartition(".")[0])
         for value in vars(sys.modules[name]).values() if name in sys.modules else ():
             of = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)

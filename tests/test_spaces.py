@@ -278,6 +278,21 @@ def test_the_code_of_a_user_is_what_it_takes_numbers_from_and_what_it_imports_la
     assert len(set(codes)) == 5
 
 
+@pytest.mark.parametrize(
+    ("name", "encoding", "head"),
+    [("latin_used", "latin-1", "# coding: latin-1\n# größer\n"), ("bom_used", "utf-8-sig", "")],
+)
+def test_the_code_of_a_user_is_read_as_python_reads_it(tmp_path, monkeypatch, name, encoding, head):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = f"{head}def net(**options):\n    from {name}_later import net\n    return net()\n"
+    (tmp_path / f"{name}.py").write_text(text, encoding=encoding)
+    build, codes = importlib.import_module(name).net, []
+    for later in ("", "# otherwise\n"):
+        (tmp_path / f"{name}_later.py").write_text(later)
+        codes.append(Space({"a": (1,)}, build).code)
+    assert codes[0] != codes[1]
+
+
 def test_the_code_of_a_user_is_what_packages_above_give(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "above_used" / "inner").mkdir(parents=True)
