@@ -670,7 +670,7 @@ def test_the_command_says_what_an_exported_form_lacks_and_does_not_say(tmp_path,
 def test_the_command_is_told_what_a_file_does_not_say(pixels, tmp_path, here):
     pairs = [[normalised(part), NUMBERS] for part in (pixels, pixels.flip(3))]
     torch.save({"data": pairs}, tmp_path / "res_DM.pt")
-    words = ["--name", "ours", "--classes", ",".join(DIGITS), "--factor", "1", "--values", "normalised"]
+    words = ["--name", "ours", "--classes", ", ".join(DIGITS), "--factor", "1", "--values", "normalised"]
     words += ["--mean", *map(str, MEAN), "--std", *map(str, STD), "--license", "mit", "--experiment", "0"]
     status, _, errors = here("convert.py", "res_DM.pt", "out", *words)
     assert (status, errors) == (0, "")

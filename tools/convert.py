@@ -66,7 +66,8 @@ def main(arguments: argparse.Namespace) -> None:
         return
     words = {name: getattr(arguments, name) for name in WORDS}
     if (text := arguments.classes) is not None:  # those of ImageNet have commas in them
-        words["classes"] = class_names(Path(text)) if os.path.isfile(text) else text.split(",")
+        listed = [name.strip() for name in text.split(",")]
+        words["classes"] = class_names(Path(text)) if os.path.isfile(text) else listed
     artifact = read_set(arguments.source, **words)
     data = DistilledDataset(artifact)
     if arguments.output.suffix in (".npz", ".pt"):
