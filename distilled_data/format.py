@@ -107,7 +107,9 @@ class Metadata:
         check(all(isinstance(r, dict) for r in self.results), "results must be objects", self.results)
 
     def to_json(self) -> str:
-        """Sorted, compact JSON: equal metadata gives equal bytes in any process."""
+        """Sorted, compact JSON: equal metadata gives equal bytes in any process. Raises
+        `FormatError` for what JSON cannot hold.
+        """
         content = {"format_version": FORMAT_VERSION, "decode": _DECODE, "value_range": [0, 255]}
         try:
             content |= dataclasses.asdict(self)
@@ -299,7 +301,9 @@ def resolve_ipc(ipc: int | None, stored: int) -> int:
 
 
 def select_classes(artifact: Artifact, classes: Sequence[str | int]) -> Artifact:
-    """The artifact restricted to `classes` (names or indices), renumbered in that order."""
+    """The artifact restricted to two or more `classes` (names or indices), renumbered in that order. Raises
+    `UnknownNameError` and `UsageError`.
+    """
     names = artifact.metadata.classes
     numbers = {name: number for number, name in enumerate(names)}
     classes = ordered("names or indices", classes)
@@ -338,6 +342,7 @@ def _open(path: str | Path) -> Any:
 
 
 def parse_metadata(path: str | Path, text: str | None) -> Metadata:
+    """`Metadata.from_json` of what the file `path` holds. Raises `FormatError`, which names it."""
     if text is None:
         raise FormatError(
             f"{path} is a safetensors file of another kind: its metadata has no key {METADATA_KEY!r}"

@@ -114,7 +114,8 @@ class Index:
     def choose(self, ipc: int | None) -> str:
         """The folder to read `ipc` images per class from.
 
-        That is the set distilled for so many, else the smallest one with more; for None the default.
+        That is the set distilled for so many, else the smallest one with more; for None the default. Raises
+        `UsageError` where none has as many.
         """
         if ipc is None:
             return self.default

@@ -72,8 +72,8 @@ def distill(
     one if it was made under the same `identity`. With `ranks`, each process plays its classes, and the first
     one writes. Raises `Stopped` after a checkpoint when `stop` is requested, `DivergenceError` at a loss that
     is not finite and `DeviceMemoryError`; the last checkpoint is then still good. Raises `CheckpointError`
-    for one that cannot be continued, `OutputError`, and `UsageError` for an `ipc` or a factor that the real
-    images do not allow.
+    for one that cannot be continued, `RankError` where another process is lost or goes on from another step,
+    `OutputError`, and `UsageError` for an `ipc` or a factor that the real images do not allow.
     """
     ranks = ranks or Ranks()
     part = ranks.part(source.num_classes)

@@ -306,8 +306,8 @@ def random_subset(
     temperature: float = 1.0,
     copies: int = 1,
 ) -> DistilledDataset:
-    """`ipc` random real images per class, each `copies` times, as a `DistilledDataset`, with the same
-    teacher's labels if soft.
+    """`ipc` random real images per class, each `copies` times, as a `DistilledDataset`; of `labels` "soft"
+    with those that `pool` gives. Raises `UsageError` where it is missing then.
     """
     index = ClassSampler(source.train).draw(ipc, generator_at(seed, "random subset"))
     images = source.train.images.index_select(0, index.T.flatten()).unflatten(0, index.T.shape)

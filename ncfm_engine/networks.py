@@ -232,7 +232,8 @@ def resnet(
 ) -> Network:
     """ResNet of basic blocks (He et al. 2016, arXiv 1512.03385), its stem for small images: 3x3, no pooling.
 
-    Every stage has `blocks` of them and twice the width of the one before. ResNet-18 is 64, 4, 2.
+    Every stage has `blocks` of them and twice the width of the one before. ResNet-18 is 64, 4, 2. Raises
+    `UsageError` for numbers below 1.
     """
     if min(width, stages, blocks) < 1:
         raise UsageError(f"width, stages and blocks must be 1 or more, got {width}, {stages} and {blocks}")

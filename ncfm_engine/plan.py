@@ -86,8 +86,8 @@ def make_plan(
 ) -> Plan:
     """Resolve flags: defaults of the recipe, then the preset, then `changes`, then the flags with a name.
 
-    A flag that takes the place of one of `changes` is told in a warning. Raises `UsageError` and, for a data
-    set, preset or field that does not exist, `UnknownNameError`.
+    A flag that takes the place of one of `changes` is told in a warning. Raises `UsageError` and, for a
+    preset or field that does not exist, `UnknownNameError`; `dataset` is not looked at before it is read.
     """
     if dataset is None and preset is None:
         raise UsageError("name a --dataset or a --preset")
@@ -187,7 +187,9 @@ def identity(plan: Plan, source: Source) -> dict[str, Any]:
 
 
 def check_output(plan: Plan) -> None:
-    """Raise `OutputError` when the run would replace something that was not asked to be replaced."""
+    """Raise `OutputError` when the run would replace something that was not asked to be replaced, and
+    `UsageError` when it is both to go on and to begin anew.
+    """
     if plan.resume and plan.overwrite:
         raise UsageError(
             "--resume goes on with the run that is there and --overwrite replaces it; choose one"

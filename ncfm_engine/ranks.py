@@ -33,7 +33,9 @@ class Ranks:
     count: int = 1
 
     def part(self, num_classes: int) -> slice:
-        """The classes of this process; the parts differ by one class at most."""
+        """The classes of this process; the parts differ by one class at most. Raises `UsageError` for fewer
+        classes than processes.
+        """
         if self.count > num_classes:
             raise UsageError(
                 f"{self.count} processes are more than the {num_classes} classes, which are shared out among "
