@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -182,6 +183,16 @@ def test_a_report_tells_how_many_real_images_there_are_where_more_are_asked_for(
     flags = arguments(tool, "--dataset digits --set distill.real_batch=500")
     content = tool.description(flags, tool.setup_of(flags))
     assert content["shape"] == "digits, 146 real images per class and step"
+
+
+def test_of_a_dataset_at_a_place_a_report_tells_its_name_alone(tool, tmp_path):
+    arrays = {"images": torch.arange(4 * 192).view(4, 8, 8, 3).byte().numpy(), "labels": np.arange(4) % 2}
+    np.savez(tmp_path / "photos.npz", **arrays)
+    flags = arguments(tool, f"--dataset npz:{tmp_path}/photos.npz")
+    content = tool.description(flags, tool.setup_of(flags))
+    assert str(tmp_path) not in json.dumps(content)
+    assert content["shape"].startswith("photos, ")
+    assert content["flags"]["dataset"] == "npz:photos.npz"
 
 
 @pytest.mark.parametrize("real", [5, 40])

@@ -219,8 +219,9 @@ def description(arguments: argparse.Namespace, setup: Setup) -> dict[str, Any]:
     images = f"{setup.classes} classes of {setup.channels}x{setup.size}x{setup.size}"
     real = setup.recipe.distill.real_batch
     if setup.dataset:
-        counts = load_source(setup.dataset, data=setup.data).train.counts
-        images, real = setup.dataset, real_per_class(real, counts)
+        source = load_source(setup.dataset, data=setup.data)
+        images, real = source.name, real_per_class(real, source.train.counts)
+        flags |= {"dataset": source.origin.id} if ":" in setup.dataset else {}
     return {
         "date": time.strftime("%Y-%m-%d"),
         "shape": f"{images}, {real} real images per class and step",
