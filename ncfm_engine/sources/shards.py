@@ -91,7 +91,7 @@ class ShardReader:
                 tarfile.open(fileobj=_Unzipped(stream), mode="r|*", tarinfo=_Entry) as archive,  # type: ignore[arg-type]
             ):
                 for entry in archive:
-                    archive.members = []  # type: ignore[attr-defined] - or it would remember them all
+                    archive.members = []  # or it would remember them all
                     # Not webdataset's own notes, and not what macOS puts beside a file, named ._ and like it.
                     if entry.isdir() or re.match(r"__[^/]*__($|/)|(.*/)?\.[^/]*$", entry.name):
                         continue
@@ -106,10 +106,10 @@ class ShardReader:
                         key, files = name[1], {}
                     kind, content = name[2].lower(), b""
                     if kind in _USED:  # of others a sample may have any number, with zeros in them
-                        content = archive.extractfile(entry).read()  # type: ignore[union-attr]
+                        content = archive.extractfile(entry).read()
                     files[kind] = None if kind in files else content
                 yield from _sample(place, key, files, seen)
-                rest = iter(lambda: archive.fileobj.read(BLOCK), b"")  # type: ignore[union-attr]
+                rest = iter(lambda: archive.fileobj.read(BLOCK), b"")
                 if any(block.strip(b"\0") for block in rest):
                     yield Damage(place, "more follows the end of the archive; make that a shard of its own")
         except OSError as error:  # a connection, a right: not the data, so not remembered as damage
@@ -130,12 +130,12 @@ class _Entry(tarfile.TarInfo):
         entry = super().frombuf(buf, encoding, errors)
         if entry.size > MAX_EXTENSION and entry.type in _EXTENSIONS:
             raise tarfile.ReadError(f"a header of {entry.size} bytes")
-        return entry  # type: ignore[return-value]
+        return entry
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_Entry":
         try:
-            return super().fromtarfile(tarfile_)  # type: ignore[return-value]
+            return super().fromtarfile(tarfile_)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:

@@ -115,7 +115,7 @@ class Loop(Contender):
         return augment((images - self.mean) / self.std, self.config.augment, generator, shared=True)
 
     def features(self, images: Tensor) -> Tensor:
-        return F.normalize(self.blended.network.features(images).flatten(1))  # type: ignore[operator]
+        return F.normalize(self.blended.network.features(images).flatten(1))
 
 
 def agreement(setup: Setup, loop_config: DistillConfig | None = None) -> dict[str, float]:
