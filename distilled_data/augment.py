@@ -63,11 +63,12 @@ def dsa_of(dataset: str) -> str:
 
 
 def augment_each(images: Tensor, counts: Sequence[int], strategy: str, numbers: Tensor) -> Tensor:
-    """Augments several batches that follow one another in `images`, with `counts` images each.
+    """Augments several batches that follow one another in `images` [N, channels, height, width], with
+    `counts` images each.
 
-    `numbers` are those of `draw_each`, on the CPU. Which operations a batch gets, the numbers of its first
-    image decide. Batches with the same operations go through them together: on a GPU that takes as long as
-    one alone.
+    `numbers` [N, numbers] are those of `draw_each`, on the CPU. Which operations a batch gets, the numbers of
+    its first image decide. Batches with the same operations go through them together: on a GPU that takes as
+    long as one alone.
     """
     slots = parse(strategy)
     firsts = [0, *accumulate(counts)][:-1] if any(len(slot) > 1 for slot in slots) else [0]
@@ -89,8 +90,8 @@ def augment_each(images: Tensor, counts: Sequence[int], strategy: str, numbers: 
 
 
 def draw_each(strategy: str, count: int, generator: torch.Generator) -> Tensor:
-    """The numbers that `augment_each` takes for `count` images, a row each: one for each place of the
-    strategy, to choose an alternative by, then as many as its operations take at most.
+    """The numbers that `augment_each` takes, float32 [count, numbers] on the CPU: of each image one for each
+    place of the strategy, to choose an alternative by, then as many as its operations take at most.
     """
     slots = parse(strategy)
     most = sum(max(OPERATIONS[name].uniforms for name in slot) for slot in slots)
@@ -98,7 +99,7 @@ def draw_each(strategy: str, count: int, generator: torch.Generator) -> Tensor:
 
 
 def draw(strategy: str, count: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
-    """Returns the operations to apply, and `count` rows of the uniform numbers they take, side by side."""
+    """The operations to apply, and the uniform numbers they take, float32 [count, numbers] on the CPU."""
     slots = parse(strategy)
     operations = choose(slots, _uniform((len(slots),), generator=generator).tolist())
     return operations, _uniform((count, uniforms_of(operations)), generator=generator)
@@ -124,7 +125,9 @@ def parse(strategy: str) -> list[list[str]]:
 
 
 def apply(images: Tensor, operations: list[str], uniforms: Tensor) -> Tensor:
-    """Applies what `draw` returned; a single row of `uniforms` serves all images."""
+    """Applies what `draw` returned to `images` [N, channels, height, width]; a single row of `uniforms`
+    [N or 1, numbers] serves all of them.
+    """
     dtype = torch.promote_types(images.dtype, torch.float32)  # half precision is too coarse for positions
     result = images.to(dtype)
     uniforms = upload(uniforms.to(dtype), images.device)[..., None, None]
@@ -205,7 +208,7 @@ def mixup(
 
 
 def pairs(count: int, generator: torch.Generator) -> tuple[Tensor, random.Random]:
-    """A partner for each of `count` images, and a source of further numbers for the batch."""
+    """A partner for each image, int64 [count], and a source of further numbers for the batch."""
     partners = torch.randperm(count, generator=generator, device="cpu")
     # torch draws no Beta from a generator; the standard library does, from a seed
     return partners, random.Random(int(torch.randint(2**63 - 1, (), generator=generator, device="cpu")))

@@ -137,7 +137,7 @@ class Loader(Generic[Batch]):
                 return
 
     def order(self, epoch: int) -> Tensor:
-        """Rows of this rank in the order of `epoch`, int64 on the CPU."""
+        """Rows of this rank in the order of `epoch`, int64 [share] on the CPU."""
         order = torch.arange(self.count, device="cpu")
         if self.shuffle:
             generator = generator_at(self.seed, "order", epoch)
