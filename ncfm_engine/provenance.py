@@ -13,8 +13,8 @@ import torch
 
 
 def command() -> str:
-    """The command that runs, for publication: of paths only the last names, of URLs nothing before the host,
-    of pipes nothing, so that neither this machine's folders nor passwords are told.
+    """The command that runs, for publication: of absolute paths only the last names, of URLs nothing before
+    the host and after the path, of pipes nothing, so that neither a user's folders nor passwords are told.
     """
     words = sys.argv[1:]
     for pattern in (
