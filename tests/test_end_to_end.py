@@ -758,6 +758,13 @@ def test_a_dry_run_of_an_evaluation_says_what_it_would_train_and_writes_nothing(
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "set"}
 
 
+def test_a_flag_of_an_evaluation_that_takes_the_place_of_a_setting_says_so(here):
+    words = [str(ROOT / "tools/results/digits/digits-ipc10"), "--seeds", "3", "--no-random", "--dry-run"]
+    with pytest.warns(UserWarning, match=r"--seeds 3 takes the place of --set evaluate.repeats=2"):
+        planned = here("evaluate.py", *words, settings=["evaluate.repeats=2", "evaluate.labels=hard"])[1]
+    assert "\ndistilled    3 networks, hard labels" in planned
+
+
 def test_a_set_of_the_hub_is_evaluated_by_its_name(finished, tmp_path, loopback):
     options = PushOptions(revision="made/today", endpoint=loopback.url, token="hf_alice")
     push_folder(finished[0] / "out", "org/digits-tiny", options)

@@ -11,6 +11,7 @@ measured with more networks.
 """
 
 import argparse
+import warnings
 from pathlib import Path
 
 from command_line import (
@@ -69,8 +70,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> None:
     refuse_torchrun()
     changes = settings(arguments.set)
-    for field, value in (("network.name", arguments.network), ("evaluate.repeats", arguments.seeds)):
-        if value is not None:
+    for name, field in (("network", "network.name"), ("seeds", "evaluate.repeats")):
+        if (value := getattr(arguments, name)) is not None:
+            if (other := changes.get(field)) not in (None, str(value)):
+                warnings.warn(f"--{name} {value} takes the place of --set {field}={other}", stacklevel=1)
             changes[field] = value
     device = resolve_device(arguments.device)
     folder = Path(arguments.artifact)
