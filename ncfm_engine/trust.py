@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
@@ -59,21 +60,32 @@ def _samples(count: int) -> np.ndarray:
     """How often each candidate is in each of the bootstrap samples, [R, n]. The first row is the candidates
     themselves, each once; of fewer than five there are no others.
     """
-    draws = np.random.default_rng(0).integers(count, size=(RESAMPLES if count >= 5 else 0, count))
-    return np.stack([np.ones(count), *(np.bincount(draw, minlength=count) for draw in draws)])
+    rows = RESAMPLES if count >= 5 else 0
+    draws = np.random.default_rng(0).integers(count, size=(rows, count))
+    places = (draws + count * np.arange(rows)[:, None]).ravel()
+    times = np.bincount(places, minlength=rows * count).reshape(rows, count)
+    return np.concatenate([np.ones((1, count)), times])
 
 
-def _spearman(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
-    """Pearson's correlation of the ranks in each of the samples, ties having their mean rank; [R]."""
-    samples, centred = _samples(len(x)), []
+def _spearman(x: Sequence[float], y: Sequence[float], samples: np.ndarray | None = None) -> np.ndarray:
+    """Pearson's correlation of the ranks in each of the `samples`, by default those of the bootstrap, ties
+    having their mean rank; [R].
+    """
+    samples, centred = _samples(len(x)) if samples is None else samples, []
     for values in (np.asarray(x, float), np.asarray(y, float)):
         below = (values[None] < values[:, None]) + 0.5 * (values[None] == values[:, None])  # [n, n]
         ranks = samples @ below.T
         means = (samples * ranks).sum(1, keepdims=True) / samples.sum(1, keepdims=True)
         centred.append(ranks - means)
-    products = [(samples * a * b).sum(1) for a in centred for b in centred]  # xx, xy, yx, yy
+    products = [(samples * a * b).sum(1) for a, b in combinations_with_replacement(centred, 2)]  # xx, xy, yy
     with np.errstate(invalid="ignore"):
-        return products[1] / np.sqrt(products[0] * products[3])
+        return products[1] / np.sqrt(products[0] * products[2])
+
+
+def _single(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Spearman's correlation alone, without an interval; None as in `agreement`."""
+    found = _spearman(x, y, np.ones((1, len(x)))) if len(x) >= 3 else UNDEFINED
+    return _interval("spearman", found)["spearman"]
 
 
 def _kendall(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
@@ -81,9 +93,10 @@ def _kendall(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
     samples, signs = _samples(len(x)), []
     for values in (np.asarray(x, float), np.asarray(y, float)):
         signs.append(np.sign(values[None] - values[:, None]))
-    products = [((samples @ (a * b)) * samples).sum(1) for a in signs for b in signs]
+    pairs = combinations_with_replacement(signs, 2)  # xx, xy, yy
+    products = [((samples @ (a * b)) * samples).sum(1) for a, b in pairs]
     with np.errstate(invalid="ignore"):
-        return products[1] / np.sqrt(products[0] * products[3])
+        return products[1] / np.sqrt(products[0] * products[2])
 
 
 def best(truth: Sequence[float], share: float) -> list[int]:
@@ -175,7 +188,7 @@ def trust(
                 group: agreement([proxy[place] for place in places], [right[place] for place in places])
                 for group, places in groups.items()
             },
-            "single": [agreement(values, right)["spearman"] for values in networks],
+            "single": [_single(values, right) for values in networks],
             "behind": lead(first, proxy, right),
             "pick": pick,
             "tied": sum(mean == means[pick] for mean in means.values()),
