@@ -17,7 +17,8 @@ context = multiprocessing.get_context("forkserver")
 # with what torch and optuna import when they are first used
 OURS = ["hub", "huggingface_hub.hf_api", "ncfm_engine.pipeline", "ncfm_engine.search"]
 LATE = ["optuna.storages", "torch._dynamo"]
-context.set_forkserver_preload(OURS + LATE)
+PRELOADED = OURS + LATE
+context.set_forkserver_preload(PRELOADED)
 
 
 def start(

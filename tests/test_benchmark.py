@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from children import PRELOADED, context
 
 from distilled_data import DistilledDataError, UsageError
 from ncfm_engine.distill import distill
@@ -23,7 +24,10 @@ def tool():
     """The command as a module; its parts are `tools.benchmark` from then on."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "tools")
-        yield importlib.import_module("benchmark_engine")
+        module = importlib.import_module("benchmark_engine")
+        # One server forks for all tests: not one that has imported what the benchmark needs alone.
+        context.set_forkserver_preload(PRELOADED)
+        yield module
 
 
 def part(name: str):

@@ -15,9 +15,11 @@ from ncfm_engine.costs import forget_peak, held
 
 from .setup import Setup
 
-# A server that has imported torch forks the workers: seconds less for each, and CUDA is first used after.
+# A server that has imported torch, and what torch imports when it first optimises, forks the workers: seconds
+# less for each, and CUDA is first used after.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torchvision", "torch.utils.flop_counter"])
+PRELOADED = ["ncfm_engine.distill", "ncfm_engine.pretrain", "torch._dynamo", "torch.utils.flop_counter"]
+_CONTEXT.set_forkserver_preload(PRELOADED)
 
 END = 5  # seconds that a process gets to end by itself
 
