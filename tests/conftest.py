@@ -26,6 +26,7 @@ import pytest
 import torch
 from artifacts import make_artifact, make_folder
 from commands import ROOT, distil, flags
+from filelock import FileLock
 from hub_server import LoopbackHub
 
 from distilled_data import Artifact, DistilledDataset, Metadata
@@ -157,8 +158,13 @@ def here(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A folder in which the main job ran once."""
-    folder = tmp_path_factory.mktemp("work")
-    result = distil(folder, "--dataset", "digits", "--ipc", "3", "--output", "out")
-    assert result.returncode == 0, result.stderr
-    return folder, result
+    """A folder in which the main job ran once, for all workers of xdist; `out` there is to be read only."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "work"
+    with FileLock(f"{folder}.lock"):
+        if not (said := folder / "said").exists():
+            folder.mkdir(exist_ok=True)
+            result = distil(folder, "--dataset", "digits", "--ipc", "3", "--output", "out")
+            assert result.returncode == 0, result.stderr
+            said.write_text(result.stdout)
+    return folder, said.read_text()
