@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import warnings
 from collections.abc import Callable
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -75,3 +76,16 @@ def run_tool(words: list[str], folder: Path) -> None:
     os.chdir(folder)
     sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
     runpy.run_path(words[0], run_name="__main__")
+
+
+def run_in_a_session(words: list[str], folder: Path) -> None:
+    """Be the command of these words, to be killed with its workers; warnings are errors."""
+    os.setsid()
+    warnings.simplefilter("error")
+    run_tool(words, folder)
+
+
+def run_apart(words: list[str], folder: Path, output: Path) -> None:
+    """Be the command of these words, with its output, but not its errors, in a file."""
+    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), 1)
+    run_tool(words, folder)

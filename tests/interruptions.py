@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ncfm_engine.sources import spread as module
+from ncfm_engine.sources.prepare import prepare
+from ncfm_engine.sources.shards import ShardReader
 from ncfm_engine.sources.spread import spread
 from ncfm_engine.stop import StopRequest
 
@@ -58,3 +61,14 @@ def be_killed_by_the_workers(folder: Path) -> None:
     multiprocessing.set_start_method("fork", force=True)
     multiprocessing.util.register_after_fork(be_killed_by_the_workers, kill)
     list(spread(time.sleep, [0.1] * 4, workers=2))
+
+
+def prepare_on_a_full_disk(shards: str, folder: Path) -> None:
+    """Tell in which way no store is made by two other processes, of which none can write more than 3 kB."""
+    os.chdir(folder)
+    module.START, module.ELSE = {}, 0
+    with full_disk(3000):
+        try:
+            prepare(ShardReader(shards), "store", workers=2)
+        except Exception as error:
+            print(type(error).__name__, error, flush=True)

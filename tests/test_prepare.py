@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,10 +18,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from children import finish, is_alive, start
+from children import finish, is_alive, run_apart, run_in_a_session, start
 from commands import ROOT, called
 from filelock import FileLock
-from interruptions import StopAfter, be_killed_by_the_workers, full_disk
+from interruptions import StopAfter, be_killed_by_the_workers, full_disk, prepare_on_a_full_disk
 from photographs import CLASSES, encoded, photographs, pixels_of, write_folder, write_shards, write_tar
 from PIL import Image
 
@@ -42,8 +41,7 @@ from ncfm_engine.sources.store import INDEX_FILE, describe_store, open_store, re
 from ncfm_engine.stop import Stopped, StopRequest
 
 IMAGES, LABELS = photographs(20)
-COMMAND = [sys.executable, str(ROOT / "tools" / "prepare.py")]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+COMMAND = [str(ROOT / "tools" / "prepare.py")]
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -489,30 +487,26 @@ def test_a_preparation_killed_at_random_moments_gives_the_same_store(tmp_path):
     shards = write_shards(tmp_path / "shards", images, np.tile(LABELS, 6), shards=60)
     arguments = [f"wds:{shards}/*.tar", "store", "--size", "48", "--workers", "2"]
     moments = random.Random(int(os.environ.get("KILL_SEED", "0")))
-    kills = 0
+    kills, said = 0, tmp_path / "said"
     for _ in range(int(os.environ.get("KILLS", "3"))):  # 10 by hand before a release
-        process = subprocess.Popen(
-            [*COMMAND, *arguments], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
-            stdout=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+        process = start(run_in_a_session, [*COMMAND, *arguments], tmp_path, output=said)
         limit = time.monotonic() + 60
-        while not (tmp_path / "store").exists() and process.poll() is None and time.monotonic() < limit:
+        while not (tmp_path / "store").exists() and process.exitcode is None and time.monotonic() < limit:
             time.sleep(0.01)
-        try:
-            process.wait(timeout=moments.uniform(0, 0.5))
-            assert process.returncode == 0, process.stderr.read()
-        except subprocess.TimeoutExpired:
-            if moments.random() < 0.5:
+        process.join(moments.uniform(0, 0.5))
+        if process.exitcode is None:
+            if moments.random() < 0.5 and os.getpgid(process.pid) == process.pid:
                 os.killpg(process.pid, signal.SIGKILL)  # with its workers, or it alone
             process.kill()
-            process.wait()
+            process.join()
             kills += 1
-        process.stderr.close()
+        else:
+            assert process.exitcode == 0, said.read_text()
         if not (tmp_path / "store" / INDEX_FILE).exists():
             assert kills
-    done = called([*COMMAND, *arguments, "--verify"], tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "verified: 480 images" in done.stdout
+    last = start(run_in_a_session, [*COMMAND, *arguments, "--verify"], tmp_path, output=said)
+    assert finish(last) == 0, said.read_text()
+    assert "verified: 480 images" in said.read_text()
     prepare(ShardReader(f"{shards}/*.tar"), tmp_path / "expected", decoder=Decoder(48), workers=0)
     assert content(tmp_path / "store") == content(tmp_path / "expected")
     left = {path.name for path in (tmp_path / "store").iterdir()}
@@ -525,16 +519,15 @@ def test_two_ranks_make_the_store_that_one_makes_and_one_of_them_tells_of_it(tmp
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    words = [*COMMAND, f"wds:{shards}", "store", "--workers", "1", "--skip-damaged"]
+    said = [(tmp_path / f"output of {rank}", tmp_path / f"errors of {rank}") for rank in range(2)]
     processes = [
-        subprocess.Popen(
-            [*COMMAND, f"wds:{shards}", "store", "--workers", "1", "--skip-damaged"], cwd=tmp_path,
-            env=ENVIRONMENT | meeting | {"RANK": str(rank), "PYTHONWARNINGS": "default"},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    results = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], results
+        start(run_apart, words, tmp_path, output, output=errors, **meeting, RANK=str(rank))
+        for rank, (output, errors) in enumerate(said)
+    ]
+    ends = [finish(process) for process in processes]
+    results = [(output.read_text(), errors.read_text()) for output, errors in said]
+    assert ends == [0, 0], results
     assert "fingerprint" in results[0][0]
     assert results[1][0] == ""
     assert ["left out 1 of 81" in " ".join(error.split()) for _, error in results] == [True, False]
@@ -545,25 +538,10 @@ def test_two_ranks_make_the_store_that_one_makes_and_one_of_them_tells_of_it(tmp
 
 
 def test_a_full_disk_is_an_error_and_what_was_done_stays(tmp_path, shards):
-    program = f"""
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-from ncfm_engine.sources import spread
-from ncfm_engine.sources.prepare import LOCK_FILE, WORK_FOLDER, prepare
-from ncfm_engine.sources.reader import ArrayReader, Origin
-from ncfm_engine.sources.shards import ShardReader
-spread.START = {{}}
-spread.ELSE = 0
-try:
-    prepare(ShardReader({shards!r}), "store", workers=2)
-except Exception as error:
-    print(type(error).__name__, error)
-"""
-    done = called([sys.executable, "-c", program], tmp_path, PYTHONPATH=str(ROOT))
-    assert re.search(r"OutputError the store store could not be written: .*Free some space", done.stdout), (
-        done
-    )
+    process = start(prepare_on_a_full_disk, shards, tmp_path, output=tmp_path / "said")
+    assert finish(process) == 0
+    told = (tmp_path / "said").read_text()
+    assert re.search(r"OutputError the store store could not be written: .*Free some space", told), told
     assert not (tmp_path / "store" / INDEX_FILE).exists()
 
 
