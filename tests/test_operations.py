@@ -43,7 +43,7 @@ BASE = Recipe().replace(
     ids=str,
 )
 def test_the_operations_of_distilling_are_those_of_its_steps(digits, pool, change):
-    recipe = BASE.replace(change)
+    recipe = BASE.replace({"distill.iterations": 5} | change)
     config = recipe.distill
     step = MatchingStep(config, digits, pool, ipc=recipe.ipc, seed=0, device="cpu")
     images = initial_images(config, digits, pool, ipc=recipe.ipc, seed=0)
