@@ -9,7 +9,13 @@ import pytest
 import torch
 from commands import ROOT
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, WeightedRandomSampler, random_split
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    StackDataset,
+    WeightedRandomSampler,
+    random_split,
+)
 
 from distilled_data import DistilledDataset, soft_cross_entropy
 
@@ -51,9 +57,12 @@ def test_a_dataloader(data):
     assert learned((batch for _ in range(15) for batch in loader), data) > 0.9
 
 
-def test_a_dataloader_with_two_spawned_workers(data, capfd):
-    loader = DataLoader(data, 30, shuffle=True, num_workers=2, multiprocessing_context="spawn")
-    assert sorted(seen(loader, data)) == list(range(100))
+def test_a_dataloader_with_two_spawned_workers(capfd):
+    hard, soft = (DistilledDataset.from_folder(FOLDER, labels=labels) for labels in ("hard", "soft"))
+    both = StackDataset(hard, soft)  # in the same two processes, whose start takes seconds
+    batches = list(DataLoader(both, 30, shuffle=True, num_workers=2, multiprocessing_context="spawn"))
+    for data, of_one in zip((hard, soft), zip(*batches, strict=True), strict=True):
+        assert sorted(seen(of_one, data)) == list(range(100))
     assert "Warning" not in capfd.readouterr().err  # of a worker, where warnings are no errors
 
 

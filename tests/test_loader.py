@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from children import context
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distilled_data import DistilledDataset, UnknownNameError, UsageError
@@ -379,7 +380,8 @@ def test_an_infinite_pass_goes_on_at_the_batch_of_a_state_that_is_loaded_into_it
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_dataloader_gives_the_batches_of_the_loader_with_workers_and_without(data, workers):
-    options = {"num_workers": workers, "multiprocessing_context": "spawn" if workers else None}
+    # Each has got all that it knows by pickle, as after "spawn", but need not import torch.
+    options = {"num_workers": workers, "multiprocessing_context": context if workers else None}
     drawn = {"augment": "dsa", "mix": "cutmix|mixup", "seed": 2, "rank": 1, "world_size": 2}
     made, loader = data.dataloader(5, **drawn, **options), data.loader(5, **drawn)
     assert len(made) == len(loader)
