@@ -1,7 +1,9 @@
 """Data sets of the Hugging Face Hub as a source, from a folder and over HTTP."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 
 import datasets
@@ -9,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from commands import ROOT, called
+from commands import ROOT
 from huggingface_hub import HfApi
 from photographs import CLASSES, by_pixels, encoded, photographs, pixels_of, write_folder
 from PIL import Image
@@ -334,36 +336,72 @@ def publish(folder, loopback) -> str:
     return loopback.head("org/flowers").oid
 
 
-def read_in_a_process(home, loopback, offline: str = "0"):
-    """Id, revision, licence, fingerprint and number of test images of org/flowers."""
-    program = """
-import json
+# Each reading is by a process of its own, which has yet to import what looks at the environment.
+READER = """
+import json, os, sys
+import pandas, pyarrow.parquet
 from ncfm_engine.sources import load_source
-source = load_source("hf:org/flowers")
-origin = source.origin
-print(json.dumps([origin.id, origin.revision, origin.license, source.fingerprint, len(source.test)]))
+
+assert "huggingface_hub" not in sys.modules
+for line in sys.stdin:
+    if not os.fork():
+        os.environ.update(json.loads(line))
+        source = load_source("hf:org/flowers")
+        origin = source.origin
+        found = [origin.id, origin.revision, origin.license, source.fingerprint, len(source.test)]
+        print(json.dumps(found), flush=True)
+        sys.exit()
+    if os.wait()[1]:
+        print("null", flush=True)
 """
-    settings = {
-        "HF_ENDPOINT": loopback.url,
-        "HF_HOME": str(home),
-        "HF_DATASETS_OFFLINE": offline,
-        "HF_HUB_OFFLINE": offline,
-    }
-    words = [sys.executable, "-c", program]
-    done = called(words, home.parent, **settings, PYTHONPATH=str(ROOT), PYTHONWARNINGS="")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
-def test_a_repository_is_read_over_http_and_its_commit_is_recorded(tmp_path, loopback):
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """What a new process finds that reads org/flowers with these variables of the environment."""
+    errors = tmp_path_factory.mktemp("reader") / "errors"
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "", "OMP_NUM_THREADS": "1"}
+    words = {"args": [sys.executable, "-c", READER], "env": variables, "text": True}
+
+    def read(**settings: str) -> list:
+        process.stdin.write(json.dumps(settings) + "\n")
+        process.stdin.flush()
+        found = json.loads(process.stdout.readline() or "null")
+        assert found, errors.read_text()
+        return found
+
+    with (
+        errors.open("w") as file,
+        subprocess.Popen(**words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file) as process,
+    ):
+        yield read
+
+
+@pytest.fixture
+def read_in_a_process(reader, tmp_path, loopback):
+    """Id, revision, licence, fingerprint and number of test images of org/flowers."""
+
+    def read(offline: str = "0") -> list:
+        return reader(
+            HF_ENDPOINT=loopback.url,
+            HF_HOME=str(tmp_path / "home"),
+            HF_DATASETS_OFFLINE=offline,
+            HF_HUB_OFFLINE=offline,
+            XDG_CACHE_HOME=str(tmp_path / "cache"),
+        )
+
+    return read
+
+
+def test_a_repository_is_read_over_http_and_its_commit_is_recorded(tmp_path, loopback, read_in_a_process):
     folder = write(tmp_path / "flowers", train=slice(16), test=slice(16, None))
     commit = publish(folder, loopback)
     expected = ["hf:org/flowers", commit, "unknown", load_source(f"hf:{folder}").fingerprint, 8]
-    assert read_in_a_process(tmp_path / "home", loopback) == expected
+    assert read_in_a_process() == expected
 
 
 def test_a_repository_that_tells_its_small_size_is_kept_and_read_offline_at_the_same_commit(
-    tmp_path, loopback
+    tmp_path, loopback, read_in_a_process
 ):
     folder = write(tmp_path / "flowers", train=slice(16), test=slice(16, None))
     splits = [{"name": "train", "num_examples": 16}, {"name": "test", "num_examples": 8}]
@@ -371,15 +409,15 @@ def test_a_repository_that_tells_its_small_size_is_kept_and_read_offline_at_the_
     card = json.dumps({"dataset_info": info, "license": "cc-by-4.0"})
     (folder / "README.md").write_text(f"---\n{card}\n---\n")  # JSON is YAML
     commit = publish(folder, loopback)
-    first = read_in_a_process(tmp_path / "home", loopback)
+    first = read_in_a_process()
     asked = len(loopback.requests)
     assert first[1:3] == [commit, "cc-by-4.0"]
-    assert read_in_a_process(tmp_path / "home", loopback, offline="1") == first
+    assert read_in_a_process(offline="1") == first
     assert len(loopback.requests) == asked
 
 
-def test_class_folders_of_a_repository_are_streamed_undecoded(tmp_path, loopback):
+def test_class_folders_of_a_repository_are_streamed_undecoded(tmp_path, loopback, read_in_a_process):
     write_folder(tmp_path / "flowers", IMAGES, LABELS)
     publish(tmp_path / "flowers", loopback)
     here = load_source(f"hf:{tmp_path / 'flowers'}")
-    assert read_in_a_process(tmp_path / "home", loopback)[3] == here.fingerprint
+    assert read_in_a_process()[3] == here.fingerprint
