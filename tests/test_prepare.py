@@ -169,6 +169,7 @@ def test_processes_are_started_after_as_long_as_that_takes(tmp_path, shards, mon
     assert sorted(spread.spread(slowly, range(4), workers=2)) == [0, 1, 2, 3]
     with pytest.raises(RuntimeError, match="a fault of ours"):  # and not called a process that was killed
         list(spread.spread(wrongly, range(4), workers=2))
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="processes are looked up as Linux shows them")

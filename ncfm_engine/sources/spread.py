@@ -59,6 +59,7 @@ def spread(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) ->
                 raise result
             yield result
     except RuntimeError as error:  # of the loader
+        error.__traceback__ = None  # where it was raised, the loader is held
         if not str(error).startswith("DataLoader worker"):
             raise
         raise SourceError(
@@ -66,7 +67,7 @@ def spread(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int) ->
             "for want of memory. What is done stays; run the command again, with fewer --workers."
         ) from error
     finally:
-        del results  # or the traceback keeps it, and as garbage of a cycle it waits 5 s for each process
+        del results  # or a traceback keeps it, and as garbage of a cycle it waits 5 s for each process
 
 
 class _Jobs(Dataset):
