@@ -21,6 +21,7 @@ os.environ["MATPLOTLIBRC"] = os.path.dirname(__file__)
 os.environ.pop("HF_TOKEN", None)
 os.environ.pop("HF_HUB_OFFLINE", None)
 os.environ.pop("HF_HUB_CACHE", None)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process of the tests compiles all modules anew
 
 import pytest
 import torch
