@@ -191,9 +191,8 @@ def search(
     early; what it raises itself makes the candidate a failed one. What is scored here is said to be scored by
     `machine`, in words. While there are `others` that score, this process looks on: a candidate that kills
     its process does not kill this one. `recorded` is called with a candidate when it is in the storage what
-    became of it here. Raises `Stopped` when `stop` is requested: what is in work is left to
-    the next process. Raises `UsageError` for a candidate that is there twice, and
-    `OutputError` where the storage fails.
+    became of it here. Raises `Stopped` when `stop` is requested: what is in work is left to the next process.
+    Raises `UsageError` for a candidate that is there twice, and `OutputError` where the storage fails.
     """
     if len({_key(candidate) for candidate in candidates}) < len(candidates):
         raise UsageError("a candidate is there twice")
