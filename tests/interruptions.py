@@ -5,6 +5,7 @@ import multiprocessing.util
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,9 +33,12 @@ class StopAfter(StopRequest):
 @contextlib.contextmanager
 def full_disk(largest: int | None = None) -> Iterator[Callable[[int | None], None]]:
     """No file grows beyond `largest` bytes, a real limit, at which writing fails as on a full disk. What is
-    yielded sets another one; None is as before.
+    yielded sets another one; None is as before. Nor do Python and its children keep what they compile: they
+    would leave the first bytes of it, beside installed modules, too, which nobody could import again.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    keeps_none, told = sys.dont_write_bytecode, os.environ.get("PYTHONDONTWRITEBYTECODE", "")
+    sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     def limit(size: int | None) -> None:
@@ -46,6 +50,7 @@ def full_disk(largest: int | None = None) -> Iterator[Callable[[int | None], Non
     finally:
         limit(None)
         signal.signal(signal.SIGXFSZ, handler)
+        sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = keeps_none, told  # "" is no
 
 
 def be_killed_by_the_workers(folder: Path) -> None:

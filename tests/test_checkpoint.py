@@ -1,10 +1,13 @@
 """Saved progress: whole or not at all, of this run or refused, with the one before it to fall back on."""
 
 import errno
+import importlib
 import itertools
 import json
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,6 +130,17 @@ def test_a_full_disk_leaves_the_last_checkpoint(path, monkeypatch):
         save_checkpoint(path, large, identity=IDENTITY, progress={"step": 3})
     assert load_checkpoint(path, IDENTITY).progress == {"step": 2}
     assert sorted(path.parent.iterdir()) == sorted([path, previous_of(path)])
+
+
+def test_what_is_imported_on_a_full_disk_is_not_kept_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("imported_here", "imported_there"):
+        (tmp_path / f"{name}.py").write_text("x = 1\n" * 100)
+    with full_disk(100):
+        importlib.import_module("imported_here")
+        subprocess.run([sys.executable, "-c", "import imported_there"], cwd=tmp_path, check=True)
+    assert not (tmp_path / "__pycache__").exists()
 
 
 def test_a_file_system_that_turns_read_only_is_told_as_one_and_nothing_is_left_behind(path, monkeypatch):
