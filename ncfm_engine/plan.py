@@ -121,13 +121,18 @@ def make_plan(
 
 
 def _stem(spec: str) -> str:
-    """A name for the output folder: that of the data set, or of the folder or file at its place."""
+    """A name for the output folder: that of the data set, or of the folder or file at its place, which ends
+    before the first dot of a file.
+    """
     kind, _, place = spec.partition(":")
     if kind == "hf":
         place = divided(place)[0]
     if kind == "wds":
         place = os.path.dirname(place)
-    return Path(place).name.partition(".")[0] or kind
+    name = Path(place).name
+    if kind not in ("hf", "wds") and not os.path.isdir(place):
+        name = name.partition(".")[0]
+    return name.strip(".") or kind
 
 
 def run_folder_of(output: Path) -> Path:

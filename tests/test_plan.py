@@ -64,13 +64,23 @@ def test_a_flag_beats_set_and_set_beats_the_preset_and_the_preset_the_default(tm
         ("hf:C:/data/flowers:small", "flowers"),
         ("wds:https://host/some/shards/{0..9}.tar", "shards"),
         ("wds:train.tar", "wds"),
-        ("npz:some/blood.npz", "blood"),
+        ("npz:some/blood.v2.npz", "blood"),
+        ("hf:org/flowers.v2", "flowers.v2"),
+        ("wds:some/shards.v2/a.tar", "shards.v2"),
     ],
 )
 def test_the_output_is_named_after_dataset_and_ipc(tmp_path, dataset, name):
     named = make_plan(dataset=dataset, ipc=5, cache=tmp_path, device="cpu")
     assert named.output == Path(f"distilled/{name}-ipc5")
     assert named.preset == "default"
+
+
+def test_the_name_of_a_folder_may_have_dots(tmp_path):
+    for name in ("photos.v1", "photos.v2", ".photos"):
+        (tmp_path / name).mkdir()
+    options = {"ipc": 5, "cache": tmp_path, "device": "cpu"}
+    plans = [make_plan(dataset=f"folder:{path}", **options) for path in sorted(tmp_path.iterdir())]
+    assert [plan.output.name for plan in plans] == ["photos-ipc5", "photos.v1-ipc5", "photos.v2-ipc5"]
 
 
 def test_a_preset_says_the_size_of_images_that_are_not_prepared_yet(tmp_path):

@@ -1105,11 +1105,12 @@ def test_candidates_are_trained_as_the_recipe_says_but_for_300_epochs_at_most(to
     assert training(20, "--seeds", "3").repeats == 3
 
 
-def test_a_set_in_the_current_folder_has_the_name_of_that(tool, tmp_path, monkeypatch):
-    (tmp_path / "x").mkdir()
+def test_a_set_has_the_name_of_its_folder_or_repository(tool, tmp_path, monkeypatch):
+    for name in ("x", "x@v1"):
+        (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "x")
-    places = (".", "../x/", "org/x@v1")
-    assert [tool.set_name(tool.parser().parse_args([place])) for place in places] == ["x"] * 3
+    places = (".", "../x/", "org/x@v1", "../x@v1")
+    assert [tool.name_of(place) for place in places] == ["x", "x", "x", "x@v1"]
 
 
 SEARCHES = [

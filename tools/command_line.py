@@ -222,6 +222,11 @@ def is_repository(place: str) -> bool:
     return place.partition("@")[0].count("/") == 1 and not os.path.isdir(place)
 
 
+def name_of(place: str) -> str:
+    """Of a set: that of its folder, which may be the current one, or of its repository."""
+    return os.path.basename(os.path.abspath(place.partition("@")[0] if is_repository(place) else place))
+
+
 def load(place: str, ipc: int | None) -> DistilledDataset:
     """A set from a folder, or if there is none of this name, from the Hub."""
     if not is_repository(place):

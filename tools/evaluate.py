@@ -21,6 +21,7 @@ from command_line import (
     is_repository,
     load,
     lock_of,
+    name_of,
     reading,
     refuse_torchrun,
     run_command,
@@ -78,7 +79,7 @@ def main(arguments: argparse.Namespace) -> None:
     device = resolve_device(arguments.device)
     folder = Path(arguments.artifact)
     if of_hub := is_repository(arguments.artifact):
-        folder = Path("evaluations") / Path(arguments.artifact.partition("@")[0]).name
+        folder = Path("evaluations") / name_of(arguments.artifact)
     run_folder = run_folder_of(folder)
     with lock_of(folder):
         pass  # or the set may be another one by the time it is evaluated

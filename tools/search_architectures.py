@@ -19,7 +19,6 @@ import dataclasses
 import gc
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from command_line import (
     add_set_flags,
     command_parser,
     load,
+    name_of,
     positive,
     reading,
     refuse_torchrun,
@@ -283,7 +283,7 @@ def what_is_asked(
     info = dataset.info
     return {
         "dataset": info.dataset,
-        "set": set_name(arguments),
+        "set": name_of(arguments.artifact),
         "content_hash": dataset.content_hash,
         "ipc": dataset.ipc,
         "labels": labels_of(arguments, dataset),
@@ -417,14 +417,9 @@ def labels_of(arguments: argparse.Namespace, dataset: DistilledDataset) -> str:
     return arguments.labels or ("hard" if dataset.artifact.logits is None else "soft")
 
 
-def set_name(arguments: argparse.Namespace) -> str:
-    """Of its folder, which may be the current one, or of its repository."""
-    return os.path.basename(os.path.abspath(arguments.artifact.partition("@")[0]))
-
-
 def folder_name(arguments: argparse.Namespace, dataset: DistilledDataset) -> str:
     """Of the set, the space, and what else was asked for, so that another search does not take its place."""
-    parts = [set_name(arguments), dataset.content_hash[:6], arguments.space.replace(":", "-")]
+    parts = [name_of(arguments.artifact), dataset.content_hash[:6], arguments.space.replace(":", "-")]
     parts += [f"ipc{arguments.ipc}"] if arguments.ipc else []
     parts += [arguments.labels] if arguments.labels else []
     parts += [arguments.strategy] if arguments.strategy != "exhaustive" else []
