@@ -26,7 +26,6 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -356,6 +355,7 @@ class _Worker:
         self.study, self.score, self.machine, self.recorded = study, score, machine, recorded
         self._axes = _axes_of(space)
         self._number = -1  # of the trial in work
+        self._seen: dict[int, float] = {}  # trials that had not begun, and when that was first seen here
         self._fatal: Exception | None = None  # after which this process cannot compute any more
 
     def put(self, candidate: Architecture) -> None:
@@ -391,7 +391,8 @@ class _Worker:
         with _calm():
             optuna.storages.fail_stale_trials(self.study)
         for trial in self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-            age = (datetime.now() - (trial.datetime_start or datetime.now())).total_seconds()
+            now = time.monotonic()  # of this machine: another one's clock may have another time
+            age = now - self._seen.setdefault(trial.number, now)
             if "begun" not in trial.user_attrs and age > GRACE_SECONDS:  # it has never given a sign of life
                 with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
                     self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)

@@ -589,6 +589,18 @@ def test_who_gives_signs_of_life_is_not_taken_for_dead_however_long_it_takes(dat
     assert states(study) == {"COMPLETE": 2, "FAIL": 1}
 
 
+def test_who_has_just_taken_a_trial_in_another_time_zone_is_not_taken_for_dead(database, tmp_path):
+    study, candidate = open_study(database, "x"), next(iter(SMALL))
+    worker = module._Worker(study, SMALL, by_width)
+    worker.put(candidate)
+    taken(study)
+    with sqlite3.connect(tmp_path / "search.db") as file:
+        file.execute("update trials set datetime_start = datetime('now', '-9 hours')")
+    file.close()
+    worker.bury()
+    assert states(study) == {"RUNNING": 1}
+
+
 def test_an_error_before_a_trial_begins_is_not_that_of_the_trial_before(database, monkeypatch):
     study, real = open_study(database, "x"), optuna.Study.optimize
     begun = []
