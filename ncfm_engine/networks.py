@@ -106,12 +106,20 @@ def is_faster_with_channels_last(network: nn.Module) -> bool:
 
 
 GROUPS = 4  # of channels, of the norm "group"
+
+
+def grouped(width: int) -> GroupNorm:
+    if width % GROUPS:
+        raise UsageError(f'norm "group" makes {GROUPS} groups of the channels, got {width} channels')
+    return GroupNorm(GROUPS, width)
+
+
 NORMS: Mapping[str, Callable[[int], nn.Module]] = {
     "none": nn.Identity,
     "batch": BatchNorm,
     "layer": lambda width: GroupNorm(1, width),
     "instance": lambda width: GroupNorm(width, width),
-    "group": lambda width: GroupNorm(GROUPS, width),
+    "group": grouped,
 }
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "leakyrelu": nn.LeakyReLU}
 POOLINGS: Mapping[str, Callable[[], nn.Module]] = {
@@ -162,7 +170,7 @@ def build_network(
 
     `size` is the side of the images in pixels, or (height, width). `width`, `depth`, `activation` and
     `pooling` shape the "convnet" only, `norm` all but "vit". Raises UnknownNameError for a name that does not
-    exist and UsageError for a ConvNet that is too deep for the size.
+    exist and UsageError for a ConvNet that is too deep for the size, or whose width makes no groups.
     """
     for kind, choice, choices in (
         ("network", name, NETWORKS),

@@ -258,6 +258,8 @@ def test_a_convnet_too_deep_for_its_images_names_the_largest_depth():
         resnet(1, (28, 28), 10, NORMS["batch"], width=4, stages=2, blocks=0)
     with pytest.raises(UsageError, match=r"28x40 pixels to nothing\. The largest depth for this size is 4"):
         build_network("convnet", channels=3, size=(28, 40), classes=10, depth=5)
+    with pytest.raises(UsageError, match='norm "group" makes 4 groups of the channels, got 6 channels'):
+        build_network("convnet", channels=1, size=28, classes=10, width=6, norm="group")
 
 
 def test_the_smallest_networks_are_networks():
