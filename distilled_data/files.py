@@ -29,6 +29,7 @@ def write_file(path: str | Path, content: bytes) -> None:
 def write_files(contents: Mapping[Path, bytes]) -> None:
     """`write_file` of files that belong together: all are on the disk before the first takes its place."""
     path, temporaries = Path(), dict[Path, str]()
+    state = "The old file, if there was one, is untouched."
     try:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,12 +45,12 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
         for path in contents:
             move(temporaries[path], path)
             del temporaries[path]
+        state = "The new file is in its place, but a power cut may undo that."
         for folder in {path.parent for path in contents}:
             _sync(folder)  # the renames themselves must survive a power cut
     except OSError as error:
         raise OutputError(
-            f"could not write {path} ({len(contents[path])} bytes): {error.strerror}. The old file, if there "
-            f"was one, is untouched. {advice(error)}"
+            f"could not write {path} ({len(contents[path])} bytes): {error.strerror}. {state} {advice(error)}"
         ) from error
     finally:  # after Ctrl-C too
         for temporary in temporaries.values():

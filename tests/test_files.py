@@ -119,6 +119,19 @@ def test_a_mount_without_modes_and_syncs_of_folders_is_written_to(tmp_path, monk
     assert (tmp_path / "a").read_bytes() + (tmp_path / "folder" / "b").read_bytes() == b"xy"
 
 
+def test_of_a_file_in_its_place_whose_folder_cannot_be_synced_nobody_says_that_the_old_one_is_there(
+    tmp_path, monkeypatch
+):
+    def refuse(folder):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("distilled_data.files._sync", refuse)
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(OutputError, match=r"error\. The new file is in its place, but a power cut may undo"):
+        write_file(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
 @pytest.mark.parametrize(("tries", "written"), [(3, b"new"), (2, b"old")])
 def test_a_file_that_others_read_is_replaced_when_they_have_read_it(tries, written, tmp_path, monkeypatch):
     replace, refusals = os.replace, iter([PermissionError(errno.EACCES, "Access is denied")] * 2)
