@@ -24,11 +24,18 @@ def as_int(name: str, value: Any, least: int | None = 0) -> int:
 
 
 def ordered(kind: str, classes: Any) -> list[Any]:
-    """Classes, of an array too, as a list. Raises `UsageError` for one text, and for what has no order."""
-    classes = getattr(classes, "tolist", lambda: classes)()
+    """Classes, of an array or each of one too, as a list. Raises `UsageError` for one text, and for what has
+    no order.
+    """
+    classes = _python(classes)
     if not isinstance(classes, Iterable) or isinstance(classes, str | set | frozenset):
         raise UsageError(f"classes must be several {kind}, in an order, got {classes!r}")
-    return list(classes)
+    return [_python(one) for one in classes]
+
+
+def _python(value: Any) -> Any:
+    """`value`, or those of an array, a tensor or a number of theirs."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def rows_of(index: Any, length: int, *, masks: bool = True) -> list[int]:

@@ -911,6 +911,7 @@ def test_numbers_may_be_those_of_numpy(whole):
         (lambda data: data.select(classes=3), "classes must be several names or indices, in an order, got 3"),
         (lambda data: data.select(classes={"one", "two"}), "several names or indices, in an order, got {'"),
         (lambda data: data.select(classes=[True, False]), "class index True is not a whole number"),
+        (lambda data: data.select(classes=[np.True_, np.False_]), "class index True is not a whole number"),
         (lambda data: data.with_labels("soft", "2x"), "must be positive, 1e-30 to 1e30, got '2x'"),
         (lambda data: data.split("0.5"), "fraction must be a number between 0 and 1, got '0.5'"),
         (lambda data: data.split(0.5, seed=None), "seed must be a whole number, got None"),
