@@ -157,6 +157,7 @@ def open_studies(storage: str, strategies: Mapping[str, str], *, make: bool = Tr
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is in the results
     patient = {"connect_args": {"timeout": BUSY_SECONDS}} if storage.startswith("sqlite") else {}
     try:
+        make_url(storage).get_dialect()  # what is no URL of a database does not become one
         for _ in range(OPENINGS):
             with contextlib.suppress(SQLAlchemyError, optuna.exceptions.OptunaError):
                 return opened()
