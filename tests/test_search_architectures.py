@@ -37,7 +37,7 @@ from ncfm_engine.train import Training
 from tools.architectures import crew
 from tools.architectures.campaign import Campaign
 from tools.architectures.crew import LEADER
-from tools.architectures.report import comparison, markdown, read, summary, write
+from tools.architectures.report import comparison, full_trainings, markdown, read, summary, write
 
 pytestmark = pytest.mark.usefixtures("databases")
 COMMAND = [str(ROOT / "tools" / "search_architectures.py")]
@@ -834,6 +834,16 @@ def test_a_report_tells_all_that_was_found_of_every_way():
         "| seconds for one trained to the end | 1.00 | 2.00 | 3.00 |",
     ]
     assert "![score against full accuracy](scatter.png)\n![regret over time](regret.png)" in table
+    for index, row in enumerate(rows):  # of two machines
+        for way in PROXIES:
+            row[way] |= {"machine": 1 if way == "distilled" and index else 0, "seconds": 3.0 + index}
+    lines = markdown(content).splitlines()
+    last = next(line for line in lines if line.startswith("| seconds"))
+    assert last.endswith(" to the end, of the 1 by one machine in all ways | 3.00 | 3.00 | 3.00 |")
+    assert "![regret over time](regret.png)" not in lines
+    rows[0]["distilled"]["machine"] = 1
+    last = next(line for line in markdown(content).splitlines() if line.startswith("| seconds"))
+    assert last.endswith(", of the 0 by one machine in all ways | - | - | - |")
     for count, shown in ((4, "0.52"), (6, None)):  # of equally many candidates once
         for way in found.values():
             way["half"]["n"], way["top"]["n"] = count, count
@@ -872,6 +882,10 @@ def test_plots_show_scores_with_their_truth_the_picks_and_the_regret_over_time(t
     drawn.clear()
     write(tmp_path, HEAD | {"trust": found, "candidates": rows, "verified": {}, "strategy": "halving"})
     assert list(drawn) == ["plot_agreement"]  # what was pruned took time as well
+    drawn.clear()
+    rows[0]["random"] |= {"machine": 1}
+    write(tmp_path, HEAD | {"trust": found, "candidates": rows, "verified": {}})
+    assert list(drawn) == ["plot_agreement"]  # seconds of different machines
 
 
 def test_a_report_has_no_rows_of_correlations_that_are_of_too_few_candidates():
@@ -963,9 +977,10 @@ def search_of_few(tmp_path, **options):
     return Campaign(FEW, list(FEW), ways, f"sqlite:///{tmp_path / 'search.db'}", **options)
 
 
-def record(campaign, way, a, value, state="COMPLETE", kept=True):
+def record(campaign, way, a, value, state="COMPLETE", kept=True, machine=""):
     """What a process found of the candidate `a`."""
     scored = {"accuracies": [value], "losses": [abs((value or 0) - 44)] * kept, "seconds": 1.0}
+    scored["machine"] = machine
     notes = {"scored": scored} if state == "COMPLETE" else {"reason": "?"}
     choice = {"a": CategoricalDistribution(FEW.axes["a"])}
     options = {"params": {"a": a}, "distributions": choice, "user_attrs": notes}
@@ -1023,6 +1038,23 @@ def test_what_is_verified_is_what_each_way_would_pick_of_those_that_it_could_tra
     assert found["trust"]["early"]["regret"] == 70.0 + max(chosen) - 71.0
     write(tmp_path, found)
     assert "equals" not in (tmp_path / "report.md").read_text()
+
+
+def test_the_machine_of_each_training_is_known_where_there_are_several(tmp_path):
+    campaign = search_of_few(tmp_path, verify=1)
+    for way in (*PROXIES, FULL):
+        for a in range(7):
+            record(campaign, way, a, 50.0 + a, machine="b" if way == FULL and a % 2 else "a")
+    write(tmp_path, summary(HEAD | {"axes": FEW.axes}, campaign))
+    found = read(tmp_path)
+    assert found["machines"] == ["a", "b"]
+    assert {row["random"]["machine"] for row in found["candidates"]} == {0}
+    assert [result.machine for result in full_trainings(found)] == ["a", "b", "a", "b", "a", "b", "a"]
+    assert "to the end | 1.00 |" in markdown(found)
+    found["candidates"][0][FULL]["machine"] = 2
+    (tmp_path / "search.json").write_text(json.dumps(found))
+    with pytest.raises(UsageError, match=r"search\.json is not what a search has found: IndexError"):
+        read(tmp_path)
 
 
 def test_what_was_pruned_is_not_verified(tmp_path):

@@ -79,14 +79,15 @@ def summary(head: Content, campaign: Campaign) -> dict[str, Any]:
     results = campaign.results()
     found = _trust(results) if FULL in results else ({}, {})
     scored = [result for found in results.values() for result in found if result]
-    machines = {machine for result in scored for machine in result.machine.split(MACHINES)}
+    machines = sorted({machine for result in scored for machine in result.machine.split(MACHINES)} - {""})
     return dict(head) | {
-        "machines": sorted(machines - {""}),
+        "machines": machines,
         "verified": campaign.verified() if FULL in results else {},
         "trust": found[0],
         "trust_by_loss": found[1],
         "candidates": [
-            {"architecture": dict(candidate)} | {way: _row(found[index]) for way, found in results.items()}
+            {"architecture": dict(candidate)}
+            | {way: _row(found[index], machines) for way, found in results.items()}
             for index, candidate in enumerate(campaign.candidates)
         ],
     }
@@ -105,7 +106,7 @@ def write(folder: Path, content: Content) -> None:
         scores = {TITLES[way]: _pairs(rows, way) for way in found}
         picks = {TITLES[way]: _pairs([rows[found[way]["pick"]]], way) for way in found}
         plot_agreement(scores, picks, best, folder / SCATTER_FILE)
-    if found and content["strategy"] not in EARLY_ENDING:  # what was pruned took time as well
+    if found and _is_timed(content):
         regrets = {TITLES[way]: way_found["regret_over_time"] for way, way_found in found.items()}
         plot_regret(
             {title: (columns["seconds"], columns["regret"]) for title, columns in regrets.items()},
@@ -128,16 +129,20 @@ def read(folder: Path) -> Content:
                 raise ValueError(f"the accuracies {scores}")
     except OSError as error:
         raise UsageError(f"{path}, which a search writes, cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is not what a search has found: {error!r}") from error
     return found
 
 
 def full_trainings(content: Content) -> list[Result]:
     """The truth that a search has found, of the candidates that did not fail."""
-    machine, rows = MACHINES.join(content["machines"]), content["candidates"]
+    machines, every = content["machines"], MACHINES.join(content["machines"])
+    found = [
+        (row["architecture"], dict(row[FULL])) for row in content["candidates"] if _complete(row.get(FULL))
+    ]
     return [
-        Result(row["architecture"], machine=machine, **row[FULL]) for row in rows if _complete(row.get(FULL))
+        Result(candidate, machine=machines[row.pop("machine")] if "machine" in row else every, **row)
+        for candidate, row in found
     ]
 
 
@@ -155,11 +160,14 @@ def _has_failed(row: Content, way: str) -> bool:
     return bool(row.get(way)) and row[way]["state"] == "failed"
 
 
-def _row(result: Result | None) -> dict[str, Any] | None:
+def _row(result: Result | None, machines: Sequence[str]) -> dict[str, Any] | None:
+    """The fields that say something; the machine by its number, where there are several."""
     if result is None:
         return None
     row = dataclasses.asdict(result)
-    del row["architecture"], row["machine"]
+    del row["architecture"]
+    machine = row.pop("machine")
+    row["machine"] = machines.index(machine) if len(machines) > 1 and machine in machines else None
     return {name: value for name, value in row.items() if value not in (None, (), [], "")}
 
 
@@ -294,6 +302,8 @@ def _trust_table(content: Content) -> list[str]:
     found, rows, settings = content["trust"], content["candidates"], content["settings"]
     truth = [row[FULL]["value"] for row in rows if _complete(row[FULL])]
     compared = found[PROXIES[0]]["all"]["n"]
+    timed = _timed(content)
+    of = f", of the {len(timed)} by one machine in all ways" if len(timed) < len(_compared(content)) else ""
 
     def correlation(group: str, name: str) -> list[str]:
         return [_interval(found[way][group], name) for way in PROXIES]
@@ -313,7 +323,9 @@ def _trust_table(content: Content) -> list[str]:
             _points(found[way]["pick_accuracy"]) + _tied(found[way]["tied"]) for way in PROXIES
         ],
         **_regrets(found),
-        "seconds for one trained to the end": [f"{_seconds(rows, way):.2f}" for way in PROXIES],
+        f"seconds for one trained to the end{of}": [
+            f"{_seconds(timed, way):.2f}" if timed else "-" for way in PROXIES
+        ],
     }
     return [
         TITLE,
@@ -331,7 +343,7 @@ def _trust_table(content: Content) -> list[str]:
         *table(["", *(TITLES[way] for way in PROXIES)], [[name, *cells] for name, cells in lines.items()]),
         "",
         f"![score against full accuracy]({SCATTER_FILE})",
-        *([] if content["strategy"] in EARLY_ENDING else [f"![regret over time]({REGRET_FILE})"]),
+        *([f"![regret over time]({REGRET_FILE})"] if _is_timed(content) else []),
     ]
 
 
@@ -396,6 +408,22 @@ def _chosen(verified: Content, rows: Sequence[Content]) -> str:
 
 def _tried_by_all(rows: Sequence[Content]) -> int:
     return sum(all(row[way] is not None for way in PROXIES) for row in rows)
+
+
+def _is_timed(content: Content) -> bool:
+    """Whether there is a regret over time: what was pruned took time as well, and machines differ."""
+    timed = {id(row) for row in _timed(content)}
+    known = [row for row in _compared(content) if _complete(row[FULL])]
+    return content["strategy"] not in EARLY_ENDING and all(id(row) in timed for row in known)
+
+
+def _timed(content: Content) -> list[Content]:
+    """Candidates that one machine trained to the end in all three ways, so that seconds can be compared."""
+    return [row for row in _compared(content) if len({row[way].get("machine") for way in PROXIES}) == 1]
+
+
+def _compared(content: Content) -> list[Content]:
+    return [row for row in content["candidates"] if all(_complete(row[way]) for way in PROXIES)]
 
 
 def _seconds(rows: Sequence[Content], way: str) -> float:
