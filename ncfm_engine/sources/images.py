@@ -64,7 +64,7 @@ class Images:
         order = of_part.argsort(stable=True)
         if torch.equal(order, torch.arange(len(order))):  # as draws by class are
             return joined
-        return joined.index_select(0, order.argsort())  # index_copy_ takes 17 times as long on bytes
+        return joined.index_select(0, order.argsort())  # index_copy_ takes several times as long on bytes
 
     def _of_part(self, part: int, rows: Tensor) -> Tensor:
         images = self.parts[part]

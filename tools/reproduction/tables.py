@@ -16,7 +16,7 @@ class Row:
     name: str  # of its folder
     preset: str
     changes: Mapping[str, str] = field(default_factory=dict)
-    # To the evaluation with the other architectures, which cost ten times as much.
+    # To the evaluation with the other architectures, which cost 3 to 11 times as much.
     architectures: Mapping[str, str] = field(default_factory=lambda: {"evaluate.repeats": "3"})
     scale: str = ""  # of these architectures, or `QUARTER`
 
