@@ -137,7 +137,7 @@ def test_a_search_with_its_truth_is_one_command(here, set_folder, tmp_path, monk
     ]
     assert "These candidates are the best, some in the middle and some at random by the ranking" in output
     assert "other searches" not in output
-    assert "the picks of the others and of the ranking by accuracy: correlations are usually" in output
+    assert "the picks of the others and of the ranking by accuracy: correlations may not be" in output
     of_others = markdown(found | {"verified": {"best": sorted(verified)[:1]}})
     assert "and what other searches in the same storage chose" in of_others
     everything = [

@@ -32,17 +32,11 @@ SHOWN = 10  # candidates in the report
 MACHINES = "; "  # between those that a truth is of, which was taken from another search
 CHOSEN = (
     " These candidates are the best, some in the middle and some at random by the ranking of the distilled "
-    "images{}: correlations are usually higher among such than among all candidates."
+    "images"
 )
-CHOSEN_BY_OTHERS = (
-    " Other searches in the same storage chose these candidates and trained them: correlations may not be "
-    "those among all candidates."
-)
-CHOSEN_BY_BOTH = (
-    " These candidates are the best, some in the middle and some at random by the ranking of the distilled "
-    "images{}, and what other searches in the same storage chose: correlations may not be those among all "
-    "candidates."
-)
+CHOSEN_BY_OTHERS = " Other searches in the same storage chose these candidates and trained them"
+AND_BY_OTHERS = ", and what other searches in the same storage chose"
+SELECTED = ": correlations may not be those among all candidates."
 CHOSEN_BEFORE = (
     " These candidates are those that the search `{}` trained in full; its report says how they were chosen."
 )
@@ -398,12 +392,12 @@ def _chosen(verified: Content, rows: Sequence[Content]) -> str:
     if len(known | failed) == len(rows) or "all" in verified:
         return ""
     if OTHERS in verified:
-        return CHOSEN_BY_OTHERS
+        return CHOSEN_BY_OTHERS + SELECTED
     chosen = {index for group in verified.values() for index in group}
     picks = ["of the others"] if any(f"best by {way}" in verified for way in PROXIES) else []
     picks += [f"of the ranking by {by}" for by in RANKINGS if f"best by {by}" in verified]
     also = f", and the picks {' and '.join(picks)}" if picks else ""
-    return (CHOSEN if chosen >= known else CHOSEN_BY_BOTH).format(also)
+    return CHOSEN + also + ("" if chosen >= known else AND_BY_OTHERS) + SELECTED
 
 
 def _tried_by_all(rows: Sequence[Content]) -> int:
