@@ -5,6 +5,7 @@ A run resumed at step 500 therefore draws what an uninterrupted run draws there.
 
 import contextlib
 import hashlib
+import math
 import operator
 import random
 from collections.abc import Iterator, Mapping
@@ -33,20 +34,35 @@ def seeded(
 
 
 def generator_states(device: torch.device) -> dict[str, torch.Tensor]:
-    """The states of torch's own generators, of the CPU and of a `device` of CUDA, by its type."""
+    """The states of the generators that `seeded_with` sets, by name: of torch, of a `device` of CUDA, and,
+    as float64, which holds their whole numbers exactly, of Python and numpy.
+    """
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
+    _, numbers, gauss = random.getstate()
+    theirs = np.random.get_state(legacy=False)
+    own = [*numbers, math.nan if gauss is None else gauss]
+    numpy = [*theirs["state"]["key"], theirs["state"]["pos"], theirs["has_gauss"], theirs["gauss"]]
+    return states | {
+        name: torch.tensor(values, dtype=torch.float64, device="cpu")
+        for name, values in (("python", own), ("numpy", numpy))
+    }
 
 
 def set_generators(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
-    """Let torch's own generators go on from what `generator_states` returned for `device`."""
+    """Let the generators go on from what `generator_states` returned for `device`; others are left alone."""
     for kind, state in states.items():
         if kind == "cpu":
             torch.set_rng_state(state)
-        else:
+        elif kind == "cuda":
             torch.cuda.set_rng_state(state, device)
+        elif kind == "python":
+            *numbers, gauss = state.tolist()
+            random.setstate((3, tuple(map(int, numbers)), None if math.isnan(gauss) else gauss))
+        else:
+            *numbers, place, has_gauss, gauss = state.tolist()
+            np.random.set_state(("MT19937", np.array(numbers, np.uint32), int(place), int(has_gauss), gauss))
 
 
 @contextlib.contextmanager
