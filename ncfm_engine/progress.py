@@ -103,6 +103,7 @@ class Progress:
                     after_test(scores)
             self._found = None
             training.run(title, save=save, after_test=after_test, **options)
+        self.seconds[name] = before + time.monotonic() - began  # for those of the next repeats
         if not training.networks.weights.isfinite().all() or any(map(math.isnan, training.scores[-1])):
             raise DivergenceError(
                 f"{title}: the weights or the logits are not finite after {training.step} steps. Lower "

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import random
 import sqlite3
+import time
 from functools import partial
 
 import numpy as np
@@ -312,6 +313,19 @@ def test_a_training_stopped_again_and_again_comes_to_the_same_in_another_process
     assert (found.accuracies, found.losses) == (whole.accuracies, whole.losses)
     assert heard[-1] == told  # the last process knows all that the first network got on the way
     assert found.before > 0
+
+
+def test_the_seconds_before_a_stop_are_those_of_the_networks_that_were_done_too(ways, tmp_path):
+    class Slow(torch.nn.Linear):
+        def forward(self, images):
+            time.sleep(0.02 * self.training)
+            return super().forward(images.flatten(1))
+
+    space = Space({"x": (1,)}, lambda channels, size, classes, x: Slow(64, classes))
+    with pytest.raises(Stopped, match="network 1, epoch 0"):
+        ways(folder=tmp_path)["distilled"].score(space, {"x": 1}, quiet, stop=StopAfter(19))
+    found = ways(folder=tmp_path)["distilled"].score(space, {"x": 1}, quiet)
+    assert found.before > 19 * 0.02
 
 
 def test_what_a_stopped_training_left_is_used_for_that_candidate_alone(ways, tmp_path):
