@@ -149,6 +149,7 @@ def _row(
         "seed": trainings.seed,
         "content_hash": dataset.content_hash,
     }
+    row |= packing(dataset)
     if labels != "hard":
         row["temperature"] = dataset.info.labels.get("temperature")
         row |= {"teacher": pool.weights_hash[:16]} if pool else {}
@@ -344,6 +345,7 @@ def _identity(
     """Everything that decides a score; which repeats are made, and how many at once, does not."""
     return flatten({"evaluate": deciding(config), "network": dataclasses.asdict(network)}) | {
         "content_hash": dataset.content_hash,
+        **packing(dataset),
         "ipc": dataset.ipc,
         "temperature": dataset.info.labels.get("temperature"),
         "fingerprint": source.fingerprint,
@@ -354,6 +356,12 @@ def _identity(
         "torch": torch.__version__,
         "device": torch.device(device).type,
     }
+
+
+def packing(dataset: DistilledDataset) -> dict[str, int]:
+    """The factor of a packed set whose content hash does not tell it, as no view has labels of its own."""
+    factor = dataset.info.factor
+    return {"factor": factor} if factor > 1 and dataset.artifact.logits is None else {}
 
 
 def settings_hash(config: EvaluateConfig, network: NetworkConfig, seed: int) -> str:

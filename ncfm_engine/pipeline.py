@@ -413,10 +413,10 @@ def _merged(known: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> t
     """The later row of a setting, unless it is of fewer networks; likewise what they say of random and of all
     images.
     """
-    setting = ("content_hash", "ipc", "network", "protocol", "labels", "split", "settings", "changes")
+    setting = ("content_hash", "factor", "ipc", "network", "protocol", "labels", "split", "settings")
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in [*known, *new]:
-        key = tuple(row.get(name) for name in setting)
+        key = tuple(row.get(name) for name in (*setting, "changes"))
         old = rows.get(key, {})
         merged = old if old.get("n", 0) > row.get("n", 0) else row
         for part in ("random_", "full_"):

@@ -29,7 +29,7 @@ from .batches import DRAWS, real_loader
 from .cache import sha256_of
 from .checkpoint import discard
 from .config import EvaluateConfig
-from .evaluate import Loaders, deciding, normalised_as, random_images, same_images, start_training
+from .evaluate import Loaders, deciding, normalised_as, packing, random_images, same_images, start_training
 from .pool import FeaturePool
 from .progress import Progress
 from .search import Check, Scores
@@ -195,6 +195,7 @@ def proxies(
     protocol |= {"mean": source.mean, "std": source.std}
     few = protocol | {"steps": steps, "networks": config.repeats, "split": source.split}
     small_set = few | {"set": dataset.content_hash, "ipc": dataset.ipc, "labels": labels}
+    small_set |= packing(dataset)
     drawn = {"copies": copies}
     if labels == "soft":
         said = dataset.info.labels

@@ -230,7 +230,7 @@ def test_results_without_random_images_leave_those_there_are(tmp_path):
 
 def test_rows_of_other_sets_and_settings_stand_beside_each_other(tmp_path):
     path, row = tmp_path / "results.json", {"n": 2, "last_mean": 50.0, "full_n": 2, "full_mean": 60.0}
-    names = ("content_hash", "ipc", "network", "protocol", "labels", "split", "settings")
+    names = ("content_hash", "factor", "ipc", "network", "protocol", "labels", "split", "settings")
     row |= dict.fromkeys(names, "this")
     rows = [row, *(row | {name: "other"} for name in names)]
     for one in rows:
@@ -388,6 +388,23 @@ def test_an_evaluation_that_died_does_not_train_again_what_was_finished(
     assert stop.asked == 3 + 1  # steps of the last epoch, and the one before that was not saved yet
     (whole,) = evaluate(**arguments)
     assert {**row, "seconds": 0} == {**whole, "seconds": 0}
+
+
+def test_a_set_without_labels_is_told_from_the_same_images_packed_otherwise(digits, dataset, tmp_path):
+    images, soft = dataset.artifact.images, dataset
+    plain, packed = (
+        DistilledDataset.from_tensors(images, digits.classes, factor=factor, mean=digits.mean, std=digits.std)
+        for factor in (1, 2)
+    )
+    assert plain.content_hash == packed.content_hash  # which for soft labels it is not
+    config = dataclasses.replace(BATCHED, labels=("hard",), repeats=1, full_repeats=0)
+    options = {"seed": 0, "device": "cpu", "random": False}
+    rows = [evaluate(one, digits, config, NETWORK, **options)[0] for one in (plain, packed, soft)]
+    assert [row.get("factor") for row in rows] == [None, 2, None]
+    with pytest.raises(Stopped):
+        evaluate(plain, digits, config, NETWORK, **options, folder=tmp_path, stop=StopAfter(2))
+    with pytest.raises(CheckpointError, match="factor is not set there and 2 here"):
+        evaluate(packed, digits, config, NETWORK, **options, folder=tmp_path, resume=True)
 
 
 def test_progress_on_other_real_images_or_by_other_draws_is_refused(digits, dataset, tmp_path, monkeypatch):

@@ -452,6 +452,17 @@ def test_random_images_with_labels_of_another_teacher_are_scored_anew(ways, held
     assert found == ["distilled", "random"]
 
 
+def test_the_same_images_packed_otherwise_are_scored_anew(ways):
+    config, artifact = dataclasses.replace(CONFIG, batch_size=500), ways.dataset.artifact
+    info = dataclasses.replace(artifact.metadata, factor=1)
+    other = DistilledDataset(dataclasses.replace(artifact, metadata=info))
+    assert other.content_hash == ways.dataset.content_hash
+    base, changed = ways(config), ways(config, dataset=other)
+    assert base["distilled"].identity["steps"] == changed["distilled"].identity["steps"]
+    found = [way for way in (*PROXIES, FULL) if base[way].identity != changed[way].identity]
+    assert found == ["distilled", "random", "early"]
+
+
 def test_everything_that_decides_a_score_is_in_its_identity(ways, held, digits):
     base = {name: way.identity for name, way in ways().items()}
     for field, value in {

@@ -1160,9 +1160,9 @@ SEARCHES = [
 
 
 def test_another_search_has_another_folder_and_does_not_replace_the_results_of_this_one(tool, tmp_path):
-    def asked(*words):
+    def asked(*words, logits=True):
         arguments = tool.parser().parse_args(["sets/x", *words])
-        dataset = DistilledDataset(make_artifact()).select(ipc=arguments.ipc)
+        dataset = DistilledDataset(make_artifact(logits=logits)).select(ipc=arguments.ipc)
         space, _ = tool.choice(arguments, {})
         what = tool.what_is_asked(arguments, dataset, space, tool.training_of(arguments, dataset, {}))
         return what, tool.folder_name(arguments, dataset)
@@ -1171,6 +1171,7 @@ def test_another_search_has_another_folder_and_does_not_replace_the_results_of_t
     assert (whole["labels"], asked("--labels", "hard")[0]["labels"]) == ("soft", "hard")
     without = DistilledDataset(make_artifact(logits=False))
     assert tool.labels_of(tool.parser().parse_args(["x"]), without) == "hard"
+    assert (whole.get("factor"), asked(logits=False)[0]["factor"]) == (None, 2)
     assert name == f"x-{whole['content_hash'][:6]}-convnet"
     (tmp_path / "search.json").write_text(json.dumps(whole))
     for words in ((), ("--verify", "3"), ("--candidates", "5"), ("--jobs", "3")):  # more of the same
@@ -1181,8 +1182,8 @@ def test_another_search_has_another_folder_and_does_not_replace_the_results_of_t
     (tmp_path / "search.json").write_text(json.dumps(whole | {"verified": {"best": [0]}}))
     with pytest.raises(UsageError, match="full_epochs 40, not 1"):
         tool.check_folder(tmp_path, asked(*truth)[0])
-    for words in SEARCHES:
-        other, its_name = asked(*words)
+    packed = whole | {"factor": 2}
+    for other, its_name in [(packed, name), *(asked(*words) for words in SEARCHES)]:
         names.add(its_name)
         with pytest.raises(UsageError, match="holds the results of another search"):
             tool.check_folder(tmp_path, other)

@@ -44,6 +44,7 @@ from distilled_data.terminal import printable
 from ncfm_engine.allocator import keep_freed
 from ncfm_engine.cache import cache_folder
 from ncfm_engine.config import EvaluateConfig
+from ncfm_engine.evaluate import packing
 from ncfm_engine.origin import real_images, recipe_of, teacher_pool
 from ncfm_engine.plan import in_words, many, resolve_device, seconds_of_some
 from ncfm_engine.provenance import command, provenance
@@ -62,7 +63,7 @@ EPOCHS = 300  # over the distilled images, where the recipe of the set has more
 RANDOM = 100  # candidates
 OF_TRUTH = ("full_epochs", "full_repeats")  # settings of full trainings
 # What makes a search, besides its candidates and how many are verified, of which there may be more later.
-IDENTITY = ("content_hash", "ipc", "labels", "space", "axes", "truth_of", "strategy", "seed")
+IDENTITY = ("content_hash", "factor", "ipc", "labels", "space", "axes", "truth_of", "strategy", "seed")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -285,6 +286,7 @@ def what_is_asked(
         "dataset": info.dataset,
         "set": name_of(arguments.artifact),
         "content_hash": dataset.content_hash,
+        **packing(dataset),
         "ipc": dataset.ipc,
         "labels": labels_of(arguments, dataset),
         "space": arguments.space,
