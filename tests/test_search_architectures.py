@@ -946,6 +946,11 @@ def test_searches_are_compared_in_one_table():
     assert lines[0].endswith("| 1.0 | 0.5 | 1.5 |")
     unverified = search("c", "hard", 25, values) | {"trust": {}}
     assert comparison([search("b", "hard", 100, values), unverified]).count("\n") == 3
+    of_60 = search("b", "hard", 100, values)
+    of_60["trust"]["distilled"]["all"]["n"] = 60
+    head, _, *lines = comparison([search("b", "hard", 100, values), of_60]).splitlines()
+    assert head.startswith("| set, labels, steps, candidates | Spearman: distilled | random |")
+    assert [line.partition(" | ")[0] for line in lines] == ["| b, hard, 100, 72", "| b, hard, 100, 60"]
 
 
 def test_searches_that_ask_for_other_things_have_folders_of_their_own(here, set_folder, tmp_path):

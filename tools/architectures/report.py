@@ -445,24 +445,22 @@ def comparison(contents: Sequence[Content]) -> str:
     """A table of the searches that know their truth, one line each."""
     contents = [content for content in contents if content["trust"]]
     names = [TITLES[way].removesuffix(" images") for way in PROXIES]
-    counts = {found["trust"]["distilled"]["all"]["n"] for found in contents}
-    half = {found["trust"]["distilled"]["half"]["n"] for found in contents}
-    head = ["set, labels, steps"]
-    for title in (f"Spearman of {_numbers(counts)}", f"of the {_numbers(half)} best", "regret, points"):
+    counts = [{found["trust"]["distilled"][group]["n"] for found in contents} for group in ("all", "half")]
+    alike = all(len(count) == 1 for count in counts)
+    titles = ["Spearman of {}", "of the {} best"] if alike else ["Spearman", "of the better half"]
+    head = ["set, labels, steps" + ("" if alike else ", candidates")]
+    for title in (*(t.format(*count) for t, count in zip(titles, counts, strict=True)), "regret, points"):
         head += [f"{title}: {names[0]}", *names[1:]]
     rows = []
     for content in sorted(
         contents, key=lambda content: (content["steps"], content["set"], content["labels"])
     ):
         found = [content["trust"][way] for way in PROXIES]
-        cells = [f"{content['set']}, {content['labels']}, {content['steps']}"]
+        what = [content["set"], content["labels"], content["steps"]]
+        cells = [", ".join(map(str, what if alike else [*what, found[0]["all"]["n"]]))]
         cells += [_interval(way["all"], "spearman") for way in found]
         best_of = [way["half"]["spearman"] for way in found]
         cells += ["-" if value is None else f"{value:z.2f}" for value in best_of]
         cells += [_points(way["regret"]) for way in found]
         rows.append(cells)
     return "\n".join(table(head, rows)) + "\n"
-
-
-def _numbers(values: set[int]) -> str:
-    return "/".join(str(value) for value in sorted(values))
