@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self, TextIO
 from distilled_data import MissingExtraError, OutputError
 from distilled_data.files import write_file
 
+UNITS = {"distil": "step", "pretrain": "epoch", "evaluate": "epoch", "search": "candidate"}  # of a stage
 LOGGED_SECONDS = 30.0  # between two lines of a bar in a log, which a run of hours would fill with it
 
 
@@ -48,7 +49,8 @@ class Bars:
         if self._bar is None or stage != self._stage:
             self.close()
             # A resumed stage begins at `done`, which must not count as progress of this process.
-            options = {"unit": "step", "dynamic_ncols": True, "disable": sys.stderr is None}
+            unit = UNITS.get(stage.partition(" ")[0], "it")
+            options = {"unit": unit, "dynamic_ncols": True, "disable": sys.stderr is None}
             if sys.stderr is not None and not sys.stderr.isatty():
                 often = {"mininterval": LOGGED_SECONDS, "maxinterval": LOGGED_SECONDS}
                 options |= {"file": _Lines(sys.stderr), **often}

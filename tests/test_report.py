@@ -32,11 +32,14 @@ def lines(axis):
 
 def test_a_bar_goes_on_where_the_run_does_and_ends_with_its_stage(capsys):
     with Bars() as bars:
+        bars("search (distilled)", 0, 9)
         bars("distil", 30, 100)
         bars("distil", 40, 100, loss=0.123456, images_per_second=53774.6)
         bars("label", 1, 2)
         bars("label", 1, 4)
-    _, first, _, last = capsys.readouterr().err.splitlines()
+    search, _, _, first, _, last = capsys.readouterr().err.splitlines()
+    assert search.endswith("candidate/s]")
+    assert "step" in first
     assert first.startswith("distil:  40%")
     assert "40/100" in first
     assert "loss=0.1235" in first
