@@ -130,14 +130,13 @@ def read(folder: Path) -> Content:
 
 def full_trainings(content: Content) -> list[Result]:
     """The truth that a search has found, of the candidates that did not fail."""
-    machines, every = content["machines"], MACHINES.join(content["machines"])
-    found = [
-        (row["architecture"], dict(row[FULL])) for row in content["candidates"] if _complete(row.get(FULL))
-    ]
-    return [
-        Result(candidate, machine=machines[row.pop("machine")] if "machine" in row else every, **row)
-        for candidate, row in found
-    ]
+    machines, found = content["machines"], []
+    for row in content["candidates"]:
+        if _complete(row.get(FULL)):
+            number = row[FULL].get("machine")
+            machine = MACHINES.join(machines) if number is None else machines[number]
+            found.append(Result(row["architecture"], **row[FULL] | {"machine": machine}))
+    return found
 
 
 def _pairs(rows: Sequence[Content], way: str) -> tuple[list[float], list[float]]:
